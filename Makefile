@@ -1,0 +1,41 @@
+# Each target sets up .venv by itself when it is missing or out of date.
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+QUICKSTART ?= runs/quickstart
+
+.PHONY: quickstart test lint format bench clean
+
+quickstart: .venv/installed
+	$(RUN) data/make_reach_episodes.py --output_dir=$(QUICKSTART)/data
+	$(RUN) launch/train.py --config=configs/quickstart.py \
+	  --config.sources.reach.path=$(QUICKSTART)/data/fractal20220817_data/0.1.0 \
+	  --workdir=$(QUICKSTART)/run
+	$(RUN) launch/evaluate.py --workdir=$(QUICKSTART)/run
+
+test: .venv/installed
+	$(RUN) -m pytest -n 2 --dist loadfile
+
+lint: .venv/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: .venv/installed
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: .venv/installed
+	$(RUN) launch/benchmark.py
+
+clean:
+	rm -rf .venv runs build *.egg-info
+
+# constraints.txt holds the exact versions that CI tests; setup.py holds ranges.
+.venv/installed: setup.py constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or \
+	  sys.exit(f"got Python {v[0]}.{v[1]}, expected 3.11 or newer: \
+	  make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q --disable-pip-version-check \
+	  -c constraints.txt -e '.[test]'
+	touch $@

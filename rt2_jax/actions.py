@@ -1,0 +1,491 @@
+"""Robot actions as words: named dimensions, 256 bins, text and token ids.
+
+RT-2 writes one action as 8 integers, `terminate Δx Δy Δz Δroll Δpitch Δyaw
+gripper` (paper, section 3.2). This file holds that grammar: an `ActionSpace`
+says what each number means in physical units, an `ActionTokenizer` turns
+actions into bins and bins into vocabulary ids, and a `Grammar` lists which
+token may follow which, so that decoding can only ever yield valid actions.
+
+Numpy only: robots and converters import this file without JAX.
+
+Shapes: D dimensions, L tokens of an answer, K candidate tokens, Q states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rt2_jax.errors import unknown_name
+
+NUM_BINS = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Dimension:
+  """One number of an action.
+
+  Attributes:
+    name: what it is, e.g. "dx".
+    unit: its physical unit, e.g. "m".
+    low: smallest value told apart (continuous dimensions).
+    high: largest value told apart (continuous dimensions).
+    values: the values that exist (discrete dimensions): class i is values[i].
+    first: the number that the text form prints for bin or class 0.
+  """
+
+  name: str
+  unit: str
+  low: float = 0.0
+  high: float = 1.0
+  values: tuple[float, ...] = ()
+  first: int = 0
+
+  def __post_init__(self):
+    if not self.values and not self.low < self.high:
+      raise ValueError(
+        f"dimension {self.name!r}: got bounds [{self.low}, {self.high}], "
+        "expected low < high; a constant dimension needs a minimum span"
+      )
+
+  @property
+  def kind(self) -> str:
+    return "discrete" if self.values else "continuous"
+
+  @property
+  def size(self) -> int:
+    """How many different tokens this dimension can take."""
+    return len(self.values) or NUM_BINS
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSpace:
+  """Named dimensions in the order in which they are written.
+
+  `low` and `high` may differ per dataset (`with_bounds`): an affine map in
+  front of a tokenizer with fixed bounds, and bounds of the dataset's own, are
+  the same function, and bounds in metres can be read by a person.
+
+  Attributes:
+    name: key in `ACTION_SPACES`.
+    frame: the coordinate frame of its translations and rotations.
+    dimensions: what each number means.
+  """
+
+  name: str
+  frame: str
+  dimensions: tuple[Dimension, ...]
+
+  def __len__(self) -> int:
+    return len(self.dimensions)
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    return tuple(d.name for d in self.dimensions)
+
+  def index(self, name: str) -> int:
+    """Position of dimension `name`. Raises ValueError when there is none."""
+    if name not in self.names:
+      what = f"dimension of action space {self.name!r}"
+      raise unknown_name(what, name, self.names)
+    return self.names.index(name)
+
+  def with_bounds(self, bounds: Mapping[str, Sequence[float]]) -> ActionSpace:
+    """The same space with [low, high] replaced for the named dimensions."""
+    dimensions = list(self.dimensions)
+    for name, (low, high) in bounds.items():
+      i = self.index(name)
+      if dimensions[i].kind == "discrete":
+        raise ValueError(
+          f"got bounds for {name!r}, which is discrete with values "
+          f"{dimensions[i].values}; remove them"
+        )
+      dimensions[i] = dataclasses.replace(
+        dimensions[i], low=float(low), high=float(high)
+      )
+    return dataclasses.replace(self, dimensions=tuple(dimensions))
+
+  def to_dict(self) -> dict[str, Any]:
+    """JSON form, stored in checkpoints."""
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_dict(cls, data: Mapping[str, Any]) -> ActionSpace:
+    dimensions = tuple(
+      Dimension(**{**d, "values": tuple(d["values"])})
+      for d in data["dimensions"]
+    )
+    return cls(data["name"], data["frame"], dimensions)
+
+  def __str__(self) -> str:
+    rows = [f"action space {self.name!r}, frame: {self.frame}"]
+    for d in self.dimensions:
+      span = (
+        "one of " + ", ".join(f"{v:g}" for v in d.values)
+        if d.values
+        else f"{d.low:+.4g} .. {d.high:+.4g}"
+      )
+      rows.append(f"  {d.name:<12} {span} {d.unit}")
+    return "\n".join(rows)
+
+
+def _pose_deltas(prefix: str = "d") -> tuple[Dimension, ...]:
+  """End-effector displacement with RT-1's bounds (its policy_specs.pbtxt)."""
+  half_turn = math.pi / 2
+  return (
+    *(Dimension(prefix + a, "m", -1.0, 1.0) for a in "xyz"),
+    *(
+      Dimension(prefix + a, "rad", -half_turn, half_turn)
+      for a in ("roll", "pitch", "yaw")
+    ),
+  )
+
+
+# The paper gives the 8 fields but neither bounds nor the coding of terminate.
+# Bounds are RT-1's. RT-1's mode 0 is "terminate" and the paper's strings begin
+# with 1 while the robot moves, so number 0 means terminate = 1.0 (inferred).
+# The gripper is absolute, 1 = open, as all current robot datasets are made.
+RT2 = ActionSpace(
+  "rt2",
+  "robot base",
+  (
+    Dimension("terminate", "yes/no", values=(1.0, 0.0)),
+    *_pose_deltas(),
+    Dimension("gripper", "open", 0.0, 1.0),
+  ),
+)
+
+# RT-1's 11 tokens (robotics_transformer, trained_checkpoints/rt1main).
+RT1 = ActionSpace(
+  "rt1",
+  "robot base",
+  (
+    Dimension("mode", "terminate/arm/base", values=(0.0, 1.0, 2.0)),
+    *_pose_deltas(),
+    Dimension("gripper_closedness", "close", -1.0, 1.0),
+    Dimension("base_dyaw", "rad", -math.pi, math.pi),
+    Dimension("base_dx", "m", -1.0, 1.0),
+    Dimension("base_dy", "m", -1.0, 1.0),
+  ),
+)
+
+# Language-Table: `X Y` with X, Y in -10..+10 (paper, section 4.1); the
+# environment's action box is ±0.1 m, so that one unit is 1 cm (inferred).
+LANGUAGE_TABLE = ActionSpace(
+  "language_table",
+  "table",
+  tuple(
+    Dimension(
+      name, "m", values=tuple(i / 100 for i in range(-10, 11)), first=-10
+    )
+    for name in ("dx", "dy")
+  ),
+)
+
+ACTION_SPACES = {s.name: s for s in (RT2, RT1, LANGUAGE_TABLE)}
+
+
+def action_space(name: str) -> ActionSpace:
+  """Looks up an action space. Raises ValueError naming the known ones."""
+  if name not in ACTION_SPACES:
+    raise unknown_name("action space", name, ACTION_SPACES)
+  return ACTION_SPACES[name]
+
+
+class Grammar(NamedTuple):
+  """Which token may come next while an action is decoded (a finite automaton).
+
+  State 0 is the start. `length` steps lead from it to a complete action.
+
+  Attributes:
+    ids: int32[K] vocabulary ids that occur in actions at all.
+    allowed: bool[Q, K] tokens that may follow in each state.
+    next_state: int32[Q, K] where each token leads.
+    length: number of tokens to decode.
+  """
+
+  ids: np.ndarray
+  allowed: np.ndarray
+  next_state: np.ndarray
+  length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RareTokens:
+  """Bin i is written as one rarely used id (RT-2-PaLM-E's way).
+
+  Attributes:
+    ids: NUM_BINS different vocabulary ids; bin i is written as ids[i].
+  """
+
+  ids: tuple[int, ...]
+
+  def __post_init__(self):
+    if len(set(self.ids)) != NUM_BINS or len(self.ids) != NUM_BINS:
+      raise ValueError(
+        f"got {len(self.ids)} action ids, {len(set(self.ids))} of them "
+        f"different; expected {NUM_BINS} different ids"
+      )
+
+  def answer_length(self, sizes: Sequence[int]) -> int:
+    return len(sizes)
+
+  def to_ids(self, numbers: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+    """int32[..., D] bins -> int32[..., D] ids."""
+    return np.asarray(self.ids, np.int32)[numbers - firsts]
+
+  def to_numbers(self, ids: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+    """int32[..., D] ids -> int32[..., D] numbers.
+
+    Raises:
+      ValueError: an id that is not an action token, or a wrong length.
+    """
+    ids = np.asarray(ids)
+    if ids.shape[-1] != len(firsts):
+      raise ValueError(
+        f"got {ids.shape[-1]} action tokens, expected {len(firsts)}"
+      )
+    bins = np.full(ids.shape, -1, np.int32)
+    order = np.argsort(self.ids)
+    table = np.asarray(self.ids)[order]
+    at = np.minimum(np.searchsorted(table, ids), NUM_BINS - 1)
+    bins = np.where(table[at] == ids, order[at], -1).astype(np.int32)
+    if (bins < 0).any():
+      raise ValueError(
+        f"got token id {int(ids[bins < 0].flat[0])}, which is no action token"
+      )
+    return bins + firsts.astype(np.int32)
+
+  def grammar(self, sizes: Sequence[int], firsts: Sequence[int]) -> Grammar:
+    del firsts  # ids stand for bins, however the text form counts them
+    allowed = np.arange(NUM_BINS)[None] < np.asarray(sizes)[:, None]
+    step = np.minimum(np.arange(len(sizes)) + 1, len(sizes) - 1)
+    next_state = np.repeat(step[:, None], NUM_BINS, 1).astype(np.int32)
+    return Grammar(
+      np.asarray(self.ids, np.int32), allowed, next_state, len(sizes)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class IntegerTokens:
+  """The text form itself, character by character (RT-2-PaLI-X's way).
+
+  PaLI-X has one token per integer; Gemma's vocabulary splits digits, so that
+  an action takes about 30 tokens and ends with `eos`.
+
+  Attributes:
+    characters: the vocabulary id of each of "0".."9", "-" and " ".
+    eos: the id that ends an answer.
+  """
+
+  characters: tuple[tuple[str, int], ...]
+  eos: int
+
+  def answer_length(self, sizes: Sequence[int]) -> int:
+    return 4 * len(sizes)  # three digits or a sign and two, and a separator
+
+  def to_ids(self, numbers: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+    """int32[D] numbers -> int32[L] ids, `eos` not included."""
+    del firsts  # the text form prints the numbers as they are
+    table = dict(self.characters)
+    text = " ".join(str(int(n)) for n in numbers)
+    return np.asarray([table[c] for c in text], np.int32)
+
+  def to_numbers(self, ids: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+    """int32[..., L] ids, up to `eos` -> int32[..., D] numbers."""
+    ids = np.asarray(ids)
+    if ids.ndim > 1:
+      return np.stack([self.to_numbers(row, firsts) for row in ids])
+    names = {i: c for c, i in self.characters}
+    ends = np.flatnonzero(ids == self.eos)
+    text = ""
+    for i in ids[: ends[0] if ends.size else None]:
+      if int(i) not in names:
+        raise ValueError(f"got token id {int(i)}, which is no action token")
+      text += names[int(i)]
+    return parse_numbers(text, len(firsts))
+
+  def grammar(self, sizes: Sequence[int], firsts: Sequence[int]) -> Grammar:
+    """A trie of the legal numbers for each dimension, one after another."""
+    ids = np.asarray([i for _, i in self.characters] + [self.eos], np.int32)
+    column = {c: k for k, (c, _) in enumerate(self.characters)}
+    end_of_answer = len(ids) - 1
+    edges: list[dict[int, int]] = [{}]
+    root = 0
+    for d, (size, first) in enumerate(zip(sizes, firsts, strict=True)):
+      complete = set()
+      for number in range(first, first + size):
+        state = root
+        for c in str(number):
+          if column[c] not in edges[state]:
+            edges.append({})
+            edges[state][column[c]] = len(edges) - 1
+          state = edges[state][column[c]]
+        complete.add(state)
+      last = d == len(sizes) - 1
+      root = len(edges)
+      edges.append({end_of_answer: root} if last else {})
+      for state in complete:
+        edges[state][end_of_answer if last else column[" "]] = root
+    allowed = np.zeros((len(edges), len(ids)), bool)
+    next_state = np.zeros((len(edges), len(ids)), np.int32)
+    for state, out in enumerate(edges):
+      for k, target in out.items():
+        allowed[state, k], next_state[state, k] = True, target
+    return Grammar(ids, allowed, next_state, self.answer_length(sizes))
+
+
+def parse_numbers(text: str, count: int) -> np.ndarray:
+  """`"1 128 91 241 5 101 127 217"` -> int32[count]; anything else raises."""
+  words = text.split(" ")
+  numeric = all(w.removeprefix("-").isdecimal() and w.isascii() for w in words)
+  if not numeric or len(words) != count:
+    raise ValueError(
+      f"got action text {text!r}, expected {count} whole numbers joined by "
+      f"single spaces, got {len(words)} words"
+    )
+  return np.asarray([int(w) for w in words], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionTokenizer:
+  """Actions in physical units <-> bins <-> text and vocabulary ids.
+
+  A continuous dimension is cut into 256 equal *intervals* and decoded to their
+  centres: the error is at most half a bin, without bias, and
+  `encode(decode(ids)) == ids`. Values outside the bounds are clipped.
+
+  Attributes:
+    space: what the numbers mean, with the bounds of one dataset.
+    route: how numbers become ids, `RareTokens` or `IntegerTokens`.
+    rt1_compat: bin as RT-1 does: truncate to 255 steps and decode to the
+      lower edge, which drifts by half a bin (rt2_facts.md, section 4).
+  """
+
+  space: ActionSpace
+  route: RareTokens | IntegerTokens
+  rt1_compat: bool = False
+
+  @functools.cached_property
+  def _firsts(self) -> np.ndarray:
+    return np.asarray([d.first for d in self.space.dimensions], np.int32)
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """How many different tokens each dimension can take."""
+    return tuple(d.size for d in self.space.dimensions)
+
+  @property
+  def answer_length(self) -> int:
+    """Most tokens that one action takes, `eos` not included."""
+    return self.route.answer_length(self.sizes)
+
+  @property
+  def grammar(self) -> Grammar:
+    return self.route.grammar(self.sizes, self._firsts.tolist())
+
+  def to_bins(self, action: np.ndarray) -> np.ndarray:
+    """float[..., D] physical units -> int32[..., D] bins.
+
+    Raises:
+      ValueError: a wrong number of dimensions, or a value that is not finite.
+    """
+    action = np.asarray(action)
+    if action.ndim == 0 or action.shape[-1] != len(self.space):
+      raise ValueError(
+        f"got an action of shape {action.shape}, expected [..., "
+        f"{len(self.space)}]: {', '.join(self.space.names)}"
+      )
+    bins = np.empty(action.shape, np.int32)
+    for i, d in enumerate(self.space.dimensions):
+      value = action[..., i]
+      if not np.isfinite(value).all():
+        bad = value[~np.isfinite(value)].flat[0]
+        raise ValueError(
+          f"got {bad} for action dimension {d.name!r}, expected a finite "
+          f"number ({d.unit}); repair or drop this step"
+        )
+      bins[..., i] = self._quantize(value, d)
+    return bins
+
+  def _quantize(self, value: np.ndarray, d: Dimension) -> np.ndarray:
+    if d.kind == "discrete":
+      distance = np.abs(value[..., None] - np.asarray(d.values))
+      return np.argmin(distance, -1)
+    if self.rt1_compat:  # float32 throughout, as RT-1 computes it
+      low, high = np.float32(d.low), np.float32(d.high)
+      unit = (np.clip(value.astype(np.float32), low, high) - low) / (high - low)
+      return (unit * np.float32(NUM_BINS - 1)).astype(np.int32)
+    unit = (value.astype(np.float64) - d.low) / (d.high - d.low)
+    return np.clip(np.floor(unit * NUM_BINS), 0, NUM_BINS - 1)
+
+  def to_action(self, bins: np.ndarray) -> np.ndarray:
+    """int[..., D] bins -> float32[..., D] physical units."""
+    bins = np.asarray(bins)
+    action = np.empty(bins.shape, np.float32)
+    for i, d in enumerate(self.space.dimensions):
+      b = bins[..., i]
+      if (b < 0).any() or (b >= d.size).any():
+        bad = b[(b < 0) | (b >= d.size)].flat[0]
+        raise ValueError(
+          f"got {int(bad) + d.first} for action dimension {d.name!r}, "
+          f"expected {d.first}..{d.first + d.size - 1}"
+        )
+      if d.kind == "discrete":
+        action[..., i] = np.asarray(d.values)[b]
+      else:
+        unit = b / (NUM_BINS - 1) if self.rt1_compat else (b + 0.5) / NUM_BINS
+        action[..., i] = d.low + unit * (d.high - d.low)
+    return action
+
+  def bin_values(self) -> np.ndarray:
+    """float32[D, NUM_BINS]: the physical value of every bin, NaN where none."""
+    table = np.full((len(self.space), NUM_BINS), np.nan, np.float32)
+    for b in range(NUM_BINS):
+      has = np.asarray(self.sizes) > b
+      values = self.to_action(np.where(has, b, 0))
+      table[has, b] = values[has]
+    return table
+
+  def encode(self, action: np.ndarray) -> np.ndarray:
+    """float[D] -> int32[L] ids (`RareTokens` also take float[..., D])."""
+    return self.route.to_ids(self.to_bins(action) + self._firsts, self._firsts)
+
+  def decode(self, ids: np.ndarray) -> np.ndarray:
+    """int32[..., L] ids -> float32[..., D] physical units."""
+    numbers = self.route.to_numbers(ids, self._firsts)
+    return self.to_action(numbers - self._firsts)
+
+  def to_text(self, action: np.ndarray) -> str:
+    """float[D] -> `"1 128 91 241 5 101 127 217"`."""
+    numbers = self.to_bins(action) + self._firsts
+    return " ".join(str(int(n)) for n in numbers)
+
+  def from_text(self, text: str) -> np.ndarray:
+    """Strict inverse of `to_text`, float32[D]; raises ValueError otherwise."""
+    return self.to_action(parse_numbers(text, len(self.space)) - self._firsts)
+
+  def to_dict(self) -> dict[str, Any]:
+    """JSON form, stored in checkpoints."""
+    return {
+      "space": self.space.to_dict(),
+      "route": type(self.route).__name__,
+      "route_args": dataclasses.asdict(self.route),
+      "rt1_compat": self.rt1_compat,
+    }
+
+  @classmethod
+  def from_dict(cls, data: Mapping[str, Any]) -> ActionTokenizer:
+    args = data["route_args"]
+    if data["route"] == "RareTokens":
+      route = RareTokens(tuple(args["ids"]))
+    else:
+      characters = tuple((c, i) for c, i in args["characters"])
+      route = IntegerTokens(characters, args["eos"])
+    space = ActionSpace.from_dict(data["space"])
+    return cls(space, route, data["rt1_compat"])

@@ -1,0 +1,123 @@
+"""The one image path: uint8 camera images to what the encoder reads.
+
+Training crops and colours at random, evaluation and acting do neither, and
+both go through `prepare`: a crop of the whole image and an unchanged colour
+are its arguments then. All of it runs on the accelerator.
+
+Shapes: B examples, F frames, H x W camera pixels, R x R encoder pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+_LUMA = jnp.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """How far training images may be changed; zeros change nothing.
+
+  Attributes:
+    crop: largest part of each side that a crop may cut off, e.g. 0.05.
+    brightness: largest shift, as a part of full scale, e.g. 0.1.
+    contrast: largest relative change, e.g. 0.1.
+    saturation: largest relative change, e.g. 0.1.
+  """
+
+  crop: float = 0.0
+  brightness: float = 0.0
+  contrast: float = 0.0
+  saturation: float = 0.0
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if not 0.0 <= value < 1.0:
+        raise ValueError(
+          f"got config.augmentation.{field.name} = {value}, expected a part "
+          "of 1: 0 <= value < 1"
+        )
+
+
+def prepare(images: jax.Array, resolution: int) -> jax.Array:
+  """Images as evaluation and acting see them: resized, not cropped.
+
+  Args:
+    images: uint8[B, F, H, W, 3].
+    resolution: R.
+
+  Returns:
+    float32[B, F, R, R, 3] in [-1, 1].
+  """
+  whole = jnp.array([0.0, 0.0, 1.0, 1.0])
+  crop = jnp.broadcast_to(whole, (images.shape[0], 4))
+  return _resize(images, crop, resolution)
+
+
+def augment(
+  images: jax.Array, resolution: int, config: Augmentation, key: jax.Array
+) -> jax.Array:
+  """Images as training sees them; all frames of an example change alike.
+
+  Args:
+    images: uint8[B, F, H, W, 3].
+    resolution: R.
+    config: how far images may be changed.
+    key: of this step. Row b uses `fold_in(key, b)`, so that an example's
+      change depends on (seed, step, row) alone, on any mesh.
+
+  Returns:
+    float32[B, F, R, R, 3] in [-1, 1].
+  """
+  if config == Augmentation():
+    return prepare(images, resolution)
+  rows = jnp.arange(images.shape[0])
+  noise = jax.vmap(
+    lambda row: jax.random.uniform(
+      jax.random.fold_in(key, row), (7,), minval=-1.0
+    )
+  )(rows)
+  size = 1.0 - config.crop * jnp.abs(noise[:, 0:2])
+  corner = (1.0 - size) * (noise[:, 2:4] + 1.0) / 2
+  resized = _resize(images, jnp.concatenate([corner, size], -1), resolution)
+  scale = jnp.array([config.brightness, config.contrast, config.saturation])
+  return _recolour(resized, noise[:, 4:] * scale)
+
+
+def _resize(images: jax.Array, crop: jax.Array, resolution: int) -> jax.Array:
+  """Antialiased bilinear resize of float32[B, 4] crops (y, x, height, width).
+
+  Crops are parts of the image. The aspect ratio follows the crop: RT-2 does
+  not letterbox.
+  """
+  height, width = images.shape[2:4]
+  pixels = jnp.array([height, width], jnp.float32)
+
+  def resize(image, box):
+    scale = resolution / (box[2:] * pixels)
+    return jax.image.scale_and_translate(
+      image.astype(jnp.float32),
+      (image.shape[0], resolution, resolution, 3),
+      (1, 2),
+      scale,
+      -box[:2] * pixels * scale,
+      method="linear",
+    )
+
+  return jax.vmap(resize)(images, crop) / 127.5 - 1.0
+
+
+def _recolour(images: jax.Array, change: jax.Array) -> jax.Array:
+  """Brightness, contrast, saturation as float32[B, 3] relative changes."""
+  brightness, contrast, saturation = (
+    change[:, i, None, None, None, None] for i in range(3)
+  )
+  mean = images.mean((2, 3, 4), keepdims=True)
+  images = mean + (images - mean) * (1.0 + contrast)
+  grey = (images @ _LUMA)[..., None]
+  images = grey + (images - grey) * (1.0 + saturation)
+  return jnp.clip(images + 2.0 * brightness, -1.0, 1.0)

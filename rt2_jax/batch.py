@@ -1,0 +1,47 @@
+"""What travels from the input pipeline to the devices.
+
+Shapes: B examples, F frames per example, H x W pixels, P prefix and S suffix
+columns.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Step(NamedTuple):
+  """One canonical robot step, as an input source reads it.
+
+  Attributes:
+    images: F encoded images (JPEG or PNG bytes), oldest first.
+    instruction: what the robot is asked to do.
+    action: float32[D] in physical units, in the order of its `ActionSpace`.
+  """
+
+  images: tuple[bytes, ...]
+  instruction: str
+  action: np.ndarray
+
+
+class Batch(NamedTuple):
+  """Examples of robots and of the web alike.
+
+  The prefix is read in both directions and padded on the left; the suffix is
+  the answer, causal, padded on the right. So training is prefill and extend in
+  one pass, and logits exist on the suffix window only.
+
+  Attributes:
+    image: uint8[B, F, H, W, 3] as decoded; the devices crop and resize.
+    prefix: int32[B, P].
+    mask_input: bool[B, P], True on real tokens of the prefix.
+    suffix: int32[B, S].
+    mask_loss: float32[B, S], 1 where the answer counts.
+    source: int32[B], which source of the mixture the example is from.
+  """
+
+  image: np.ndarray
+  prefix: np.ndarray
+  mask_input: np.ndarray
+  suffix: np.ndarray
+  mask_loss: np.ndarray
+  source: np.ndarray

@@ -1,0 +1,71 @@
+"""Acting: prefill, then the action's tokens, in one compiled call.
+
+Only tokens that the action grammar allows compete, and their logits alone are
+computed: a malformed action cannot be decoded (paper, section 3.2, "Output
+constraint").
+
+Shapes: B examples, F frames, R x R encoder pixels, P prefix columns, L tokens
+of an action, K candidate tokens, Q grammar states.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from rt2_jax.actions import Grammar
+from rt2_jax.models.vlm import VLM
+
+
+def decode_actions(
+  model: VLM,
+  params: dict,
+  images: jax.Array,
+  prefix: jax.Array,
+  mask_input: jax.Array,
+  grammar: Grammar,
+) -> jax.Array:
+  """The most likely action tokens, greedily.
+
+  Args:
+    model: whose `prefill`, `extend` and `logits_of` are used.
+    params: its parameters.
+    images: float32[B, F, R, R, 3] in [-1, 1].
+    prefix: int32[B, P], padded on the left.
+    mask_input: bool[B, P].
+    grammar: which token may follow which.
+
+  Returns:
+    int32[B, L], for `ActionTokenizer.decode`.
+  """
+  variables = {"params": params}
+  ids = jnp.asarray(grammar.ids)
+  allowed = jnp.asarray(grammar.allowed)
+  next_state = jnp.asarray(grammar.next_state)
+
+  def choose(hidden, place):
+    """Hidden state dtype[B, D] and grammar state int32[B] to a token each."""
+    logits = model.apply(variables, hidden, ids, method="logits_of")
+    best = jnp.argmax(jnp.where(allowed[place], logits, -jnp.inf), -1)
+    return ids[best], next_state[place, best]
+
+  def step(carry, _):
+    token, place, state = carry
+    hidden, state = model.apply(
+      variables, token[:, None], state, method="extend"
+    )
+    token, place = choose(hidden[:, 0], place)
+    return (token, place, state), token
+
+  hidden, state = model.apply(
+    variables,
+    images,
+    prefix,
+    mask_input,
+    answer_len=grammar.length - 1,
+    method="prefill",
+  )
+  start = jnp.zeros(prefix.shape[0], jnp.int32)
+  token, place = choose(hidden, start)
+  _, rest = jax.lax.scan(step, (token, place, state), length=grammar.length - 1)
+  return jnp.concatenate([token[:, None], rest.T], axis=1)

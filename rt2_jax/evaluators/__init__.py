@@ -1,0 +1,1 @@
+"""One file for each number that is reported."""

@@ -1,0 +1,140 @@
+"""How well a policy predicts recorded actions, per dimension.
+
+Two readings: teacher-forced (each token is predicted from the recorded ones
+before it, over the whole vocabulary, as in training) and decoded (the policy
+acts freely, as on a robot).
+
+Shapes: N steps, b steps of one chunk, D dimensions, F frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rt2_jax import augment
+from rt2_jax.actions import ActionTokenizer, RareTokens
+from rt2_jax.models.variants import VLMConfig
+from rt2_jax.models.vlm import VLM
+from rt2_jax.policy import Policy
+
+NEAR = 2  # bins: "close to the recorded action"
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionAccuracy:
+  """The result, per dimension and over all.
+
+  Attributes:
+    tokenizer: what bins and dimensions mean.
+    recorded: float32[N, D] physical units.
+    decoded: float32[N, D] physical units.
+    forced: bool[N, D], the teacher-forced token is right; None where an
+      action is not written as one token per dimension.
+  """
+
+  tokenizer: ActionTokenizer
+  recorded: np.ndarray
+  decoded: np.ndarray
+  forced: np.ndarray | None
+
+  @property
+  def bin_distance(self) -> np.ndarray:
+    """int32[N, D], bins between the decoded and the recorded action."""
+    to_bins = self.tokenizer.to_bins
+    return np.abs(to_bins(self.decoded) - to_bins(self.recorded))
+
+  @property
+  def near(self) -> float:
+    """Part of the steps whose action is near in every dimension."""
+    return float((self.bin_distance <= NEAR).all(-1).mean())
+
+  def metrics(self) -> dict[str, float]:
+    """Everything as `name/dimension` -> number; L1 in physical units."""
+    distance = self.bin_distance
+    columns = {
+      "decoded_accuracy": (distance == 0).mean(0),
+      f"within_{NEAR}_bins": (distance <= NEAR).mean(0),
+      "l1": np.abs(self.decoded - self.recorded).mean(0),
+    }
+    metrics = {f"within_{NEAR}_bins/all": self.near}
+    if self.forced is not None:
+      columns["forced_accuracy"] = self.forced.mean(0)
+      metrics["forced_accuracy/mean"] = float(self.forced.mean())
+    for name, values in columns.items():
+      for dimension, value in zip(
+        self.tokenizer.space.names, values, strict=True
+      ):
+        metrics[f"{name}/{dimension}"] = float(value)
+    return metrics
+
+  def __str__(self) -> str:
+    metrics = self.metrics()
+    rows = [
+      f"{'dimension':<12}{'token accuracy':>16}{'decoded exactly':>17}"
+      f"{f'within {NEAR} bins':>15}{'L1':>13}  unit"
+    ]
+    for d in self.tokenizer.space.dimensions:
+      forced = metrics.get(f"forced_accuracy/{d.name}", float("nan"))
+      rows.append(
+        f"{d.name:<12}{forced:>16.3f}"
+        f"{metrics[f'decoded_accuracy/{d.name}']:>17.3f}"
+        f"{metrics[f'within_{NEAR}_bins/{d.name}']:>15.3f}"
+        f"{metrics[f'l1/{d.name}']:>13.5f}  {d.unit}"
+      )
+    mean = metrics.get("forced_accuracy/mean", float("nan"))
+    rows.append(
+      f"mean teacher-forced token accuracy {mean:.3f}; decoded within {NEAR} "
+      f"bins in every dimension: {self.near:.3f} of {len(self.recorded)} steps"
+    )
+    return "\n".join(rows)
+
+
+def evaluate(
+  policy: Policy,
+  steps: Iterable[tuple[np.ndarray, list[str], np.ndarray]],
+) -> ActionAccuracy:
+  """Runs a policy over recorded steps.
+
+  Args:
+    policy: what to evaluate.
+    steps: chunks of (images uint8[b, F, H, W, 3], b instructions, actions
+      float32[b, D]), from `loader.read_steps`.
+  """
+  recorded, decoded, forced = [], [], []
+  for images, instructions, actions in steps:
+    recorded.append(actions)
+    decoded.append(policy(images, instructions))
+    if isinstance(policy.tokenizer.route, RareTokens):
+      forced.append(_forced(policy, images, instructions, actions))
+  return ActionAccuracy(
+    policy.tokenizer,
+    np.concatenate(recorded),
+    np.concatenate(decoded),
+    np.concatenate(forced) if forced else None,
+  )
+
+
+def _forced(policy, images, instructions, actions) -> np.ndarray:
+  """bool[b, D]: which tokens are right, given the recorded ones before."""
+  images = policy.frames(images, len(instructions))
+  prefix, mask_input = policy.prompt.robot_prefixes(instructions)
+  suffix = policy.tokenizer.encode(actions)
+  predicted = _predict(
+    policy.model, policy.params, images, prefix, mask_input, suffix
+  )
+  return np.asarray(predicted) == suffix
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict(model: VLMConfig, params, images, prefix, mask_input, suffix):
+  prepared = augment.prepare(images, model.img.image_size)
+  logits = VLM(model).apply(
+    {"params": params}, prepared, prefix, mask_input, suffix
+  )
+  return jnp.argmax(logits, -1)

@@ -1,0 +1,136 @@
+"""Which example sits at (step, row): a pure function, so nothing is stored.
+
+There is no shuffle buffer and no iterator state. A batch's sources follow from
+its position alone, and each source is walked through in a permutation that is
+fresh in every epoch and is computed, not kept. Resuming on any number of hosts
+needs one integer: the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+_WEIGHT_BITS = 20  # shares are kept in 2**-20ths: exact integer arithmetic
+_ROUNDS = 6  # Feistel rounds; 4 already give a good permutation
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """Sources drawn in fixed shares, each visited once per epoch.
+
+  Shares hold in every stretch of the sequence, not only on average: of the
+  first n examples, source s has its share of n to within one per source.
+
+  Attributes:
+    sizes: examples in each source.
+    weights: share of each source, relative to the others.
+    seed: another seed gives another order.
+  """
+
+  sizes: tuple[int, ...]
+  weights: tuple[float, ...]
+  seed: int
+
+  def __post_init__(self):
+    if len(self.sizes) != len(self.weights) or not self.sizes:
+      raise ValueError(
+        f"got {len(self.sizes)} sources and {len(self.weights)} weights, "
+        "expected one weight for each source and at least one source"
+      )
+    if min(self.weights) <= 0 or min(self.sizes) <= 0:
+      raise ValueError(
+        f"got weights {self.weights} and sizes {self.sizes}, expected "
+        "positive numbers; remove a source that should not be used"
+      )
+
+  def draw(
+    self, step: int, rows: np.ndarray, batch_size: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Which examples the given rows of the global batch hold.
+
+    Args:
+      step: training step, from 0.
+      rows: int[n], rows of the global batch, 0 <= row < batch_size.
+      batch_size: rows of the global batch.
+
+    Returns:
+      source int32[n] and index int64[n], the example within its source.
+    """
+    position = np.int64(step) * batch_size + np.asarray(rows, np.int64)
+    source, visit = self._sources(position)
+    index = np.empty_like(visit)
+    for s, size in enumerate(self.sizes):
+      mine = source == s
+      for epoch in np.unique(visit[mine] // size):
+        at = mine & (visit // size == epoch)
+        key = (self.seed, s, int(epoch))
+        index[at] = permute(visit[at] % size, size, key)
+    return source, index
+
+  def _sources(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int64[n] positions -> source int32[n], how often it came before int64[n].
+
+    The first source takes floor(p * share) of the first p positions; the
+    others divide what it leaves in the same way.
+    """
+    source = np.full(position.shape, len(self.sizes) - 1, np.int32)
+    rank = position.copy()  # position among those not yet taken
+    is_open = np.ones(position.shape, bool)
+    remaining = sum(self.weights)
+    for s, weight in enumerate(self.weights[:-1]):
+      share = round(weight / remaining * 2**_WEIGHT_BITS)
+      remaining -= weight
+      before = rank * share >> _WEIGHT_BITS
+      taken = ((rank + 1) * share >> _WEIGHT_BITS) > before
+      source[is_open & taken] = s
+      rank = np.where(is_open, np.where(taken, before, rank - before), rank)
+      is_open &= ~taken
+    return source, rank
+
+
+def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
+  """A pseudorandom permutation of 0..size-1, evaluated at `index`.
+
+  A Feistel network is a permutation of a power of four; values that fall
+  outside `size` are sent through again until they fall inside (cycle walking),
+  which keeps it a permutation.
+
+  Args:
+    index: int64[n], 0 <= index < size.
+    size: number of elements.
+    key: integers that select the permutation.
+
+  Returns:
+    int64[n].
+  """
+  half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+  round_keys = np.random.SeedSequence(list(key)).generate_state(
+    _ROUNDS, np.uint64
+  )
+  out = np.asarray(index).astype(np.uint64)
+  outside = np.ones(out.shape, bool)
+  while outside.any():
+    out[outside] = _feistel(out[outside], half_bits, round_keys)
+    outside = out >= size
+  return out.astype(np.int64)
+
+
+def _feistel(
+  value: np.ndarray, half_bits: int, round_keys: np.ndarray
+) -> np.ndarray:
+  """One pass over uint64[n] values below 4**half_bits."""
+  mask, shift = np.uint64(2**half_bits - 1), np.uint64(half_bits)
+  left, right = value >> shift, value & mask
+  for round_key in round_keys:
+    left, right = right, left ^ (_scramble(right ^ round_key) & mask)
+  return left << shift | right
+
+
+def _scramble(value: np.ndarray) -> np.ndarray:
+  """The finalizer of SplitMix64: every input bit moves every output bit."""
+  value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return value ^ (value >> np.uint64(31))

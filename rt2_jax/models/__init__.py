@@ -1,0 +1,1 @@
+"""The vision-language model: SigLIP encoder, Gemma decoder, and their sizes."""

@@ -1,0 +1,355 @@
+"""Gemma 1 and 2: a decoder over embedded tokens, with an explicit cache.
+
+Parameter names and shapes are those of the public PaliGemma checkpoints
+(`llm/…`, layers stacked on axis 0); see big_vision `models/ppp/gemma.py` for
+the format.
+
+Shapes: B examples, T query positions, S key positions or cache slots, L layers,
+D width, N heads, K key-value heads, G = N / K, H head size, F MLP size,
+V vocabulary. `dtype` is the config's compute dtype; parameters are float32.
+"""
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rt2_jax.models.variants import GemmaConfig
+
+# Not -inf: a position that may attend to nothing must not turn into NaN.
+_MASKED = -2.38e38
+_ROPE_BASE = 10_000.0
+
+# How activations are laid out between blocks. `sharding.py` says what the names
+# mean on a mesh; without rules for them the constraint does nothing.
+_TOKENS = ("batch", "length", "embed")
+
+
+@flax.struct.dataclass
+class KVCache:
+  """Keys and values of earlier positions; passed in and returned.
+
+  Attributes:
+    k: cache_dtype[L, B, S, K, H], already rotated.
+    v: cache_dtype[L, B, S, K, H].
+    length: int32[], slots written so far, the same for all examples.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  length: jax.Array
+
+  @classmethod
+  def empty(
+    cls, config: GemmaConfig, batch: int, size: int, dtype: str
+  ) -> "KVCache":
+    """A cache of `size` slots for `batch` examples, nothing written yet."""
+    shape = (config.depth, batch, size, config.num_kv_heads, config.head_dim)
+    return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.int32(0))
+
+
+def rope(x: jax.Array, positions: jax.Array) -> jax.Array:
+  """Rotates the first half of each head against the second, by position.
+
+  Args:
+    x: dtype[B, T, heads, H].
+    positions: int32[B, T].
+
+  Returns:
+    dtype[B, T, heads, H], computed in float32.
+  """
+  half = x.shape[-1] // 2
+  frequency = _ROPE_BASE ** -(jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+  sin, cos = jnp.sin(angle), jnp.cos(angle)
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  rotated = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+def attend(
+  q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, softcap: float
+) -> jax.Array:
+  """Attention in which every G query heads share one key-value head.
+
+  Args:
+    q: dtype[B, T, N, H], scaled.
+    k: dtype[B, S, K, H]; query head h reads key-value head h // G.
+    v: dtype[B, S, K, H].
+    mask: bool[B, T, S], True where the query may attend to the key.
+    softcap: logits stay within ± this, 0 for no cap.
+
+  Returns:
+    dtype[B, T, N, H]; logits and softmax are float32.
+  """
+  grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
+  logits = jnp.einsum(
+    "btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32
+  )
+  logits = cap(logits, softcap)
+  logits = jnp.where(mask[:, None, None], logits, _MASKED)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+  return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
+
+
+def cap(logits: jax.Array, bound: float) -> jax.Array:
+  """Squashes logits into ± bound; a bound of 0 leaves them as they are."""
+  return bound * jnp.tanh(logits / bound) if bound else logits
+
+
+class RMSNorm(nn.Module):
+  """Divides by the root mean square, in float32; the factor is 1 + scale."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
+    y = x.astype(jnp.float32)
+    y *= jax.lax.rsqrt(jnp.mean(y**2, axis=-1, keepdims=True) + 1e-6)
+    return (y * (1 + scale)).astype(x.dtype)
+
+
+class Einsum(nn.Module):
+  """A weight `w`, drawn so that a product over `fan_in` keeps its scale."""
+
+  shape: tuple[int, ...]
+  fan_in: int
+
+  @nn.compact
+  def __call__(self, equation: str, x: jax.Array) -> jax.Array:
+    init = nn.initializers.normal(self.fan_in**-0.5)
+    w = self.param("w", init, self.shape)
+    return jnp.einsum(equation, x, w.astype(x.dtype))
+
+
+class Attention(nn.Module):
+  """The projections around `attend`."""
+
+  config: GemmaConfig
+
+  def setup(self):
+    c = self.config
+    d, n, k, h = c.width, c.num_heads, c.num_kv_heads, c.head_dim
+    if k == n:
+      self.qkv_einsum = Einsum((3, n, d, h), fan_in=d)
+    else:
+      self.q_einsum = Einsum((n, d, h), fan_in=d)
+      self.kv_einsum = Einsum((2, k, d, h), fan_in=d)
+    self.attn_vec_einsum = Einsum((n, h, d), fan_in=n * h)
+
+  def project(
+    self, x: jax.Array, positions: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """dtype[B, T, D] -> q dtype[B, T, N, H], k and v dtype[B, T, K, H]."""
+    if self.config.num_kv_heads == self.config.num_heads:
+      q, k, v = self.qkv_einsum("btd,cndh->cbtnh", x)
+    else:
+      q = self.q_einsum("btd,ndh->btnh", x)
+      k, v = self.kv_einsum("btd,ckdh->cbtkh", x)
+    return rope(q, positions) * self.config.query_factor, rope(k, positions), v
+
+  def read(
+    self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
+  ) -> jax.Array:
+    """Attends and projects back: dtype[B, T, D]. Shapes as in `attend`."""
+    heads = attend(q, k, v, mask, self.config.attn_softcap)
+    return self.attn_vec_einsum("btnh,nhd->btd", heads)
+
+
+class GatedMlp(nn.Module):
+  """`linear(gelu(gate(x)) * up(x))` with tanh-gelu and without biases."""
+
+  config: GemmaConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    d, f, normal = x.shape[-1], self.config.mlp_dim, nn.initializers.normal
+    gating = self.param("gating_einsum", normal(d**-0.5), (2, d, f))
+    linear = self.param("linear", normal(f**-0.5), (f, d))
+    gate, up = jnp.einsum("btd,cdf->cbtf", x, gating.astype(x.dtype))
+    hidden = nn.gelu(gate, approximate=True) * up
+    return jnp.einsum("btf,fd->btd", hidden, linear.astype(x.dtype))
+
+
+class Block(nn.Module):
+  """One decoder layer."""
+
+  config: GemmaConfig
+
+  def setup(self):
+    self.pre_attention_norm = RMSNorm()
+    self.attn = Attention(self.config)
+    self.pre_ffw_norm = RMSNorm()
+    self.mlp = GatedMlp(self.config)
+    if self.config.post_norms:
+      self.post_attention_norm = RMSNorm()
+      self.post_ffw_norm = RMSNorm()
+
+  def __call__(
+    self, x: jax.Array, mask: jax.Array, positions: jax.Array
+  ) -> jax.Array:
+    """Positions that attend to each other. Shapes as in `Gemma`."""
+    q, k, v = self.attn.project(self.pre_attention_norm(x), positions)
+    return self._finish(x, self.attn.read(q, k, v, mask))
+
+  def extend(
+    self,
+    x: jax.Array,
+    mask: jax.Array,
+    positions: jax.Array,
+    cache: tuple[jax.Array, jax.Array],
+    start: jax.Array,
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Positions that also attend to the past, and join it at slot `start`.
+
+    Args:
+      x: dtype[B, T, D].
+      mask: bool[B, T, S].
+      positions: int32[B, T].
+      cache: keys and values of this layer, cache_dtype[B, S, K, H] each.
+      start: int32[].
+    """
+    q, *fresh = self.attn.project(self.pre_attention_norm(x), positions)
+    cache = tuple(
+      jax.lax.dynamic_update_slice_in_dim(
+        past, new.astype(past.dtype), start, axis=1
+      )
+      for past, new in zip(cache, fresh, strict=True)
+    )
+    k, v = (past.astype(x.dtype) for past in cache)
+    return self._finish(x, self.attn.read(q, k, v, mask)), cache
+
+  def _finish(self, x, attended):
+    """Adds both sublayers to the residual `x`."""
+    if self.config.post_norms:
+      attended = self.post_attention_norm(attended)
+    x = nn.with_logical_constraint(x + attended, _TOKENS)
+    y = self.mlp(self.pre_ffw_norm(x))
+    if self.config.post_norms:
+      y = self.post_ffw_norm(y)
+    return nn.with_logical_constraint(x + y, _TOKENS)
+
+
+class Embedder(nn.Module):
+  """The token table, read on the way in and multiplied by on the way out."""
+
+  config: GemmaConfig
+
+  def setup(self):
+    c = self.config
+    init = nn.initializers.normal(c.width**-0.5)
+    shape = (c.vocab_size, c.width)
+    self.input_embedding = self.param("input_embedding", init, shape)
+
+  def rows(self, ids: jax.Array) -> jax.Array:
+    """int32[...] -> float32[..., D]; an id outside the table gives NaN."""
+    return jnp.take(self.input_embedding, ids, axis=0, mode="fill")
+
+
+class Gemma(nn.Module):
+  """The decoder, one behaviour per method.
+
+  Training is `embed`, call, `logits`; acting is `embed`, `extend`, `logits` or
+  `logits_of`. All of them use the same parameters, and the same final softcap.
+  """
+
+  config: GemmaConfig
+
+  def setup(self):
+    self.embedder = Embedder(self.config)
+    self.layers = Block(self.config)
+    self.final_norm = RMSNorm()
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """Text as the layers want it; image tokens come without the factor.
+
+    Args:
+      tokens: int32[B, T].
+
+    Returns:
+      dtype[B, T, D], table rows times sqrt(D).
+    """
+    x = self.embedder.rows(tokens) * self.config.width**0.5
+    return x.astype(self.config.dtype)
+
+  def __call__(
+    self, x: jax.Array, mask: jax.Array, positions: jax.Array
+  ) -> jax.Array:
+    """All positions at once, for training.
+
+    Args:
+      x: dtype[B, T, D], embedded tokens.
+      mask: bool[B, T, T], True where a query (axis 1) may attend to a key.
+      positions: int32[B, T], for RoPE; only differences matter.
+
+    Returns:
+      dtype[B, T, D] after the final norm, ready for `logits`.
+    """
+
+    def layer(block, x):
+      return block(x, mask, positions), None
+
+    if self.config.remat:
+      # The loop itself already keeps XLA from merging the recomputation.
+      layer = nn.remat(layer, prevent_cse=False)
+    x, _ = self._run(layer, x)
+    return self.final_norm(x)
+
+  def extend(
+    self, x: jax.Array, mask: jax.Array, positions: jax.Array, cache: KVCache
+  ) -> tuple[jax.Array, KVCache]:
+    """The next T positions, given those in the cache. Prefill is its first use.
+
+    Args:
+      x: dtype[B, T, D], embedded tokens.
+      mask: bool[B, T, S] over the slots of the cache. These positions are
+        written to slots [cache.length, cache.length + T) before they attend.
+      positions: int32[B, T], for RoPE.
+      cache: what came before.
+
+    Returns:
+      dtype[B, T, D] after the final norm, and the cache with T more slots
+      written. A cache without room for them gives NaN, because compiled code
+      cannot raise and must not overwrite the past in silence.
+    """
+
+    def layer(block, x, past):
+      return block.extend(x, mask, positions, past, cache.length)
+
+    x, (k, v) = self._run(layer, x, (cache.k, cache.v))
+    length = cache.length + x.shape[1]
+    hidden = jnp.where(length <= k.shape[2], self.final_norm(x), jnp.nan)
+    return hidden, KVCache(k, v, length)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """dtype[..., D] -> float32[..., V], with the final softcap."""
+    return self._logits(hidden, self.embedder.input_embedding)
+
+  def logits_of(self, hidden: jax.Array, ids: jax.Array) -> jax.Array:
+    """The logits of a few tokens only, at the cost of a few.
+
+    Args:
+      hidden: dtype[..., D].
+      ids: int32[A], rows of the table.
+
+    Returns:
+      float32[..., A], equal to `logits(hidden)[..., ids]`.
+    """
+    return self._logits(hidden, self.embedder.rows(ids))
+
+  def _logits(self, hidden, rows):
+    rows = rows.astype(hidden.dtype)
+    logits = jnp.einsum(
+      "...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32
+    )
+    return cap(logits, self.config.final_softcap)
+
+  def _run(self, layer, x, *per_layer):
+    """Scans `layer(block, x, *per_layer)` over the stacked parameters."""
+    scan = nn.scan(
+      layer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=self.config.depth,
+    )
+    x = nn.with_logical_constraint(x, _TOKENS)
+    return scan(self.layers, x, *per_layer)

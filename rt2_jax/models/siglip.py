@@ -1,0 +1,134 @@
+"""SigLIP: a vision transformer that turns an image into decoder tokens.
+
+Parameter names and shapes are those of the public PaliGemma checkpoints
+(`img/…`, layers stacked on axis 0); see big_vision `models/vit.py` for the
+format. No class token and no pooling: one token per patch, row by row.
+
+Shapes: B images, H x W pixels, n patches, D encoder width, E decoder width.
+"""
+
+import flax.linen as nn
+import jax
+
+from rt2_jax.models.variants import SiglipConfig
+
+# How activations are laid out between blocks. `sharding.py` says what the names
+# mean on a mesh; without rules for them the constraint does nothing.
+_TOKENS = ("batch", "length", "embed")
+
+
+class MlpBlock(nn.Module):
+  """Two dense layers with tanh-gelu between."""
+
+  config: SiglipConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = nn.Dense(self.config.mlp_dim, dtype=self.config.dtype)(x)
+    x = nn.gelu(x, approximate=True)
+    return nn.Dense(self.config.width, dtype=self.config.dtype)(x)
+
+
+class EncoderBlock(nn.Module):
+  """Attention, then MLP, each on a normalised input and added to it."""
+
+  config: SiglipConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+    """One layer; the None is what `nn.scan` would stack.
+
+    Args:
+      x: dtype[B, n, D].
+    """
+    config = self.config
+    y = nn.LayerNorm(epsilon=1e-6, dtype="float32")(x)
+    x += nn.MultiHeadDotProductAttention(
+      num_heads=config.num_heads,
+      dtype=config.dtype,
+      force_fp32_for_softmax=True,
+    )(y)
+    y = nn.LayerNorm(epsilon=1e-6, dtype="float32")(x)
+    x += MlpBlock(config)(y)
+    return nn.with_logical_constraint(x, _TOKENS), None
+
+
+class Encoder(nn.Module):
+  """The stack of blocks and the last normalisation."""
+
+  config: SiglipConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """dtype[B, n, D] -> float32[B, n, D]."""
+    block = EncoderBlock
+    if self.config.remat:
+      # The loop itself already keeps XLA from merging the recomputation.
+      block = nn.remat(block, prevent_cse=False)
+    blocks = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=self.config.depth,
+    )
+    x = nn.with_logical_constraint(x, _TOKENS)
+    x, _ = blocks(self.config, name="encoderblock")(x)
+    return nn.LayerNorm(epsilon=1e-6, dtype="float32", name="encoder_norm")(x)
+
+
+class Siglip(nn.Module):
+  """The encoder, in three steps that can be called one by one.
+
+  Attributes:
+    config: its size.
+    out_width: width of the decoder that reads the tokens.
+  """
+
+  config: SiglipConfig
+  out_width: int
+
+  def setup(self):
+    config = self.config
+    patch = (config.patch_size, config.patch_size)
+    self.embedding = nn.Conv(
+      config.width, patch, strides=patch, padding="VALID", dtype=config.dtype
+    )
+    self.pos_embedding = self.param(
+      "pos_embedding",
+      nn.initializers.normal(config.width**-0.5),
+      (1, config.num_tokens, config.width),
+    )
+    self.Transformer = Encoder(config)
+    # Not zero, as it is in big_vision: trained from scratch, the decoder would
+    # first have to discover that there is an image at all.
+    self.head = nn.Dense(self.out_width, dtype=config.dtype)
+
+  def embed(self, images: jax.Array) -> jax.Array:
+    """Cuts images into patches and projects each.
+
+    Args:
+      images: float32[B, H, W, 3] in [-1, 1].
+
+    Returns:
+      dtype[B, n, D], row by row, positions not yet added.
+
+    Raises:
+      ValueError: the images are not of the configured size.
+    """
+    size = self.config.image_size
+    if images.ndim != 4 or images.shape[1:] != (size, size, 3):
+      raise ValueError(
+        f"got images of shape {images.shape}, expected [B, {size}, {size}, 3]: "
+        "resize them, or set image_size"
+      )
+    patches = self.embedding(images)
+    return patches.reshape(patches.shape[0], -1, self.config.width)
+
+  def encode(self, images: jax.Array) -> jax.Array:
+    """float32[B, H, W, 3] in [-1, 1] -> float32[B, n, D], normalised."""
+    x = self.embed(images)
+    return self.Transformer(x + self.pos_embedding.astype(x.dtype))
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """float32[B, H, W, 3] in [-1, 1] -> dtype[B, n, E], decoder tokens."""
+    return self.head(self.encode(images))

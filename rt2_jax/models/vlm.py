@@ -1,0 +1,212 @@
+"""The vision-language model: image tokens, then text, through one decoder.
+
+A row of the model is [image | prefix | suffix]. The prefix is padded on the
+left and the suffix on the right, so the answer starts at the same column in
+every example, and the hidden states that predict it are a plain slice.
+
+Shapes: B examples, F frames, H x W pixels, N image tokens of all frames,
+P prefix columns, S suffix columns, T columns of one `extend`, C cache slots,
+D decoder width, V vocabulary, A chosen tokens.
+"""
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rt2_jax.models.gemma import Gemma, KVCache
+from rt2_jax.models.siglip import Siglip
+from rt2_jax.models.variants import VLMConfig
+
+
+def attention_mask(mask_input: jax.Array, mask_ar: jax.Array) -> jax.Array:
+  """Who may attend to whom, by big_vision's rule, and nobody to padding.
+
+  A 1 in `mask_ar` starts a new block: tokens see their own block and all
+  earlier ones. With rows as queries and columns as keys:
+
+      mask_ar 0 0 0 0     mask_ar 1 1 1 1     mask_ar 0 0 1 1
+              x x x x             x . . .             x x . .
+              x x x x             x x . .             x x . .
+              x x x x             x x x .             x x x .
+              x x x x             x x x x             x x x x
+           bidirectional          causal          image and prefix
+                                                  first, then answer
+
+  Args:
+    mask_input: bool[B, N], True on real tokens, False on padding.
+    mask_ar: int32[B, N].
+
+  Returns:
+    bool[B, N, N], True where query (axis 1) may attend to key (axis 2).
+  """
+  block = jnp.cumsum(mask_ar, axis=1)
+  sees = block[:, None, :] <= block[:, :, None]
+  return sees & mask_input[:, None, :]
+
+
+@flax.struct.dataclass
+class DecodeState:
+  """Where the decoding of a batch stands; a pytree, so a loop can carry it.
+
+  Attributes:
+    cache: keys and values of all columns so far.
+    mask_input: bool[B, C], True on the slots that hold real tokens.
+    position: int32[B], RoPE position of each example's next token.
+  """
+
+  cache: KVCache
+  mask_input: jax.Array
+  position: jax.Array
+
+
+class VLM(nn.Module):
+  """Training is the call; acting is `prefill`, then `extend` token by token.
+
+  Both see the same masks and positions, so they give the same logits.
+  """
+
+  config: VLMConfig
+
+  def setup(self):
+    self.img = Siglip(self.config.img, out_width=self.config.llm.width)
+    self.llm = Gemma(self.config.llm)
+
+  def embed_images(self, images: jax.Array) -> jax.Array:
+    """Encodes every frame alone and lays their tokens out one after the other.
+
+    Args:
+      images: float32[B, F, H, W, 3] in [-1, 1].
+
+    Returns:
+      dtype[B, N, D].
+
+    Raises:
+      ValueError: another number of frames or another image size than
+        configured.
+    """
+    if images.ndim != 5 or images.shape[1] != self.config.num_frames:
+      raise ValueError(
+        f"got images of shape {images.shape}, expected [B, F, H, W, 3] with "
+        f"F = {self.config.num_frames}: change the input, or set num_frames"
+      )
+    batch, frames = images.shape[:2]
+    tokens = self.img(images.reshape(batch * frames, *images.shape[2:]))
+    tokens = tokens.reshape(batch, -1, self.config.llm.width)
+    return tokens.astype(self.config.llm.dtype)
+
+  def __call__(
+    self,
+    images: jax.Array,
+    prefix: jax.Array,
+    mask_input: jax.Array,
+    suffix: jax.Array,
+  ) -> jax.Array:
+    """The logits of an answer that is known, for training.
+
+    Args:
+      images: float32[B, F, H, W, 3] in [-1, 1].
+      prefix: int32[B, P], padded on the left, one real token at least.
+      mask_input: bool[B, P], True on the prefix's real tokens.
+      suffix: int32[B, S], padded on the right. Padding needs no mask: it comes
+        after everything that counts.
+
+    Returns:
+      float32[B, S, V]; `[:, i]` predicts `suffix[:, i]`.
+    """
+    answered = jnp.ones_like(suffix[:, :-1])
+    prompt, real = self._prompt(images, prefix, mask_input)
+    x = jnp.concatenate([prompt, self.llm.embed(suffix[:, :-1])], axis=1)
+    mask_ar = jnp.concatenate([jnp.zeros_like(real, int), answered], axis=1)
+    real = jnp.concatenate([real, answered.astype(bool)], axis=1)
+    mask = attention_mask(real, mask_ar)
+    hidden = self.llm(x, mask, _positions(real))
+    logits = self.logits(hidden[:, prompt.shape[1] - 1 :])
+    return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
+
+  def prefill(
+    self,
+    images: jax.Array,
+    prefix: jax.Array,
+    mask_input: jax.Array,
+    answer_len: int,
+    cache_dtype: str | None = None,
+  ) -> tuple[jax.Array, DecodeState]:
+    """Reads images and prefix, and leaves room for an answer.
+
+    Args:
+      images: float32[B, F, H, W, 3] in [-1, 1].
+      prefix: int32[B, P], padded on the left, one real token at least.
+      mask_input: bool[B, P], True on the prefix's real tokens.
+      answer_len: how many tokens `extend` may add.
+      cache_dtype: of keys and values; None is the decoder's compute dtype, in
+        which nothing is rounded.
+
+    Returns:
+      dtype[B, D], which predicts the answer's first token, and the state.
+    """
+    x, real = self._prompt(images, prefix, mask_input)
+    slots = jnp.pad(real, ((0, 0), (0, answer_len)))
+    cache = KVCache.empty(
+      self.config.llm, *slots.shape, cache_dtype or self.config.llm.dtype
+    )
+    mask = jnp.broadcast_to(slots[:, None], (*x.shape[:2], slots.shape[1]))
+    hidden, cache = self.llm.extend(x, mask, _positions(real), cache)
+    return hidden[:, -1], DecodeState(cache, slots, real.sum(axis=1))
+
+  def extend(
+    self, tokens: jax.Array, state: DecodeState
+  ) -> tuple[jax.Array, DecodeState]:
+    """Appends T tokens of the answer, each seeing those before it.
+
+    Args:
+      tokens: int32[B, T].
+      state: from `prefill` or an earlier `extend`.
+
+    Returns:
+      dtype[B, T, D], of which `[:, i]` predicts what follows `tokens[:, i]`,
+      and the state with T more tokens. NaN when the answer outgrows the room
+      that `prefill` left.
+    """
+    steps = jnp.arange(tokens.shape[1])
+    slots = jnp.arange(state.mask_input.shape[1])
+    fresh = state.cache.length + steps
+    real = state.mask_input | jnp.isin(slots, fresh)
+    mask = real[:, None, :] & (slots <= fresh[:, None])
+    positions = state.position[:, None] + steps
+    x = self.llm.embed(tokens)
+    hidden, cache = self.llm.extend(x, mask, positions, state.cache)
+    return hidden, DecodeState(cache, real, state.position + tokens.shape[1])
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """dtype[..., D] -> float32[..., V]."""
+    return self.llm.logits(hidden)
+
+  def logits_of(self, hidden: jax.Array, ids: jax.Array) -> jax.Array:
+    """dtype[..., D], int32[A] -> float32[..., A], the logits of `ids` only."""
+    return self.llm.logits_of(hidden, ids)
+
+  def _prompt(self, images, prefix, mask_input):
+    """[image | prefix] embedded, and which of its columns hold real tokens."""
+    image_tokens = self.embed_images(images)
+    x = jnp.concatenate([image_tokens, self.llm.embed(prefix)], axis=1)
+    shown = jnp.ones(image_tokens.shape[:2], bool)
+    return x, jnp.concatenate([shown, mask_input.astype(bool)], axis=1)
+
+
+def _positions(real: jax.Array) -> jax.Array:
+  """Positions that count real tokens only, so padding moves nothing."""
+  return jnp.cumsum(real, axis=1) - 1
+
+
+def init_params(config: VLMConfig, rng: jax.Array) -> dict:
+  """Random parameters to train from scratch, float32.
+
+  Pure: `jax.eval_shape` it for names and shapes alone, or `jax.jit` it with
+  `out_shardings` to draw each shard where it will live.
+  """
+  size = config.img.image_size
+  images = jnp.zeros((1, config.num_frames, size, size, 3))
+  token = jnp.zeros((1, 1), jnp.int32)
+  mask_input = jnp.ones((1, 1), bool)
+  return VLM(config).init(rng, images, token, mask_input, token)["params"]

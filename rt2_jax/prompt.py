@@ -1,0 +1,90 @@
+"""The one place where an instruction becomes prefix and suffix ids.
+
+Training, evaluation, acting and export all call it, so that a robot is asked
+in exactly the words in which it was taught.
+
+Shapes: P prefix columns, S suffix columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
+
+# Paper, section 3.2.
+ROBOT_TEMPLATE = "Q: what action should the robot take to {instruction}? A:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """Builds `[bos] question [newline]` and `answer [eos]`, padded.
+
+  Attributes:
+    tokenizer: text to ids.
+    prefix_length: P, columns of the prefix, padded on the left so that every
+      answer starts in the same column.
+    suffix_length: S, columns of the suffix, padded on the right.
+    template: the question for a robot, with the field `{instruction}`.
+  """
+
+  tokenizer: Tokenizer
+  prefix_length: int
+  suffix_length: int
+  template: str = ROBOT_TEMPLATE
+
+  def __post_init__(self):
+    if "{instruction}" not in self.template:
+      raise ValueError(
+        f"got prompt template {self.template!r}, expected the field "
+        "'{instruction}' in it"
+      )
+
+  def robot_prefix(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a robot with `instruction` is asked; returns as `prefix` does."""
+    words = " ".join(instruction.split())
+    return self.prefix(self.template.format(instruction=words))
+
+  def robot_prefixes(
+    self, instructions: Sequence[str]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """B instructions: ids int32[B, P] and mask_input bool[B, P]."""
+    rows = [self.robot_prefix(instruction) for instruction in instructions]
+    ids, mask_input = zip(*rows, strict=True)
+    return np.stack(ids), np.stack(mask_input)
+
+  def prefix(self, question: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids int32[P] and mask_input bool[P], True on real tokens.
+
+    Raises:
+      ValueError: the question is longer than the prefix.
+    """
+    ids = [BOS, *self.tokenizer.encode(question + "\n")]
+    pad = self.prefix_length - len(ids)
+    if pad < 0:
+      raise ValueError(
+        f"got a prompt of {len(ids)} tokens, expected at most "
+        f"{self.prefix_length}: {question!r}; shorten the instruction or "
+        "raise config.prompt.prefix_length"
+      )
+    mask_input = np.arange(self.prefix_length) >= pad
+    return np.asarray([PAD] * pad + ids, np.int32), mask_input
+
+  def suffix(self, answer: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids int32[S] and mask_loss float32[S], 1 on answer and eos.
+
+    Raises:
+      ValueError: the answer is longer than the suffix.
+    """
+    ids = [*map(int, answer), EOS]
+    pad = self.suffix_length - len(ids)
+    if pad < 0:
+      raise ValueError(
+        f"got an answer of {len(ids)} tokens with eos, expected at most "
+        f"{self.suffix_length}; raise config.prompt.suffix_length"
+      )
+    mask_loss = (np.arange(self.suffix_length) < len(ids)).astype(np.float32)
+    return np.asarray(ids + [PAD] * pad, np.int32), mask_loss

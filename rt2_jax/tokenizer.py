@@ -1,0 +1,163 @@
+"""Text <-> ids: a SentencePiece model with `<loc>` and `<seg>` appended.
+
+With Gemma's model file (256,000 pieces) this is PaliGemma's vocabulary of
+257,152 ids: the file's pieces, then 1024 `<loc>`, then 128 `<seg>` tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import pathlib
+import re
+
+import sentencepiece
+
+from rt2_jax.actions import NUM_BINS, IntegerTokens, RareTokens
+from rt2_jax.errors import unknown_name
+
+PAD, EOS, BOS = 0, 1, 2
+NUM_LOC, NUM_SEG = 1024, 128
+_EXTRA = re.compile(r"(<loc\d{4}>|<seg\d{3}>)")
+
+
+class Tokenizer:
+  """A SentencePiece model by its file's bytes, which checkpoints carry."""
+
+  def __init__(self, model: bytes, origin: str = "tokenizer"):
+    """Loads a model.
+
+    Args:
+      model: the bytes of a SentencePiece model file.
+      origin: where they came from, for error messages.
+
+    Raises:
+      ValueError: not a SentencePiece model, or other special ids than Gemma's.
+    """
+    self.model = model
+    try:
+      self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+      num_pieces = self._pieces.vocab_size()
+    except RuntimeError as error:
+      raise ValueError(
+        f"{origin}: got {len(model)} bytes that are not a SentencePiece "
+        "model; pass Gemma's tokenizer.model or data/small_tokenizer.model"
+      ) from error
+    special = tuple(
+      getattr(self._pieces, name)() for name in ("pad_id", "eos_id", "bos_id")
+    )
+    if special != (PAD, EOS, BOS):
+      raise ValueError(
+        f"{origin}: got pad, eos, bos = {special}, expected {(PAD, EOS, BOS)} "
+        "as in Gemma's vocabulary; train the model with these ids"
+      )
+    self._num_pieces = num_pieces
+
+  @classmethod
+  def from_file(cls, path: str | pathlib.Path) -> Tokenizer:
+    path = pathlib.Path(path)
+    if not path.is_file():
+      raise ValueError(
+        f"got tokenizer file {str(path)!r}, which does not exist; pass Gemma's "
+        "tokenizer.model or data/small_tokenizer.model"
+      )
+    return cls(path.read_bytes(), origin=str(path))
+
+  @property
+  def vocab_size(self) -> int:
+    return self._num_pieces + NUM_LOC + NUM_SEG
+
+  @functools.cached_property
+  def sha256(self) -> str:
+    return hashlib.sha256(self.model).hexdigest()
+
+  def loc(self, i: int) -> int:
+    """Id of `<loc…>`, i in 0..1023: a coordinate in 1024ths of the image."""
+    assert 0 <= i < NUM_LOC, i
+    return self._num_pieces + i
+
+  def seg(self, i: int) -> int:
+    """Id of `<seg…>`, i in 0..127."""
+    assert 0 <= i < NUM_SEG, i
+    return self._num_pieces + NUM_LOC + i
+
+  def encode(self, text: str) -> list[int]:
+    """Text, which may hold `<loc0123>` and `<seg012>`, to ids."""
+    ids = []
+    for part in _EXTRA.split(text):
+      if not _EXTRA.fullmatch(part):
+        ids += self._pieces.encode(part)
+      elif part.startswith("<loc") and int(part[4:-1]) < NUM_LOC:
+        ids.append(self.loc(int(part[4:-1])))
+      elif part.startswith("<seg") and int(part[4:-1]) < NUM_SEG:
+        ids.append(self.seg(int(part[4:-1])))
+      else:
+        ids += self._pieces.encode(part)
+    return ids
+
+  def decode(self, ids) -> str:
+    """Ids to text; pad, bos and eos disappear."""
+    text, run = "", []
+    for i in map(int, ids):
+      if i < self._num_pieces:
+        run.append(i)
+        continue
+      text += self._pieces.decode(run)
+      run = []
+      i -= self._num_pieces
+      text += f"<loc{i:04d}>" if i < NUM_LOC else f"<seg{i - NUM_LOC:03d}>"
+    return text + self._pieces.decode(run)
+
+  def action_route(self, name: str) -> RareTokens | IntegerTokens:
+    """How this vocabulary writes actions: "rare" or "integers"."""
+    if name == "rare":
+      return RareTokens(tuple(self.rare_ids(NUM_BINS)))
+    if name == "integers":
+      return IntegerTokens(self._integer_characters(), EOS)
+    raise unknown_name("action token route", name, ("rare", "integers"))
+
+  def rare_ids(self, count: int) -> list[int]:
+    """The `count` least used ordinary ids, in increasing order.
+
+    Ordinary: no control, byte, user-defined, unused, `<loc>` or `<seg>` token,
+    printable (an invisible piece such as U+202D does not survive text), and
+    one to one with its piece. Least used: lowest SentencePiece score, which
+    orders the pieces by frequency.
+    """
+    pieces = self._pieces
+    ordinary = [
+      i
+      for i in range(self._num_pieces)
+      if not (pieces.is_control(i) or pieces.is_byte(i))
+      and not (pieces.is_unknown(i) or pieces.is_unused(i))
+      and self._is_plain(pieces.id_to_piece(i))
+      and pieces.piece_to_id(pieces.id_to_piece(i)) == i
+    ]
+    if len(ordinary) < count:
+      raise ValueError(
+        f"got a vocabulary with {len(ordinary)} ordinary pieces, expected at "
+        f"least {count} for the action tokens; use a larger SentencePiece model"
+      )
+    ordinary.sort(key=lambda i: (pieces.get_score(i), -i))
+    return sorted(ordinary[:count])
+
+  def _is_plain(self, piece: str) -> bool:
+    """Printable, and neither a digit nor a marker such as `<unused7>`."""
+    word = piece.replace("▁", "")
+    is_marker = word.startswith("<") and word.endswith(">") and len(word) > 2
+    return (
+      bool(word) and word.isprintable() and not (word.isdecimal() or is_marker)
+    )
+
+  def _integer_characters(self) -> tuple[tuple[str, int], ...]:
+    characters = []
+    for c in "0123456789- ":
+      piece = "▁" if c == " " else c
+      i = self._pieces.piece_to_id(piece)
+      if self._pieces.id_to_piece(i) != piece:
+        raise ValueError(
+          f"got a vocabulary without a piece for {c!r}, which the action route "
+          "'integers' needs; use the route 'rare'"
+        )
+      characters.append((c, i))
+    return tuple(characters)

@@ -1,0 +1,392 @@
+"""The training loop: sources to batches to steps, logged and checkpointed."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+from tqdm import tqdm
+
+from rt2_jax import checkpoint, optimizer, sharding
+from rt2_jax.actions import ActionTokenizer
+from rt2_jax.augment import Augmentation
+from rt2_jax.batch import Batch
+from rt2_jax.errors import unknown_name
+from rt2_jax.input_pipeline import datasets, loader, mixture
+from rt2_jax.models import variants
+from rt2_jax.optimizer import OptimizerConfig
+from rt2_jax.prompt import ROBOT_TEMPLATE, Prompt
+from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.train_state import Trainer, TrainState
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+  """See `prompt.Prompt`."""
+
+  prefix_length: int
+  suffix_length: int
+  template: str = ROBOT_TEMPLATE
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionConfig:
+  """How actions are written: see `actions.ActionTokenizer`."""
+
+  route: str = "rare"
+  rt1_compat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """One experiment; the fields of a file in `configs/`.
+
+  Attributes:
+    model: sizes; the vocabulary is the tokenizer's.
+    tokenizer: the SentencePiece model.
+    prompt: lengths of the text fields and the robot's question.
+    actions: how actions are written.
+    sources: what the mixture draws from, by name.
+    augmentation: how training images are changed.
+    optimizer: schedule and AdamW.
+    mesh: devices along each of `sharding.MESH_AXES`.
+    batch_size: rows of the global batch.
+    num_steps: length of training.
+    seed: of parameters, data order and augmentation.
+    log_every: steps between progress lines.
+    checkpoint_every: steps between checkpoints.
+    keep_checkpoints: how many of the newest stay on disk.
+  """
+
+  model: variants.VLMConfig
+  tokenizer: Tokenizer
+  prompt: PromptConfig
+  actions: ActionConfig
+  sources: Mapping[str, datasets.SourceConfig]
+  augmentation: Augmentation
+  optimizer: OptimizerConfig
+  mesh: Mapping[str, int]
+  batch_size: int
+  num_steps: int
+  seed: int
+  log_every: int
+  checkpoint_every: int
+  keep_checkpoints: int
+
+  @classmethod
+  def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
+    """Typed values from a config file's fields.
+
+    Raises:
+      ValueError: an unknown or missing field, or a value that its reader
+        refuses.
+    """
+    fields = dict(fields)
+    tokenizer = Tokenizer.from_file(fields.get("tokenizer", ""))
+    model = dict(fields.get("model", {}), vocab_size=tokenizer.vocab_size)
+    fields["tokenizer"] = tokenizer
+    fields["model"] = construct(variants.vlm, "model", model)
+    for name, part in (
+      ("prompt", PromptConfig),
+      ("actions", ActionConfig),
+      ("augmentation", Augmentation),
+      ("optimizer", OptimizerConfig),
+    ):
+      fields[name] = construct(part, name, fields.get(name, {}))
+    fields["sources"] = {
+      name: construct(datasets.SourceConfig, f"sources.{name}", source)
+      for name, source in fields.get("sources", {}).items()
+    }
+    return construct(cls, "", fields)
+
+  def make_prompt(self) -> Prompt:
+    return Prompt(self.tokenizer, **dataclasses.asdict(self.prompt))
+
+  def action_tokenizers(self) -> dict[str, ActionTokenizer]:
+    """One per source: the same tokens, each with its dataset's bounds."""
+    route = self.tokenizer.action_route(self.actions.route)
+    return {
+      name: ActionTokenizer(source.space, route, self.actions.rt1_compat)
+      for name, source in self.sources.items()
+    }
+
+
+def construct(build: Callable, where: str, fields: Mapping[str, Any]) -> Any:
+  """`build(**fields)`, after naming any field that is unknown or missing."""
+  prefix = f"config.{where}." if where else "config."
+  parameters = inspect.signature(build).parameters
+  for name in fields:
+    if name not in parameters:
+      raise unknown_name(f"a field of {prefix[:-1]}", name, parameters)
+  missing = [
+    prefix + name
+    for name, parameter in parameters.items()
+    if parameter.default is inspect.Parameter.empty and name not in fields
+  ]
+  if missing:
+    raise ValueError(f"got no {', '.join(missing)}; set it in the config file")
+  return build(**fields)
+
+
+def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
+  """Trains from the newest checkpoint in `workdir`, or from the start.
+
+  A run that was killed goes on where it stood, with the same batches and the
+  same augmentation: its parameters end bit for bit as without the kill.
+
+  Args:
+    fields: of a config file.
+    workdir: gets config.json, checkpoints/ and tensorboard/.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    ValueError: anything wrong with config, data or workdir, before the first
+      step where it can be known then.
+  """
+  config = TrainConfig.from_dict(fields)
+  workdir = pathlib.Path(workdir)
+  claim_workdir(workdir, fields)
+  mesh = sharding.make_mesh(config.mesh)
+  tokenizers = config.action_tokenizers()
+  batches = make_loader(config, tokenizers, mesh)
+  trainer = Trainer(
+    model=config.model,
+    optimizer=optimizer.make_optimizer(config.optimizer, config.num_steps),
+    augmentation=config.augmentation,
+    tokenizers=tuple(tokenizers.values()),
+    seed=config.seed,
+    mesh=mesh,
+  )
+  checkpoints = checkpoint.Checkpoints(
+    workdir / "checkpoints", config.keep_checkpoints
+  )
+  meta = make_meta(config, fields, tokenizers)
+  state = restore_or_init(trainer, checkpoints, meta)
+  start = int(state.step)
+  num_parameters = optimizer.count_parameters(state.params)
+  _LOG.info(
+    "%.1f M parameters on %d devices, mesh %s, %d sources; from step %d of %d",
+    num_parameters / 1e6,
+    mesh.size,
+    dict(mesh.shape),
+    len(tokenizers),
+    start,
+    config.num_steps,
+  )
+  writer = tensorboardX.SummaryWriter(
+    str(workdir / "tensorboard"), purge_step=start
+  )
+  progress = Progress(config, tokenizers, writer, start)
+  step_fn = trainer.compile_step()
+  _LOG.info("compiling the step; the first one takes longest")
+  for step, batch in on_devices(batches, start, config.num_steps, mesh):
+    state, metrics = step_fn(state, batch)
+    done = step + 1
+    progress.add(done, metrics)
+    if done % config.checkpoint_every == 0 or done == config.num_steps:
+      checkpoints.save(
+        done, state.params, state.opt_state, meta, config.tokenizer.model
+      )
+  checkpoints.close()
+  writer.close()
+  return state
+
+
+def make_loader(
+  config: TrainConfig, tokenizers: Mapping[str, ActionTokenizer], mesh
+) -> loader.Loader:
+  """This host's part of the mixture; opens and checks every source."""
+  prompt = config.make_prompt()
+  examples = [
+    loader.RobotExamples(
+      datasets.open_source(source, source.split, config.model.num_frames),
+      tokenizers[name],
+      prompt,
+    )
+    for name, source in config.sources.items()
+  ]
+  order = mixture.Mixture(
+    sizes=tuple(len(e) for e in examples),
+    weights=tuple(s.weight for s in config.sources.values()),
+    seed=config.seed,
+  )
+  rows = sharding.host_rows(config.batch_size, mesh)
+  return loader.Loader(examples, order, config.batch_size, rows)
+
+
+def on_devices(
+  batches: loader.Loader, start: int, stop: int, mesh
+) -> Iterator[tuple[int, Batch]]:
+  """(step, global batch on the mesh) for steps start..stop-1."""
+  for step, batch in enumerate(batches.batches(start, stop), start):
+    yield step, sharding.to_devices(batch, mesh)
+
+
+def make_meta(
+  config: TrainConfig,
+  fields: Mapping[str, Any],
+  tokenizers: Mapping[str, ActionTokenizer],
+) -> dict[str, Any]:
+  """What a checkpoint says of itself; enough to act without the config."""
+  return {
+    "config": dict(fields),
+    "model": dataclasses.asdict(config.model),
+    "prompt": dataclasses.asdict(config.prompt),
+    "action_tokenizers": {n: t.to_dict() for n, t in tokenizers.items()},
+    "tokenizer_sha256": config.tokenizer.sha256,
+    "versions": checkpoint.versions(),
+  }
+
+
+def restore_or_init(
+  trainer: Trainer, checkpoints: checkpoint.Checkpoints, meta: Mapping
+) -> TrainState:
+  """The newest state of the run, or a fresh one.
+
+  Raises:
+    ValueError: the checkpoint is of another model, tokenizer or action space.
+  """
+  if checkpoints.latest_step() is None:
+    return trainer.init_state()
+  stored, _ = checkpoints.restore_meta()
+  for item in ("model", "action_tokenizers", "tokenizer_sha256"):
+    differences = list(differing(stored[item], to_json(meta[item]), item))
+    if differences:
+      raise ValueError(
+        "got a checkpoint of another model or action space, which this config "
+        f"cannot go on from: {'; '.join(differences[:3])}; use another "
+        "--workdir"
+      )
+  abstract = trainer.abstract_state()
+  step, params, opt_state = checkpoints.restore_state(
+    abstract.params, abstract.opt_state
+  )
+  return TrainState(
+    jax.device_put(np.int32(step), abstract.step.sharding), params, opt_state
+  )
+
+
+def claim_workdir(workdir: pathlib.Path, fields: Mapping[str, Any]):
+  """Writes config.json, or checks that the one there says the same.
+
+  Raises:
+    ValueError: the workdir belongs to a different experiment.
+  """
+  path = workdir / "config.json"
+  if not path.exists():
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True))
+    return
+  stored = json.loads(path.read_text())
+  differences = list(differing(stored, to_json(fields), "config"))
+  if differences:
+    raise ValueError(
+      f"got a config that differs from the one in {path}: "
+      f"{'; '.join(differences[:5])}; use another --workdir or restore these "
+      "values"
+    )
+
+
+def to_json(value: Any) -> Any:
+  """The value as it reads back from a JSON file (tuples become lists)."""
+  return json.loads(json.dumps(value))
+
+
+def differing(old: Any, new: Any, name: str) -> Iterator[str]:
+  """Names each place where two JSON values differ: `a.b is 1, was 2`."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    for key in sorted(old.keys() | new.keys()):
+      yield from differing(old.get(key), new.get(key), f"{name}.{key}")
+  elif old != new:
+    yield f"{name} is {new!r:.80}, was {old!r:.80}"
+
+
+class Progress:
+  """Collects metrics and, every `log_every` steps, prints and writes them."""
+
+  def __init__(
+    self,
+    config: TrainConfig,
+    tokenizers: Mapping[str, ActionTokenizer],
+    writer: tensorboardX.SummaryWriter,
+    start: int,
+  ):
+    self._config = config
+    self._tokenizers = tokenizers
+    self._writer = writer
+    self._schedule = optimizer.learning_rate(config.optimizer, config.num_steps)
+    self._pending: list[dict] = []
+    self._logged_step, self._logged_time = start, time.monotonic()
+
+  def add(self, done: int, metrics: dict[str, jax.Array]):
+    """Takes one step's metrics; waits for the devices when it logs."""
+    self._pending.append(metrics)
+    last = done == self._config.num_steps
+    if done % self._config.log_every and not last:
+      return
+    fetched = jax.device_get(self._pending)
+    self._pending = []
+    scalars = self._scalars(fetched)
+    now = time.monotonic()
+    steps_per_s = (done - self._logged_step) / (now - self._logged_time)
+    self._logged_step, self._logged_time = done, now
+    scalars["examples_per_s"] = steps_per_s * self._config.batch_size
+    scalars["learning_rate"] = float(self._schedule(done))
+    for name, value in scalars.items():
+      self._writer.add_scalar(f"train/{name}", value, done)
+    self._print(done, scalars, steps_per_s)
+
+  def _scalars(self, steps: list[dict]) -> dict[str, float]:
+    """Means over the logged steps, by source and dimension."""
+    total = jax.tree.map(lambda *x: np.sum(x, 0), *steps)
+    examples = np.maximum(total["examples"], 1)
+    scalars = {
+      "loss": total["loss"].sum() / examples.sum(),
+      **{
+        name: total[name] / len(steps)
+        for name in ("gradient_norm", "update_norm", "parameter_norm")
+      },
+    }
+    for m, (source, tokenizer) in enumerate(self._tokenizers.items()):
+      scalars[f"{source}/loss"] = total["loss"][m] / examples[m]
+      scalars[f"{source}/share"] = total["examples"][m] / examples.sum()
+      if f"correct/{m}" not in total:
+        continue
+      accuracy = total[f"correct/{m}"] / examples[m]
+      l1 = total[f"l1/{m}"] / examples[m]
+      scalars[f"{source}/accuracy"] = accuracy.mean()
+      for i, d in enumerate(tokenizer.space.dimensions):
+        scalars[f"{source}/accuracy/{d.name}"] = accuracy[i]
+        unit = d.unit.replace("/", "_")
+        scalars[f"{source}/l1/{d.name}_{unit}"] = l1[i]
+    return {name: float(value) for name, value in scalars.items()}
+
+  def _print(self, done: int, scalars: dict[str, float], steps_per_s: float):
+    left = (self._config.num_steps - done) / steps_per_s
+    sources = "  ".join(
+      f"{source}: loss {scalars[f'{source}/loss']:.3f}"
+      + (f", accuracy {scalars[key]:.3f}" if key in scalars else "")
+      for source in self._tokenizers
+      for key in [f"{source}/accuracy"]
+    )
+    _LOG.info(
+      "step %d/%d  %s  %.0f examples/s  %s left",
+      done,
+      self._config.num_steps,
+      sources,
+      scalars["examples_per_s"],
+      tqdm.format_interval(left),
+    )

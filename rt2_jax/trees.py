@@ -1,0 +1,150 @@
+"""Parameter trees as flat dictionaries: `"llm/final_norm/scale"` -> array.
+
+A tree is nested dictionaries with arrays at the leaves. Flat names, joined by
+"/", are how checkpoints, sharding rules and error messages speak of parameters.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# One array per layer, as some checkpoint files have it:
+# img/Transformer/encoderblock_{i}/… and llm/layers/{i}/….
+_LAYER = re.compile(
+  r"(.*(?:^|/)(?:encoderblock(?=_)|layers(?=/)))[_/](\d+)(/.*)"
+)
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested dictionaries -> one, in the tree's own order.
+
+  An empty dictionary has no leaves, so nothing of it remains.
+
+  Raises:
+    ValueError: a key holds a "/", which `unflatten` would split.
+  """
+  flat = {}
+  for key, value in tree.items():
+    if "/" in key:
+      raise ValueError(
+        f"got the key {key!r} in a nested tree, expected no '/' in it: is this "
+        "a flat dictionary already?"
+      )
+    if isinstance(value, Mapping):
+      flat.update({f"{key}/{k}": v for k, v in flatten(value).items()})
+    else:
+      flat[key] = value
+  return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """The inverse of `flatten`.
+
+  Raises:
+    ValueError: a name is both a leaf and the parent of another one.
+  """
+  tree: dict[str, Any] = {}
+  for name, leaf in flat.items():
+    *parents, last = name.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+      if not isinstance(node, dict):
+        raise ValueError(f"got {name!r} below {parent!r}, which is a leaf")
+    if last in node:
+      raise ValueError(f"got the leaf {name!r}, which is also a parent")
+    node[last] = leaf
+  return tree
+
+
+def split_layer(name: str) -> tuple[str, int | None]:
+  """`"llm/layers/3/mlp/linear"` -> `("llm/layers/mlp/linear", 3)`.
+
+  Names without a layer index come back as they are, with None.
+  """
+  match = _LAYER.fullmatch(name)
+  if match is None:
+    return name, None
+  parent, index, rest = match.groups()
+  return parent + rest, int(index)
+
+
+def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Per-layer arrays -> one array per name, with the layers on axis 0.
+
+  Names without a layer index pass through.
+
+  Raises:
+    ValueError: a layer is missing or of another shape, or a name occurs in
+      both layouts.
+  """
+  stacked: dict[str, Any] = {}
+  layers: dict[str, dict[int, np.ndarray]] = {}
+  depths: dict[str, int] = {}
+  for name, leaf in flat.items():
+    match = _LAYER.fullmatch(name)
+    if match is None:
+      stacked[name] = leaf
+      continue
+    stack, index = match[1], int(match[2])
+    layers.setdefault(stack + match[3], {})[index] = np.asarray(leaf)
+    depths[stack] = max(depths.get(stack, 0), index + 1)
+  for stack, depth in depths.items():
+    for name in [name for name in layers if name.startswith(f"{stack}/")]:
+      if name in stacked:
+        raise ValueError(f"got {name!r} both stacked and per layer")
+      stacked[name] = _stack(name, layers[name], depth)
+  return stacked
+
+
+def _stack(name: str, leaves: Mapping[int, np.ndarray], depth: int):
+  missing = sorted(set(range(depth)) - set(leaves))
+  if missing:
+    raise ValueError(
+      f"got {name!r} without layers {missing}, expected all of 0 to {depth - 1}"
+    )
+  shapes = {leaf.shape for leaf in leaves.values()}
+  if len(shapes) > 1:
+    raise ValueError(
+      f"got {name!r} with shapes {sorted(shapes)}, expected the same one in "
+      "every layer"
+    )
+  return np.stack([leaves[i] for i in range(depth)])
+
+
+def first_match(name: str, rules: Sequence[tuple[str, Any]]) -> Any:
+  """The value of the first rule whose pattern is found in `name`.
+
+  Raises:
+    ValueError: no rule matches.
+  """
+  for pattern, value in rules:
+    if re.search(pattern, name):
+      return value
+  patterns = ", ".join(pattern for pattern, _ in rules)
+  raise ValueError(
+    f"got parameter {name!r}, which no rule matches; the rules are: {patterns}"
+  )
+
+
+def matching(
+  names: Iterable[str], patterns: Sequence[str], what: str
+) -> set[str]:
+  """The names in which some pattern is found.
+
+  Raises:
+    ValueError: a pattern that is found in no name, called `what`.
+  """
+  names = list(names)
+  found: set[str] = set()
+  for pattern in patterns:
+    hits = {name for name in names if re.search(pattern, name)}
+    if not hits:
+      raise ValueError(
+        f"got {what} {pattern!r}, which matches no parameter; the parameters "
+        f"are: {', '.join(names[:8])}, …"
+      )
+    found |= hits
+  return found

@@ -1,0 +1,43 @@
+"""Installs the package `rt2_jax`, and nothing else of this repository."""
+
+import setuptools
+
+setuptools.setup(
+  name="rt2_jax",
+  version="0.1.0",
+  description="RT-2, the vision-language-action model, in JAX and Flax",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["rt2_jax", "rt2_jax.*"]),
+  install_requires=[
+    "absl-py>=2.1",
+    "chex>=0.1.90",
+    "flax>=0.12",
+    "google-crc32c>=1.6",
+    "jax>=0.10",
+    "matplotlib>=3.9",
+    "ml_collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.20",
+    "sentencepiece>=0.2.0",
+    "tensorboard>=2.19",
+    "tensorboardX>=2.6.4",
+    "tqdm>=4.66",
+    # Input only; the CPU build, which takes no memory of an accelerator.
+    "tensorflow-cpu>=2.19; sys_platform == 'linux'"
+    " and platform_machine == 'x86_64'",
+    "tensorflow>=2.19; sys_platform != 'linux' or platform_machine != 'x86_64'",
+    "tensorflow-datasets>=4.9.7",
+  ],
+  extras_require={
+    "tpu": ["jax[tpu]>=0.10"],
+    "gpu": ["jax[cuda12]>=0.10"],
+    "test": [
+      "hypothesis>=6.100",
+      "pytest>=8.0",
+      "pytest-xdist>=3.6",
+      "ruff>=0.12",
+    ],
+  },
+)
