@@ -1,0 +1,105 @@
+"""Conventions of each dataset: gripper, terminate, order of the numbers."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from data import make_reach_episodes
+from rt2_jax.input_pipeline import datasets, loader
+from tests import tiny_datasets
+from tests.conftest import ROOT
+
+_BRIDGE = ROOT / "../shared/data/bridge_debug/bridge_dataset/1.0.0"
+
+
+@pytest.mark.parametrize(
+  ("command", "opening"),
+  [
+    ([0, 0, 1, 0, -1, 0], [1, 1, 0, 0, 1, 1]),  # open until it closes
+    ([0, -1, 0, 0, 1, 1], [0, 1, 1, 1, 0, 0]),  # closed until it opens
+    ([0, 0.05, -0.05], [1, 1, 1]),  # never commanded: open
+    ([1], [0]),
+  ],
+)
+def test_relative_gripper_commands_hold(command, opening):
+  out = datasets.absolute_gripper(np.array(command, np.float32)[:, None])
+  np.testing.assert_array_equal(out[:, 0], opening)
+
+
+@pytest.mark.parametrize(
+  ("opening", "binary"),
+  [
+    ([1, 0.7, 0.3, 0], [1, 0, 0, 0]),  # closing: on its way to 0
+    ([0, 0.2, 0.6, 1], [0, 1, 1, 1]),
+    ([0.5, 1, 0.8], [1, 1, 1]),  # nothing settles after it: the nearer state
+    ([0.4], [0]),
+  ],
+)
+def test_a_moving_gripper_takes_the_next_settled_state(opening, binary):
+  out = datasets.binary_gripper(np.array(opening, np.float32)[:, None])
+  np.testing.assert_array_equal(out[:, 0], binary)
+
+
+def test_bridge_terminates_on_its_last_step_only(tmp_path):
+  config = tiny_datasets.bridge_source(tmp_path)
+  index = datasets.open_source(config, "train").index
+  np.testing.assert_array_equal(index.action[:, 0], [0, 0, 0, 0, 1] * 4)
+
+
+def test_bridge_keeps_the_commanded_motion(tmp_path):
+  config = tiny_datasets.bridge_source(tmp_path)
+  index = datasets.open_source(config, "train").index
+  episode = tiny_datasets.bridge_episode(0)
+  recorded = np.reshape(episode["steps/action"], (5, 7)).astype(np.float32)
+  np.testing.assert_array_equal(index.action[:5, 1:7], recorded[:, :6])
+
+
+def test_fractals_format_as_tfds_writes_it(tmp_path):
+  make_reach_episodes.make(
+    str(tmp_path), train_episodes=2, val_episodes=1, seed=3
+  )
+  config = datasets.SourceConfig(
+    "fractal20220817_data", str(tmp_path / "fractal20220817_data/0.1.0")
+  )
+  source = datasets.open_source(config, "train")
+  assert len(source.index.texts) in (1, 2)
+  for episode in range(2):
+    action = source.index.action[source.index.episode == episode]
+    np.testing.assert_array_equal(action[:-1, 0], 0)
+    assert action[-1, 0] == 1.0  # terminate
+    assert np.abs(action[:, 1:4]).max() <= 0.081  # metres
+    assert set(action[:, 7]) <= {0.0, 1.0}
+  images, instructions, _ = next(loader.read_steps(source, 4))
+  assert images.shape == (4, 1, 256, 320, 3) and images.dtype == np.uint8
+  assert len(set(instructions)) == 1
+
+
+@pytest.mark.skipif(
+  not pathlib.Path(_BRIDGE).is_dir(), reason="needs the Bridge debug episodes"
+)
+def test_the_real_bridge_episodes():
+  config = datasets.SourceConfig("bridge_dataset", str(_BRIDGE))
+  index = datasets.open_source(config, "train").index
+  assert len(index) == 250 and index.episode.max() == 24
+  assert len(index.texts) == 4
+  # Extremes as published with the data.
+  np.testing.assert_allclose(
+    index.action[:, 1:7].min(0),
+    [-0.019, -0.0293, -0.0205, -0.1596, -0.1174, -0.2543],
+    atol=1e-4,
+  )
+  assert not index.action[:, 0].any()  # cut episodes: no is_last, no terminate
+
+
+def test_an_unknown_dataset_lists_the_known_ones():
+  with pytest.raises(
+    ValueError, match="'bridge' for dataset, expected one of: fractal.*bridge_"
+  ):
+    datasets.SourceConfig("bridge", "x").space  # noqa: B018
+
+
+def test_an_unknown_dimension_in_bounds():
+  config = datasets.SourceConfig("bridge_dataset", "x", bounds={"z": (0, 1)})
+  with pytest.raises(ValueError, match="got 'z' for dimension of action space"):
+    config.space  # noqa: B018

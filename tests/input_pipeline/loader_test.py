@@ -1,0 +1,128 @@
+"""Batches: what they hold, in which order, and what stops them."""
+
+import numpy as np
+import pytest
+
+from rt2_jax.actions import RT2, ActionTokenizer
+from rt2_jax.input_pipeline import datasets, loader
+from rt2_jax.input_pipeline.loader import Loader, RobotExamples
+from rt2_jax.input_pipeline.mixture import Mixture
+from rt2_jax.prompt import Prompt
+from tests import tiny_datasets
+
+
+@pytest.fixture
+def make_loader(tmp_path, tokenizer):
+  actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
+  prompt = Prompt(tokenizer, prefix_length=24, suffix_length=9)
+
+  def make(episodes=None, rows=range(8), num_frames=1, more=()):
+    if episodes is None:
+      episodes = [tiny_datasets.bridge_episode(seed) for seed in range(4)]
+    examples = []
+    for i, each in enumerate([episodes, *more]):
+      folder = tiny_datasets.write(tmp_path / str(i), each)
+      config = datasets.SourceConfig("bridge_dataset", str(folder))
+      source = datasets.open_source(config, "train", num_frames)
+      examples.append(RobotExamples(source, actions, prompt))
+    sizes = tuple(len(e) for e in examples)
+    mixture = Mixture(sizes, (1.0,) * len(sizes), seed=0)
+    return Loader(examples, mixture, batch_size=8, rows=rows)
+
+  return make
+
+
+def equal(a, b) -> bool:
+  return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_batch_holds_what_the_mixture_says(make_loader, tokenizer):
+  batches = make_loader()
+  (batch,) = batches.batches(3, 4)
+  source = batches.examples[0].source
+  _, index = batches.mixture.draw(3, np.arange(8), 8)
+  assert batch.image.shape == (8, 1, 64, 64, 3)
+  assert batch.image.dtype == np.uint8
+  assert batch.mask_loss.sum(-1).tolist() == [9.0] * 8  # 8 numbers and eos
+  actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
+  for b, i in enumerate(index):
+    step = source.read(int(i))
+    pixels = loader.decode_image(step.images[0], "")
+    np.testing.assert_array_equal(batch.image[b, 0], pixels)
+    np.testing.assert_array_equal(
+      batch.suffix[b, :8], actions.encode(step.action)
+    )
+
+
+def test_starting_later_gives_the_same_batches(make_loader):
+  whole = list(make_loader().batches(0, 6))
+  rest = list(make_loader().batches(4, 6))
+  assert len(whole) == 6
+  assert all(equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
+
+
+def test_hosts_load_disjoint_rows_of_one_batch(make_loader):
+  (whole,) = make_loader().batches(2, 3)
+  halves = [
+    next(make_loader(rows=rows).batches(2, 3))
+    for rows in (range(4), range(4, 8))
+  ]
+  joined = [np.concatenate(x) for x in zip(*halves, strict=True)]
+  assert equal(joined, whole)
+
+
+def test_two_sources_share_the_batch(make_loader):
+  more = [[tiny_datasets.bridge_episode(9, instruction="flip pot upright")]]
+  (batch,) = make_loader(more=more).batches(0, 1)
+  assert np.bincount(batch.source).tolist() == [4, 4]
+
+
+def test_two_frames(make_loader):
+  (batch,) = make_loader(num_frames=2).batches(0, 1)
+  assert batch.image.shape == (8, 2, 64, 64, 3)
+
+
+def test_a_broken_image_is_named_with_file_and_offset(make_loader):
+  episodes = [tiny_datasets.bridge_episode(seed) for seed in range(4)]
+  images = episodes[2]["steps/observation/image_0"]
+  images[1] = images[1][: len(images[1]) // 4]
+  batches = make_loader(episodes)
+  offset = batches.examples[0].source.index.offset[2 * 5 + 1]
+  with pytest.raises(
+    ValueError,
+    match=rf"bridge_dataset-train.tfrecord-00000-of-00001, byte {offset}: got "
+    r"\d+ bytes that do not decode as an image",
+  ):
+    list(batches.batches(0, 10))
+
+
+def test_images_of_two_sizes_are_named(make_loader):
+  episodes = [tiny_datasets.bridge_episode(seed) for seed in range(4)]
+  episodes[3]["steps/observation/image_0"][4] = tiny_datasets.jpeg(0, 48, 64)
+  with pytest.raises(
+    ValueError, match="got an image of 48 x 64 pixels, expected 64 x 64"
+  ):
+    list(make_loader(episodes).batches(0, 10))
+
+
+def test_sources_of_two_sizes_are_named(make_loader):
+  other = tiny_datasets.bridge_episode(9)
+  images = [tiny_datasets.jpeg(t, 48, 64) for t in range(5)]
+  other["steps/observation/image_0"] = images
+  with pytest.raises(ValueError, match="got images of different .height, widt"):
+    next(make_loader(more=[[other]]).batches(0, 1))
+
+
+def test_too_long_an_instruction_stops_before_the_first_batch(make_loader):
+  episode = tiny_datasets.bridge_episode(0, instruction="stack blocks " * 20)
+  with pytest.raises(ValueError, match=r"raise config\.prompt\.prefix_length"):
+    make_loader([episode])
+
+
+def test_read_steps_walks_through_everything_once(make_loader):
+  source = make_loader().examples[0].source
+  chunks = list(loader.read_steps(source, 8))
+  assert [len(c[1]) for c in chunks] == [8, 8, 4]
+  np.testing.assert_array_equal(
+    np.concatenate([c[2] for c in chunks]), source.index.action
+  )

@@ -1,0 +1,53 @@
+"""One prompt for training and acting."""
+
+import numpy as np
+import pytest
+
+from rt2_jax.prompt import Prompt
+from rt2_jax.tokenizer import BOS, EOS, PAD
+
+
+@pytest.fixture(scope="module")
+def prompt(tokenizer):
+  return Prompt(tokenizer, prefix_length=32, suffix_length=9)
+
+
+def test_the_prefix_is_the_papers_question(prompt, tokenizer):
+  ids, mask_input = prompt.robot_prefix("pick  the apple ")
+  real = ids[mask_input]
+  assert real[0] == BOS and (ids[~mask_input] == PAD).all()
+  assert tokenizer.decode(real) == (
+    "Q: what action should the robot take to pick the apple? A:\n"
+  )
+
+
+def test_the_prefix_is_padded_on_the_left(prompt):
+  for instruction in ("pick apple", "put cup from counter into sink"):
+    _, mask_input = prompt.robot_prefix(instruction)
+    assert mask_input[-1] and not mask_input[0]
+    assert (np.diff(mask_input.astype(int)) >= 0).all()
+
+
+def test_the_suffix_ends_with_eos(prompt):
+  ids, mask_loss = prompt.suffix([7, 8, 9])
+  np.testing.assert_array_equal(ids, [7, 8, 9, EOS] + [PAD] * 5)
+  np.testing.assert_array_equal(mask_loss, [1] * 4 + [0] * 5)
+
+
+def test_too_long_an_instruction_says_what_to_change(prompt):
+  with pytest.raises(
+    ValueError,
+    match=r"got a prompt of \d+ tokens, expected at most 32: .*raise "
+    r"config.prompt.prefix_length",
+  ):
+    prompt.robot_prefix("stack all of the blocks " * 9)
+
+
+def test_too_long_an_answer_says_what_to_change(prompt):
+  with pytest.raises(ValueError, match=r"answer of 10 tokens .* at most 9"):
+    prompt.suffix(range(9))
+
+
+def test_a_template_without_an_instruction_is_refused(tokenizer):
+  with pytest.raises(ValueError, match=r"expected the field '\{instruction\}'"):
+    Prompt(tokenizer, 32, 9, template="what now?")
