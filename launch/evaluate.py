@@ -8,6 +8,7 @@ actions to `DIR/evaluation/`.
 import json
 import pathlib
 
+import absl.logging
 import matplotlib
 
 matplotlib.use("agg")
@@ -28,6 +29,7 @@ _MAX_DRAWN = 200  # steps in the picture
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
+  absl.logging.set_verbosity(absl.logging.WARNING)
   workdir = pathlib.Path(_WORKDIR.value)
   checkpoints = Checkpoints.open_run(workdir)
   meta, _ = checkpoints.restore_meta(_STEP.value)

@@ -1,0 +1,136 @@
+"""Imports point down, never sideways or up; TensorFlow stays at the input."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+# WORKSPACE.md draws the same floors. A package stands on one floor as a whole;
+# inside it the order below holds.
+FLOORS = [
+  {"errors", "batch"},
+  {"actions", "trees"},
+  {"tokenizer"},
+  {"prompt"},
+  {"models", "input_pipeline", "sharding", "augment"},
+  {"losses", "optimizer", "checkpoint", "decode"},
+  {"train_state", "policy"},
+  {"evaluators"},
+  {"training"},
+]
+INSIDE = {
+  "models": [{"variants"}, {"siglip", "gemma"}, {"vlm"}],
+  "input_pipeline": [
+    {"records", "mixture"},
+    {"rlds"},
+    {"datasets", "loader"},
+  ],
+  "evaluators": [{"action_accuracy"}],
+}
+
+
+def modules() -> list[pathlib.Path]:
+  package = ROOT / "rt2_jax"
+  return [
+    path.relative_to(package)
+    for path in sorted(package.rglob("*.py"))
+    if path.name != "__init__.py"
+  ]
+
+
+def imports(path: pathlib.Path) -> set[str]:
+  """Every module imported in a file, as dotted names."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f"{path}: relative import"
+      found.add(node.module)
+      found |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return found
+
+
+def floor(name: str, floors: list[set[str]]) -> int:
+  levels = [i for i, names in enumerate(floors) if name in names]
+  assert levels, f"{name} stands on no floor: add it to FLOORS or INSIDE"
+  return levels[0]
+
+
+def own(names: set[str]) -> set[tuple[str, ...]]:
+  """Imports of this package, as path parts below it."""
+  return {
+    tuple(name.split(".")[1:]) for name in names if name.startswith("rt2_jax.")
+  }
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_imports_point_down(module):
+  here = module.with_suffix("").parts
+  for there in own(imports(ROOT / "rt2_jax" / module)):
+    if there[0] != here[0]:
+      assert floor(there[0], FLOORS) < floor(here[0], FLOORS), (
+        f"{module} imports {'.'.join(there)}, which is not below it"
+      )
+    elif len(there) > 1 and len(here) > 1:
+      inside = INSIDE[here[0]]
+      assert floor(there[1], inside) < floor(here[1], inside), (
+        f"{module} imports {'.'.join(there)}, which is not below it"
+      )
+
+
+def test_every_floor_exists():
+  tops = {module.with_suffix("").parts[0] for module in modules()}
+  assert tops == set().union(*FLOORS)
+
+
+def python_files():
+  folders = ("rt2_jax", "launch", "configs", "data")
+  return [p for f in folders for p in sorted((ROOT / f).rglob("*.py"))]
+
+
+@pytest.mark.parametrize(
+  "path", python_files(), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_tensorflow_stays_at_the_input(path):
+  found = {name.split(".")[0] for name in imports(path)} & {
+    "tensorflow",
+    "tensorflow_datasets",
+  }
+  allowed = {"input_pipeline", "data"} & set(path.relative_to(ROOT).parts)
+  assert not found or allowed
+
+
+@pytest.mark.parametrize("path", python_files(), ids=lambda p: p.name)
+def test_the_library_defines_no_flags(path):
+  if path.relative_to(ROOT).parts[0] == "rt2_jax":
+    assert not {"absl.flags", "absl.app", "ml_collections"} & imports(path)
+
+
+def loaded_by(module: str) -> set[str]:
+  """Top-level packages in memory after importing a module."""
+  program = (
+    f"import {module}, sys; print(*{{m.split('.')[0] for m in sys.modules}})"
+  )
+  out = subprocess.run(
+    [sys.executable, "-c", program],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=ROOT,
+  )
+  return set(out.stdout.split())
+
+
+def test_actions_need_neither_flax_nor_tensorflow_nor_jax():
+  heavy = {"flax", "tensorflow", "jax", "sentencepiece"}
+  assert not heavy & loaded_by("rt2_jax.actions")
+
+
+@pytest.mark.parametrize("module", ["rt2_jax.policy", "rt2_jax.train_state"])
+def test_acting_and_stepping_need_no_tensorflow(module):
+  assert not {"tensorflow", "ml_collections"} & loaded_by(module)

@@ -1,0 +1,94 @@
+"""Tables of names against every variant, and meshes of eight devices."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from rt2_jax import sharding, trees
+from rt2_jax.models import variants
+from rt2_jax.models.vlm import init_params
+from rt2_jax.sharding import make_mesh
+
+ONE = {"data": 1, "fsdp": 1, "model": 1}
+
+
+def abstract_params(llm="gemma_tiny", img="tiny/16", image_size=64):
+  config = variants.vlm(img, llm, image_size=image_size, vocab_size=3200)
+  return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("llm", list(variants.DECODERS))
+def test_every_parameter_of_every_decoder_has_a_place(llm):
+  mesh = make_mesh({"data": 2, "fsdp": 2, "model": 2})
+  placed = sharding.state_shardings(abstract_params(llm), mesh)
+  flat = trees.flatten(placed)
+  split = [name for name, s in flat.items() if s.spec != () and any(s.spec)]
+  assert len(split) >= 12
+
+
+def test_every_rule_is_used_by_some_variant():
+  names = {
+    name
+    for llm in variants.DECODERS
+    for name in trees.flatten(abstract_params(llm))
+  }
+  for pattern, _ in sharding.PARAM_RULES:
+    assert any(re.search(pattern, name) for name in names), pattern
+
+
+def test_a_layer_axis_is_never_split():
+  mesh = make_mesh({"data": 2, "fsdp": 2, "model": 2})
+  placed = trees.flatten(sharding.state_shardings(abstract_params(), mesh))
+  for name, s in placed.items():
+    if "layers/" in name or "encoderblock/" in name:
+      assert s.spec[0] is None, name
+  assert placed["llm/layers/mlp/linear"].spec == P(None, "model", "fsdp")
+
+
+def test_an_unknown_parameter_is_named():
+  shape = jax.ShapeDtypeStruct((4, 4), np.float32)
+  with pytest.raises(ValueError, match="'llm/adapter/w', which no rule match"):
+    sharding.state_shardings(
+      {"llm": {"adapter": {"w": shape}}}, make_mesh(ONE | {"data": 8})
+    )
+
+
+def test_a_dimension_that_does_not_divide_is_named():
+  mesh = make_mesh({"data": 1, "fsdp": 1, "model": 8})
+  with pytest.raises(
+    ValueError,
+    match=r"got parameter img/.*/key/kernel of shape \(4, 192, 4, 48\), whose "
+    r"dimension 4 does not divide by the 8 devices of mesh axis 'model'; "
+    r"choose a smaller config.mesh.model",
+  ):
+    sharding.state_shardings(abstract_params(), mesh)
+
+
+def test_one_axis_may_take_the_rest():
+  mesh = make_mesh({"data": -1, "fsdp": 2, "model": 2})
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "model": 2}
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (4, 4, 1), (-1, 3, 1), (1, 1, 1)])
+def test_a_mesh_that_does_not_multiply_is_refused(shape):
+  named = dict(zip(sharding.MESH_AXES, shape, strict=True))
+  with pytest.raises(ValueError, match=r"got config.mesh .* 8 devices"):
+    make_mesh(named)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+  mesh = make_mesh({"data": 4, "fsdp": 2, "model": 1})
+  with pytest.raises(ValueError, match="batch_size = 12, expected a multiple"):
+    sharding.host_rows(12, mesh)
+  assert sharding.host_rows(16, mesh) == range(16)
+
+
+def test_rows_reach_the_devices_in_order():
+  mesh = make_mesh({"data": 2, "fsdp": 2, "model": 2})
+  rows = np.arange(8)[:, None] * np.ones((1, 3))
+  placed = sharding.to_devices({"x": rows}, mesh)["x"]
+  np.testing.assert_array_equal(placed, rows)
+  assert placed.addressable_shards[0].data.shape == (2, 3)
