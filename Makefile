@@ -7,7 +7,8 @@ QUICKSTART ?= runs/quickstart
 .PHONY: quickstart test lint format bench clean
 
 quickstart: .venv/installed
-	$(RUN) -m data.make_reach_episodes --output_dir=$(QUICKSTART)/data
+	$(RUN) -m data.make_reach_episodes --output_dir=$(QUICKSTART)/data \
+	  --train_episodes=24 --val_episodes=6
 	$(RUN) launch/train.py --config=configs/quickstart.py \
 	  --config.sources.reach.path=$(QUICKSTART)/data/fractal20220817_data/0.1.0 \
 	  --workdir=$(QUICKSTART)/run

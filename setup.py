@@ -18,7 +18,7 @@ setuptools.setup(
     "matplotlib>=3.9",
     "ml_collections>=1.0",
     "numpy>=2.0",
-    "optax>=0.2.5",
+    "optax>=0.2.6",
     "orbax-checkpoint>=0.11.20",
     "sentencepiece>=0.2.0",
     "tensorboard>=2.19",

@@ -16,13 +16,19 @@ def get_config() -> ml_collections.ConfigDict:
         "img": "tiny/16",
         "llm": "gemma_tiny",
         "image_size": 64,
+        "num_frames": 1,
+        "dtype": "float32",
+        "remat": False,
       },
       "tokenizer": "data/small_tokenizer.model",
       "prompt": {"prefix_length": 24, "suffix_length": 9},
-      "actions": {"route": "rare"},
+      "actions": {"route": "rare", "rt1_compat": False},
       "sources": {
         "bridge": {
           "dataset": "bridge_dataset",
+          "split": "train",
+          "eval_split": "train",
+          "weight": 1.0,
           "path": "../shared/data/bridge_debug/bridge_dataset/1.0.0",
           # 1st and 99th percentile of the whole dataset, as published with
           # OpenVLA: 256 bins of RT-1's ±1 m would leave ten of them in use.
@@ -36,17 +42,24 @@ def get_config() -> ml_collections.ConfigDict:
           },
         },
       },
-      "augmentation": {},
+      "augmentation": {
+        "crop": 0.0,
+        "brightness": 0.0,
+        "contrast": 0.0,
+        "saturation": 0.0,
+      },
       "optimizer": {
         "learning_rate": 1e-3,
-        "warmup_steps": 100,
+        "warmup_steps": 40,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
       },
       "mesh": {"data": -1, "fsdp": 1, "model": 1},
       "batch_size": 50,
-      "num_steps": 1500,
+      "num_steps": 600,
       "seed": 0,
-      "log_every": 50,
-      "checkpoint_every": 500,
+      "log_every": 20,
+      "checkpoint_every": 200,
       "keep_checkpoints": 2,
     }
   )

@@ -1,8 +1,9 @@
-"""A small model learns to reach and grasp from rendered episodes, in minutes.
+"""24 rendered episodes, learnt by heart from scratch on a CPU in minutes.
 
 `make quickstart` writes the episodes with `data/make_reach_episodes.py`, in the
-format of RT-1's data, trains on them and evaluates on episodes that the model
-has not seen.
+format of RT-1's data, and evaluates on the same episodes: it shows that every
+part of the road works. Too few pictures to learn to see from; for numbers on
+episodes that the model has not seen, `--config.sources.reach.eval_split=val`.
 """
 
 import ml_collections
@@ -12,18 +13,23 @@ def get_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     {
       "model": {
-        "img": "tiny/8",
+        "img": "tiny/16",
         "llm": "gemma_tiny",
         "image_size": 64,
+        "num_frames": 1,
+        "dtype": "float32",
+        "remat": False,
       },
       "tokenizer": "data/small_tokenizer.model",
       "prompt": {"prefix_length": 24, "suffix_length": 9},
-      "actions": {"route": "rare"},
+      "actions": {"route": "rare", "rt1_compat": False},
       "sources": {
         "reach": {
           "dataset": "fractal20220817_data",
+          "split": "train",
+          "eval_split": "train",
+          "weight": 1.0,
           "path": "runs/quickstart/data/fractal20220817_data/0.1.0",
-          "eval_split": "val",
           # The oracle moves 6 cm and 0.4 rad per step at most.
           "bounds": {
             "dx": (-0.064, 0.064),
@@ -33,17 +39,24 @@ def get_config() -> ml_collections.ConfigDict:
           },
         },
       },
-      "augmentation": {"brightness": 0.1, "contrast": 0.1, "saturation": 0.1},
+      "augmentation": {
+        "crop": 0.0,
+        "brightness": 0.0,
+        "contrast": 0.0,
+        "saturation": 0.0,
+      },
       "optimizer": {
         "learning_rate": 1e-3,
-        "warmup_steps": 50,
+        "warmup_steps": 30,
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
       },
       "mesh": {"data": -1, "fsdp": 1, "model": 1},
-      "batch_size": 32,
-      "num_steps": 400,
+      "batch_size": 48,
+      "num_steps": 360,
       "seed": 0,
       "log_every": 20,
-      "checkpoint_every": 200,
+      "checkpoint_every": 120,
       "keep_checkpoints": 2,
     }
   )

@@ -128,9 +128,9 @@ class Trainer:
     params = optax.apply_updates(state.params, updates)
     metrics = batch_metrics(loss, logits, batch, self.tokenizers)
     metrics |= {
-      "gradient_norm": optax.global_norm(grads),
-      "update_norm": optax.global_norm(updates),
-      "parameter_norm": optax.global_norm(params),
+      "gradient_norm": optax.tree.norm(grads),
+      "update_norm": optax.tree.norm(updates),
+      "parameter_norm": optax.tree.norm(params),
     }
     return TrainState(state.step + 1, params, opt_state), metrics
 

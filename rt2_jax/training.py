@@ -30,6 +30,9 @@ from rt2_jax.train_state import Trainer, TrainState
 
 _LOG = logging.getLogger(__name__)
 
+# Fields that may change when a run goes on: the batches stay the same.
+_FREE_FIELDS = ("mesh", "log_every", "checkpoint_every", "keep_checkpoints")
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
@@ -280,7 +283,7 @@ def restore_or_init(
 
 
 def claim_workdir(workdir: pathlib.Path, fields: Mapping[str, Any]):
-  """Writes config.json, or checks that the one there says the same.
+  """Writes config.json, or checks that the one there asks for the same.
 
   Raises:
     ValueError: the workdir belongs to a different experiment.
@@ -291,7 +294,8 @@ def claim_workdir(workdir: pathlib.Path, fields: Mapping[str, Any]):
     path.write_text(json.dumps(fields, indent=2, sort_keys=True))
     return
   stored = json.loads(path.read_text())
-  differences = list(differing(stored, to_json(fields), "config"))
+  wanted = dict(to_json(fields), **{f: stored.get(f) for f in _FREE_FIELDS})
+  differences = list(differing(stored, wanted, "config"))
   if differences:
     raise ValueError(
       f"got a config that differs from the one in {path}: "

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rt2_jax import augment
-from rt2_jax.actions import ActionTokenizer, RareTokens
+from rt2_jax.actions import NUM_BINS, ActionTokenizer, RareTokens
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM
 from rt2_jax.policy import Policy
@@ -45,9 +45,14 @@ class ActionAccuracy:
 
   @property
   def bin_distance(self) -> np.ndarray:
-    """int32[N, D], bins between the decoded and the recorded action."""
+    """int32[N, D], bins between the decoded and the recorded action.
+
+    Classes of a discrete dimension have no order: another one is far.
+    """
     to_bins = self.tokenizer.to_bins
-    return np.abs(to_bins(self.decoded) - to_bins(self.recorded))
+    distance = np.abs(to_bins(self.decoded) - to_bins(self.recorded))
+    is_class = [d.kind == "discrete" for d in self.tokenizer.space.dimensions]
+    return np.where(is_class & (distance > 0), NUM_BINS, distance)
 
   @property
   def near(self) -> float:

@@ -1,0 +1,135 @@
+"""The whole road, as a person walks it: train, kill, go on, evaluate, act."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from rt2_jax import checkpoint
+from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.input_pipeline import datasets, loader
+from rt2_jax.models.variants import VLMConfig
+from rt2_jax.models.vlm import init_params
+from rt2_jax.policy import Policy
+from tests import tiny_datasets
+from tests.conftest import ROOT
+
+NUM_STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("journey")
+  tiny_datasets.bridge_source(folder / "bridge" / "1.0.0")
+  return folder
+
+
+def start(folder, workdir: str) -> subprocess.Popen:
+  """launch/train.py on eight fake devices, as from a shell."""
+  overrides = {
+    "sources.bridge.path": folder / "bridge" / "1.0.0",
+    "model.image_size": 32,
+    "augmentation.crop": 0.1,
+    "augmentation.contrast": 0.1,
+    "optimizer.warmup_steps": 2,
+    "mesh.data": 2,
+    "mesh.fsdp": 2,
+    "mesh.model": 2,
+    "batch_size": 8,
+    "num_steps": NUM_STEPS,
+    "log_every": 1,
+    "checkpoint_every": 3,
+  }
+  command = [
+    sys.executable,
+    "launch/train.py",
+    "--config=configs/bridge_debug.py",
+    f"--workdir={folder / workdir}",
+    *(f"--config.{name}={value}" for name, value in overrides.items()),
+  ]
+  return subprocess.Popen(
+    command,
+    cwd=ROOT,
+    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(process: subprocess.Popen) -> str:
+  out, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, out
+  return out
+
+
+def final_params(workdir):
+  checkpoints = Checkpoints.open_run(workdir)
+  meta, _ = checkpoints.restore_meta()
+  assert checkpoints.latest_step() == NUM_STEPS
+  model = VLMConfig.from_dict(meta["model"])
+  shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+  one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return checkpoints.restore_params(
+    checkpoint.abstract(shapes, jax.tree.map(lambda _: one, shapes))
+  )
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+  """An uninterrupted run."""
+  finish(start(folder, "whole"))
+  return folder / "whole"
+
+
+def test_a_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(folder, whole):
+  victim = start(folder, "killed")
+  last = random.randint(4, NUM_STEPS - 2)  # any step: the claim is for all
+  seen = []
+  for line in victim.stdout:
+    seen.append(line)
+    if f"step {last}/{NUM_STEPS}" in line:
+      break
+  victim.send_signal(signal.SIGKILL)
+  assert victim.wait(timeout=60) == -signal.SIGKILL, "".join(seen)
+  out = finish(start(folder, "killed"))
+  assert "from step 0 of" not in out, f"killed after step {last}\n{out}"
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    final_params(folder / "killed"),
+    final_params(whole),
+  )
+
+
+def test_evaluate_prints_a_table_and_draws(whole):
+  done = subprocess.run(
+    [sys.executable, "launch/evaluate.py", f"--workdir={whole}"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert "mean teacher-forced token accuracy" in done.stdout
+  for name in ("terminate", "dx", "dyaw", "gripper"):
+    assert f"\n{name}" in done.stdout
+  metrics = json.loads((whole / "evaluation/bridge.json").read_text())
+  assert 0 <= metrics["forced_accuracy/mean"] <= 1
+  assert (whole / "evaluation/bridge.png").stat().st_size > 10_000
+
+
+def test_a_policy_acts_from_the_checkpoint_alone(folder, whole):
+  policy = Policy.from_checkpoint(whole)
+  config = datasets.SourceConfig(
+    "bridge_dataset", str(folder / "bridge" / "1.0.0")
+  )
+  source = datasets.open_source(config, "train")
+  images, instructions, _ = next(loader.read_steps(source, 4))
+  actions = policy(images, instructions)
+  assert actions.shape == (4, 8) and np.isfinite(actions).all()
+  assert set(actions[:, 0]) <= {0.0, 1.0}

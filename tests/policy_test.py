@@ -1,0 +1,124 @@
+"""A policy is its checkpoint: nothing else is needed, nothing else is used."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from rt2_jax.actions import RT2, ActionTokenizer
+from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.evaluators import action_accuracy
+from rt2_jax.models import variants
+from rt2_jax.models.vlm import init_params
+from rt2_jax.policy import Policy
+from rt2_jax.prompt import ROBOT_TEMPLATE
+
+INSTRUCTIONS = ["put carrot on plate", "pick apple", "open top drawer"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+  """A checkpoint of a random model with two robot sources and two frames."""
+  folder = tmp_path_factory.mktemp("run")
+  model = variants.vlm(
+    "tiny/16",
+    "gemma_tiny",
+    image_size=32,
+    vocab_size=tokenizer.vocab_size,
+    num_frames=2,
+  )
+  params = init_params(model, jax.random.key(0))
+  route = tokenizer.action_route("rare")
+  narrow = RT2.with_bounds({"dx": (-0.01, 0.01)})
+  actions = {
+    "kitchen": ActionTokenizer(RT2, route),
+    "table": ActionTokenizer(narrow, route),
+  }
+  meta = {
+    "model": dataclasses.asdict(model),
+    "prompt": {
+      "prefix_length": 24,
+      "suffix_length": 9,
+      "template": ROBOT_TEMPLATE,
+    },
+    "action_tokenizers": {name: t.to_dict() for name, t in actions.items()},
+    "tokenizer_sha256": tokenizer.sha256,
+  }
+  checkpoints = Checkpoints(folder / "checkpoints")
+  checkpoints.save(7, params, {"count": params}, meta, tokenizer.model)
+  checkpoints.close()
+  return folder
+
+
+@pytest.fixture(scope="module")
+def policy(folder):
+  return Policy.from_checkpoint(folder, "table")
+
+
+@pytest.fixture(scope="module")
+def images():
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 256, (3, 2, 48, 64, 3), np.uint8)
+
+
+def test_one_image_one_action(policy, images):
+  action = policy(images[0], INSTRUCTIONS[0])
+  assert action.shape == (8,) and action.dtype == np.float32
+  assert np.abs(action[1]) <= 0.01  # the bounds of this source
+
+
+def test_a_batch_is_its_rows(policy, images):
+  together = policy(images, INSTRUCTIONS)
+  assert together.shape == (3, 8)
+  for b in range(3):
+    np.testing.assert_array_equal(
+      policy(images[b], INSTRUCTIONS[b]), together[b]
+    )
+
+
+def test_sources_share_tokens_and_differ_in_bounds(folder, policy, images):
+  kitchen = Policy.from_checkpoint(folder, "kitchen")
+  np.testing.assert_array_equal(
+    kitchen.token_ids(images, INSTRUCTIONS),
+    policy.token_ids(images, INSTRUCTIONS),
+  )
+  wide, narrow = kitchen(images, INSTRUCTIONS), policy(images, INSTRUCTIONS)
+  np.testing.assert_allclose(wide[:, 1] / 100, narrow[:, 1], atol=1e-6)
+
+
+def test_the_source_must_be_named_when_there_are_two(folder):
+  for source in (None, "tables"):
+    with pytest.raises(ValueError, match="expected one of: kitchen, table"):
+      Policy.from_checkpoint(folder, source)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda x: x[:, 0],
+    lambda x: x[:, :1],
+    lambda x: x.astype(np.float32) / 255,
+    lambda x: x[:2],
+    lambda x: x[..., :1],
+  ],
+)
+def test_other_images_are_refused(policy, images, change):
+  with pytest.raises(
+    ValueError, match=r"for 3 instructions, expected uint8\[2, H, W, 3\]"
+  ):
+    policy(change(images), INSTRUCTIONS)
+
+
+def test_too_long_an_instruction_is_refused(policy, images):
+  with pytest.raises(ValueError, match="got a prompt of .* at most 24"):
+    policy(images[0], "pick the apple and " * 10)
+
+
+def test_accuracy_of_a_policy_against_itself(policy, images):
+  """Recorded = what it would do: every figure is perfect."""
+  actions = policy(images, INSTRUCTIONS)
+  result = action_accuracy.evaluate(policy, [(images, INSTRUCTIONS, actions)])
+  metrics = result.metrics()
+  assert result.near == 1.0 and metrics["l1/dx"] == 0.0
+  assert metrics["decoded_accuracy/gripper"] == 1.0

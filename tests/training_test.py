@@ -1,0 +1,161 @@
+"""Configs and workdirs: what is accepted, and what each refusal says."""
+
+import copy
+import json
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+
+from configs import bridge_debug, quickstart
+from rt2_jax import training
+from rt2_jax.training import TrainConfig
+from tests import tiny_datasets
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def fields(tmp_path):
+  """configs/bridge_debug.py on 20 small steps, one layer of a model each."""
+  fields = bridge_debug.get_config().to_dict()
+  fields["tokenizer"] = str(ROOT / "data/small_tokenizer.model")
+  source = tiny_datasets.bridge_source(tmp_path / "bridge" / "1.0.0")
+  fields["sources"]["bridge"]["path"] = source.path
+  fields["model"]["image_size"] = 32
+  fields["mesh"] = {"data": 2, "fsdp": 2, "model": 2}
+  fields["augmentation"]["brightness"] = 0.1
+  fields["optimizer"]["warmup_steps"] = 1
+  fields |= {"batch_size": 8, "num_steps": 4}
+  fields |= {"log_every": 2, "checkpoint_every": 2, "keep_checkpoints": 2}
+  return fields
+
+
+@pytest.mark.parametrize("module", [bridge_debug, quickstart])
+def test_every_config_is_read_whole(module, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  config = TrainConfig.from_dict(module.get_config().to_dict())
+  assert config.model.llm.vocab_size == config.tokenizer.vocab_size == 3200
+  (tokenizer,) = config.action_tokenizers().values()
+  assert tokenizer.answer_length + 1 == config.prompt.suffix_length
+  assert json.loads(json.dumps(module.get_config().to_dict()))
+
+
+def test_training_resumes_bit_for_bit_on_the_same_mesh(fields, tmp_path):
+  whole = training.train(fields, tmp_path / "whole")
+  half = tmp_path / "half"
+  # Half the run, then the rest: as if it had been stopped after step 2.
+  training.train(fields, half)
+  for folder in (half / "checkpoints").iterdir():
+    if folder.name == "4":
+      folder.rename(tmp_path / "set_aside")
+  resumed = training.train(fields, half)
+  jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
+  jax.tree.map(
+    np.testing.assert_array_equal, whole.opt_state, resumed.opt_state
+  )
+
+
+def test_a_run_goes_on_with_another_mesh(fields, tmp_path):
+  whole = training.train(fields, tmp_path / "run")
+  last = tmp_path / "run" / "checkpoints" / "4"
+  last.rename(tmp_path / "set_aside")
+  fields["mesh"] = {"data": 8, "fsdp": 1, "model": 1}
+  resumed = training.train(fields, tmp_path / "run")
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
+    jax.device_get(whole.params),
+    jax.device_get(resumed.params),
+  )
+
+
+def test_tensorboard_gets_every_metric_of_every_source(fields, tmp_path):
+  training.train(fields, tmp_path / "run")
+  log = event_accumulator.EventAccumulator(str(tmp_path / "run/tensorboard"))
+  tags = log.Reload().Tags()["scalars"]
+  for tag in (
+    "train/loss",
+    "train/bridge/loss",
+    "train/bridge/share",
+    "train/bridge/accuracy/terminate",
+    "train/bridge/l1/dx_m",
+    "train/bridge/l1/dyaw_rad",
+    "train/gradient_norm",
+    "train/examples_per_s",
+    "train/learning_rate",
+  ):
+    assert tag in tags
+  shares = [e.value for e in log.Scalars("train/bridge/share")]
+  assert shares == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "message"),
+  [
+    ("batchsize", 3, r"'batchsize' for a field of config, .* 'batch_size'\?"),
+    ("model.depht", 3, r"'depht' for a field of config\.model, expected"),
+    ("model.llm", "gemma_3b", "'gemma_3b' for decoder, expected one of: gemma"),
+    ("optimizer.lr", 1, r"'lr' for a field of config\.optimizer, expected one"),
+    ("sources.bridge.dataset", "bridg", "for dataset, expected one of: fracta"),
+    ("sources.bridge.split", "test", "got split 'test', expected one of train"),
+    ("sources.bridge.bounds", {"dq": (0, 1)}, "got 'dq' for dimension of acti"),
+    ("actions.route", "common", "'common' for action token route, expected on"),
+    ("prompt.prefix_length", 12, "expected at most 12: 'Q: what action should"),
+    ("prompt.suffix_length", 8, "answer of 9 tokens with eos, expected at mos"),
+    ("mesh.data", 3, r"got config\.mesh .* expected axes that multiply to 8"),
+    ("batch_size", 6, r"config.batch_size = 6, expected a multiple of data x"),
+    ("tokenizer", "README.md", "got tokenizer file|not a SentencePiece model"),
+    ("augmentation.crop", -1.0, r"config\.augmentation\.crop = -1\.0, expecte"),
+    ("optimizer.warmup_steps", 4, "warmup_steps = 4, expected less than confi"),
+  ],
+)
+def test_a_mistake_is_named_before_the_first_step(
+  fields, tmp_path, path, value, message
+):
+  *parents, last = path.split(".")
+  part = fields
+  for parent in parents:
+    part = part[parent]
+  part[last] = value
+  with pytest.raises(ValueError, match=message):
+    training.train(fields, tmp_path / "run")
+
+
+def test_a_missing_field_is_named(fields, tmp_path):
+  del fields["batch_size"], fields["optimizer"]["learning_rate"]
+  with pytest.raises(
+    ValueError, match=r"got no config\.optimizer\.learning_ra"
+  ):
+    training.train(fields, tmp_path / "run")
+
+
+def test_a_workdir_of_another_experiment_is_left_alone(fields, tmp_path):
+  training.claim_workdir(tmp_path, fields)
+  before = (tmp_path / "config.json").read_text()
+  other = copy.deepcopy(fields)
+  other["optimizer"]["learning_rate"] = 0.5
+  other["seed"] = 3
+  with pytest.raises(
+    ValueError,
+    match=r"differs from the one in .*config\.json: config\.optimizer\."
+    r"learning_rate is 0\.5, was 0\.001; config\.seed is 3, was 0; use another",
+  ):
+    training.claim_workdir(tmp_path, other)
+  assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_checkpoint_of_another_model_or_action_space(fields, tmp_path):
+  training.train(fields, tmp_path / "run")
+  (tmp_path / "run/config.json").unlink()
+  fields["model"]["llm"] = "gemma2_tiny"
+  with pytest.raises(
+    ValueError, match=r"another model or action space.* model\.llm\.attn_soft"
+  ):
+    training.train(fields, tmp_path / "run")
+  (tmp_path / "run/config.json").unlink()
+  fields["model"]["llm"] = "gemma_tiny"
+  fields["sources"]["bridge"]["bounds"] = {"dx": (-0.5, 0.5)}
+  with pytest.raises(
+    ValueError, match=r"another model or action space.*action_tokenizers\.bri"
+  ):
+    training.train(fields, tmp_path / "run")
