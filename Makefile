@@ -26,6 +26,7 @@ format: .venv/installed
 	$(RUN) -m ruff format .
 
 bench: .venv/installed
+	$(RUN) -m data.make_reach_episodes --output_dir=runs/bench
 	$(RUN) launch/benchmark.py
 
 clean:

@@ -25,6 +25,8 @@ from rt2_jax.errors import unknown_name
 
 NUM_BINS = 256
 
+Span = tuple[float, float]  # low, high
+
 
 @dataclasses.dataclass(frozen=True)
 class Dimension:
@@ -134,28 +136,33 @@ class ActionSpace:
     return "\n".join(rows)
 
 
-def _pose_deltas(prefix: str = "d") -> tuple[Dimension, ...]:
-  """End-effector displacement with RT-1's bounds (its policy_specs.pbtxt)."""
-  half_turn = math.pi / 2
+def _pose_deltas(metres: Span, radians: Span) -> tuple[Dimension, ...]:
+  """End-effector displacement."""
   return (
-    *(Dimension(prefix + a, "m", -1.0, 1.0) for a in "xyz"),
-    *(
-      Dimension(prefix + a, "rad", -half_turn, half_turn)
-      for a in ("roll", "pitch", "yaw")
-    ),
+    *(Dimension("d" + a, "m", *metres) for a in "xyz"),
+    *(Dimension("d" + a, "rad", *radians) for a in ("roll", "pitch", "yaw")),
   )
 
 
+def _centred(limit: float) -> Span:
+  """±limit, and half a bin more, so that 0 is the centre of bin 127.
+
+  With an even number of bins over ±limit, zero lies on an edge and decodes to
+  half a bin: a robot told to rest would drift by 4 mm a step.
+  """
+  return -limit, limit * (NUM_BINS + 1) / (NUM_BINS - 1)
+
+
 # The paper gives the 8 fields but neither bounds nor the coding of terminate.
-# Bounds are RT-1's. RT-1's mode 0 is "terminate" and the paper's strings begin
-# with 1 while the robot moves, so number 0 means terminate = 1.0 (inferred).
-# The gripper is absolute, 1 = open, as all current robot datasets are made.
+# Bounds are RT-1's, centred. RT-1's mode 0 is "terminate" and the paper's
+# strings begin with 1 while the robot moves, so number 0 means terminate = 1.0
+# (inferred). The gripper is absolute, 1 = open, as today's datasets have it.
 RT2 = ActionSpace(
   "rt2",
   "robot base",
   (
     Dimension("terminate", "yes/no", values=(1.0, 0.0)),
-    *_pose_deltas(),
+    *_pose_deltas(_centred(1.0), _centred(math.pi / 2)),
     Dimension("gripper", "open", 0.0, 1.0),
   ),
 )
@@ -166,7 +173,7 @@ RT1 = ActionSpace(
   "robot base",
   (
     Dimension("mode", "terminate/arm/base", values=(0.0, 1.0, 2.0)),
-    *_pose_deltas(),
+    *_pose_deltas((-1.0, 1.0), (-math.pi / 2, math.pi / 2)),
     Dimension("gripper_closedness", "close", -1.0, 1.0),
     Dimension("base_dyaw", "rad", -math.pi, math.pi),
     Dimension("base_dx", "m", -1.0, 1.0),

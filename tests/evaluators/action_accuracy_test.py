@@ -7,7 +7,7 @@ from rt2_jax.actions import RT2, ActionTokenizer, RareTokens
 from rt2_jax.evaluators.action_accuracy import ActionAccuracy
 
 TOKENIZER = ActionTokenizer(RT2, RareTokens(tuple(range(256))))
-BIN = 2 / 256  # metres, RT-1's bounds
+BIN = 2 / 255  # metres, RT-1's bounds, centred
 
 
 @pytest.fixture

@@ -1,0 +1,189 @@
+"""Measures this machine and prints one JSON object per line.
+
+  python launch/benchmark.py [loader|train|policy …]     (default: all three)
+
+loader: index and read RLDS episodes, in examples per second of this process's
+  CPU time, decoding on the host (`make bench` renders the episodes).
+train: the training step of configs/quickstart.py on a synthetic batch.
+policy: one action of the same model, from image to float32[8].
+
+Speeds are medians. `train` and `policy` import no TensorFlow.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import absl.logging
+import jax
+import numpy as np
+from absl import app, flags
+
+from rt2_jax import optimizer, sharding
+from rt2_jax.actions import RT2, ActionTokenizer
+from rt2_jax.augment import Augmentation
+from rt2_jax.batch import Batch
+from rt2_jax.models import variants
+from rt2_jax.models.vlm import init_params
+from rt2_jax.policy import Policy
+from rt2_jax.prompt import Prompt
+from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.train_state import Trainer
+
+_DATA = flags.DEFINE_string(
+  "data",
+  "runs/bench/fractal20220817_data/0.1.0",
+  "What `loader` reads, in the format of fractal20220817_data.",
+)
+_TOKENIZER = flags.DEFINE_string(
+  "tokenizer", "data/small_tokenizer.model", "SentencePiece model."
+)
+_IMG = flags.DEFINE_string("img", "tiny/16", "Encoder of train and policy.")
+_LLM = flags.DEFINE_string("llm", "gemma_tiny", "Decoder of train and policy.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Encoder pixels.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 48, "Examples per step.")
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.")
+
+_CAMERA = (256, 320)  # RT-1's
+_PREFIX, _SUFFIX = 24, 9
+
+
+def main(argv):
+  absl.logging.set_verbosity(absl.logging.WARNING)
+  benchmarks = {"loader": loader, "train": train, "policy": policy}
+  unknown = set(argv[1:]) - set(benchmarks)
+  if unknown:
+    raise app.UsageError(f"got {unknown}, expected any of {list(benchmarks)}")
+  for name in argv[1:] or benchmarks:
+    row = {"benchmark": name, "machine": machine()} | benchmarks[name]()
+    print(json.dumps(row), flush=True)
+
+
+def machine() -> str:
+  device = jax.devices()[0]
+  return f"{platform.machine()}, {os.cpu_count()} CPUs, {device.device_kind}"
+
+
+def loader() -> dict:
+  # Here alone: the other two benchmarks run on machines without TensorFlow.
+  from rt2_jax.input_pipeline import datasets, loader, mixture
+
+  tokenizer = Tokenizer.from_file(_TOKENIZER.value)
+  config = datasets.SourceConfig("fractal20220817_data", _DATA.value)
+  index_s = seconds(lambda: datasets.open_source(config, "train"), cpu=True)
+  source = datasets.open_source(config, "train")
+  actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
+  examples = loader.RobotExamples(source, actions, make_prompt(tokenizer))
+  order = mixture.Mixture((len(examples),), (1.0,), seed=0)
+  size, warmup, count = 64, 8, 60
+  batches = loader.Loader([examples], order, size, range(size)).batches(
+    0, warmup + count
+  )
+  for _ in range(warmup):
+    next(batches)
+  cpu, wall = time.process_time(), time.perf_counter()
+  for _ in range(count):
+    next(batches)
+  cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+  return {
+    "image": "256x320 JPEG, decoded on the host",
+    "steps": len(source),
+    "index_steps_per_cpu_s": round(len(source) / index_s),
+    "examples_per_cpu_s": round(count * size / cpu),
+    "examples_per_s": round(count * size / wall),
+  }
+
+
+def train() -> dict:
+  tokenizer = Tokenizer.from_file(_TOKENIZER.value)
+  actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
+  config = optimizer.OptimizerConfig(learning_rate=1e-3, warmup_steps=1)
+  trainer = Trainer(
+    model=make_model(tokenizer),
+    optimizer=optimizer.make_optimizer(config, 100),
+    augmentation=Augmentation(),
+    tokenizers=(actions,),
+    seed=0,
+    mesh=sharding.make_mesh({"data": -1, "fsdp": 1, "model": 1}),
+  )
+  batch = synthetic_batch(actions, make_prompt(tokenizer))
+  batch = sharding.to_devices(batch, trainer.mesh)
+  state, step = trainer.init_state(), trainer.compile_step()
+
+  def run():
+    nonlocal state
+    state, metrics = step(state, batch)
+    jax.block_until_ready(metrics)
+
+  step_s = seconds(run)
+  return {
+    "model": f"{_IMG.value} + {_LLM.value}, {_DTYPE.value}",
+    "parameters": optimizer.count_parameters(state.params),
+    "batch_size": _BATCH_SIZE.value,
+    "step_s": round(step_s, 4),
+    "examples_per_s": round(_BATCH_SIZE.value / step_s, 1),
+  }
+
+
+def policy() -> dict:
+  tokenizer = Tokenizer.from_file(_TOKENIZER.value)
+  model = make_model(tokenizer)
+  actor = Policy(
+    model,
+    jax.jit(lambda: init_params(model, jax.random.key(0)))(),
+    make_prompt(tokenizer),
+    ActionTokenizer(RT2, tokenizer.action_route("rare")),
+  )
+  image = np.zeros((*_CAMERA, 3), np.uint8)
+  action_s = seconds(lambda: actor(image, "pick coke can"))
+  return {
+    "model": f"{_IMG.value} + {_LLM.value}, {_DTYPE.value}",
+    "action_ms": round(1e3 * action_s, 2),
+    "actions_per_s": round(1 / action_s, 1),
+  }
+
+
+def make_model(tokenizer: Tokenizer) -> variants.VLMConfig:
+  return variants.vlm(
+    _IMG.value,
+    _LLM.value,
+    image_size=_IMAGE_SIZE.value,
+    vocab_size=tokenizer.vocab_size,
+    dtype=_DTYPE.value,
+  )
+
+
+def make_prompt(tokenizer: Tokenizer) -> Prompt:
+  return Prompt(tokenizer, _PREFIX, _SUFFIX)
+
+
+def synthetic_batch(actions: ActionTokenizer, prompt: Prompt) -> Batch:
+  """Random images and actions, fixed by a seed."""
+  rng = np.random.default_rng(0)
+  rows = _BATCH_SIZE.value
+  bins = rng.integers(0, actions.sizes, (rows, len(actions.space)))
+  suffixes = map(prompt.suffix, actions.encode(actions.to_action(bins)))
+  suffix, mask_loss = map(np.stack, zip(*suffixes, strict=True))
+  prefix, mask_input = prompt.robot_prefixes(["pick coke can"] * rows)
+  image = rng.integers(0, 256, (rows, 1, *_CAMERA, 3), np.uint8)
+  source = np.zeros(rows, np.int32)
+  return Batch(image, prefix, mask_input, suffix, mask_loss, source)
+
+
+def seconds(call: Callable[[], object], cpu: bool = False) -> float:
+  """Median time of a call, after two to warm up."""
+  clock = time.process_time if cpu else time.perf_counter
+  times = []
+  for _ in range(_REPEATS.value + 2):
+    start = clock()
+    call()
+    times.append(clock() - start)
+  return statistics.median(times[2:])
+
+
+if __name__ == "__main__":
+  app.run(main)
