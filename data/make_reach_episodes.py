@@ -27,6 +27,7 @@ from typing import Any
 
 # TensorFlow reads this when it is imported, and is quiet.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import numpy as np
 import tensorflow_datasets as tfds
