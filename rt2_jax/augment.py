@@ -14,6 +14,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from rt2_jax.images import resize_weights
+
 _LUMA = jnp.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
@@ -43,23 +45,31 @@ class Augmentation:
         )
 
 
-def prepare(images: jax.Array, resolution: int) -> jax.Array:
+def prepare(
+  images: jax.Array, resolution: int, image_size: jax.Array | None = None
+) -> jax.Array:
   """Images as evaluation and acting see them: resized, not cropped.
 
   Args:
     images: uint8[B, F, H, W, 3].
     resolution: R.
+    image_size: int32[B, 2], height and width of each example's images; what
+      lies below and right of them is padding. None: no padding.
 
   Returns:
     float32[B, F, R, R, 3] in [-1, 1].
   """
   whole = jnp.array([0.0, 0.0, 1.0, 1.0])
   crop = jnp.broadcast_to(whole, (images.shape[0], 4))
-  return _resize(images, crop, resolution)
+  return _resize(images, crop, resolution, image_size)
 
 
 def augment(
-  images: jax.Array, resolution: int, config: Augmentation, key: jax.Array
+  images: jax.Array,
+  resolution: int,
+  config: Augmentation,
+  key: jax.Array,
+  image_size: jax.Array | None = None,
 ) -> jax.Array:
   """Images as training sees them; all frames of an example change alike.
 
@@ -69,12 +79,13 @@ def augment(
     config: how far images may be changed.
     key: of this step. Row b uses `fold_in(key, b)`, so that an example's
       change depends on (seed, step, row) alone, on any mesh.
+    image_size: as in `prepare`.
 
   Returns:
     float32[B, F, R, R, 3] in [-1, 1].
   """
   if config == Augmentation():
-    return prepare(images, resolution)
+    return prepare(images, resolution, image_size)
   rows = jnp.arange(images.shape[0])
   noise = jax.vmap(
     lambda row: jax.random.uniform(
@@ -83,32 +94,42 @@ def augment(
   )(rows)
   size = 1.0 - config.crop * jnp.abs(noise[:, 0:2])
   corner = (1.0 - size) * (noise[:, 2:4] + 1.0) / 2
-  resized = _resize(images, jnp.concatenate([corner, size], -1), resolution)
+  crop = jnp.concatenate([corner, size], -1)
+  resized = _resize(images, crop, resolution, image_size)
   scale = jnp.array([config.brightness, config.contrast, config.saturation])
   return _recolour(resized, noise[:, 4:] * scale)
 
 
-def _resize(images: jax.Array, crop: jax.Array, resolution: int) -> jax.Array:
+def _resize(
+  images: jax.Array,
+  crop: jax.Array,
+  resolution: int,
+  image_size: jax.Array | None,
+) -> jax.Array:
   """Antialiased bilinear resize of float32[B, 4] crops (y, x, height, width).
 
   Crops are parts of the image. The aspect ratio follows the crop: RT-2 does
-  not letterbox.
+  not letterbox. Two small matrix products per image.
   """
   height, width = images.shape[2:4]
-  pixels = jnp.array([height, width], jnp.float32)
-
-  def resize(image, box):
-    scale = resolution / (box[2:] * pixels)
-    return jax.image.scale_and_translate(
-      image.astype(jnp.float32),
-      (image.shape[0], resolution, resolution, 3),
-      (1, 2),
-      scale,
-      -box[:2] * pixels * scale,
-      method="linear",
+  if image_size is None:
+    image_size = jnp.broadcast_to(
+      jnp.array([height, width]), (images.shape[0], 2)
     )
 
-  return jax.vmap(resize)(images, crop) / 127.5 - 1.0
+  def weights(start, length, valid, pixels):
+    return resize_weights(
+      start * valid, length * valid, valid, pixels, resolution, jnp
+    )
+
+  def resize(image, box, size):
+    rows = weights(box[0], box[2], size[0], height)
+    columns = weights(box[1], box[3], size[1], width)
+    # Wide images shrink by their columns first: fewer numbers in between.
+    narrow = jnp.einsum("fhwc,xw->fhxc", image.astype(jnp.float32), columns)
+    return jnp.einsum("fhxc,yh->fyxc", narrow, rows)
+
+  return jax.vmap(resize)(images, crop, image_size) / 127.5 - 1.0
 
 
 def _recolour(images: jax.Array, change: jax.Array) -> jax.Array:

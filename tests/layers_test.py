@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 # WORKSPACE.md draws the same floors. A package stands on one floor as a whole;
 # inside it the order below holds.
 FLOORS = [
-  {"errors", "batch"},
+  {"errors", "batch", "images"},
   {"actions", "trees"},
   {"tokenizer"},
   {"prompt"},
