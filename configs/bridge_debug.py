@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
           "split": "train",
           "eval_split": "train",
           "weight": 1.0,
+          "filters": {"episodes": {}, "drop_noops": False},
           "path": "../shared/data/bridge_debug/bridge_dataset/1.0.0",
           # 1st and 99th percentile of the whole dataset, as published with
           # OpenVLA: 256 bins of RT-1's ±1 m would leave ten of them in use.
@@ -42,6 +43,9 @@ def get_config() -> ml_collections.ConfigDict:
           },
         },
       },
+      "web": {},
+      "robot_share": 1.0,
+      "loader": {"num_threads": 2, "max_skipped": 0, "index_folder": ""},
       "augmentation": {
         "crop": 0.0,
         "brightness": 0.0,

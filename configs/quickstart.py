@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
           "split": "train",
           "eval_split": "train",
           "weight": 1.0,
+          "filters": {"episodes": {}, "drop_noops": False},
           "path": "runs/quickstart/data/fractal20220817_data/0.1.0",
           # The oracle moves 6 cm and 0.4 rad per step at most.
           "bounds": {
@@ -39,6 +40,9 @@ def get_config() -> ml_collections.ConfigDict:
           },
         },
       },
+      "web": {},
+      "robot_share": 1.0,
+      "loader": {"num_threads": 2, "max_skipped": 0, "index_folder": ""},
       "augmentation": {
         "crop": 0.0,
         "brightness": 0.0,
@@ -53,10 +57,10 @@ def get_config() -> ml_collections.ConfigDict:
       },
       "mesh": {"data": -1, "fsdp": 1, "model": 1},
       "batch_size": 48,
-      "num_steps": 360,
+      "num_steps": 330,
       "seed": 0,
       "log_every": 20,
-      "checkpoint_every": 120,
+      "checkpoint_every": 110,
       "keep_checkpoints": 2,
     }
   )

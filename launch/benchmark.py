@@ -80,9 +80,9 @@ def loader() -> dict:
   examples = loader.RobotExamples(source, actions, make_prompt(tokenizer))
   order = mixture.Mixture((len(examples),), (1.0,), seed=0)
   size, warmup, count = 64, 8, 60
-  batches = loader.Loader([examples], order, size, range(size)).batches(
-    0, warmup + count
-  )
+  batches = loader.Loader(
+    [examples], order, size, range(size), 224, loader.LoaderConfig()
+  ).batches(0, warmup + count)
   for _ in range(warmup):
     next(batches)
   cpu, wall = time.process_time(), time.perf_counter()
@@ -171,7 +171,8 @@ def synthetic_batch(actions: ActionTokenizer, prompt: Prompt) -> Batch:
   prefix, mask_input = prompt.robot_prefixes(["pick coke can"] * rows)
   image = rng.integers(0, 256, (rows, 1, *_CAMERA, 3), np.uint8)
   source = np.zeros(rows, np.int32)
-  return Batch(image, prefix, mask_input, suffix, mask_loss, source)
+  size = np.full((rows, 2), _CAMERA, np.int32)
+  return Batch(image, size, prefix, mask_input, suffix, mask_loss, source)
 
 
 def seconds(call: Callable[[], object], cpu: bool = False) -> float:

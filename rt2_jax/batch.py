@@ -9,20 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Step(NamedTuple):
-  """One canonical robot step, as an input source reads it.
-
-  Attributes:
-    images: F encoded images (JPEG or PNG bytes), oldest first.
-    instruction: what the robot is asked to do.
-    action: float32[D] in physical units, in the order of its `ActionSpace`.
-  """
-
-  images: tuple[bytes, ...]
-  instruction: str
-  action: np.ndarray
-
-
 class Batch(NamedTuple):
   """Examples of robots and of the web alike.
 
@@ -31,7 +17,9 @@ class Batch(NamedTuple):
   one pass, and logits exist on the suffix window only.
 
   Attributes:
-    image: uint8[B, F, H, W, 3] as decoded; the devices crop and resize.
+    image: uint8[B, F, H, W, 3] as decoded, on a canvas that fits all sizes;
+      the devices crop and resize.
+    image_size: int32[B, 2], height and width of each example's images.
     prefix: int32[B, P].
     mask_input: bool[B, P], True on real tokens of the prefix.
     suffix: int32[B, S].
@@ -40,6 +28,7 @@ class Batch(NamedTuple):
   """
 
   image: np.ndarray
+  image_size: np.ndarray
   prefix: np.ndarray
   mask_input: np.ndarray
   suffix: np.ndarray

@@ -50,7 +50,7 @@ class Trainer:
     model: sizes of the model.
     optimizer: from `optimizer.make_optimizer`.
     augmentation: how training images are changed.
-    tokenizers: the action tokenizer of each source.
+    tokenizers: the action tokenizer of each source, None for a web source.
     seed: of the parameters and the augmentation.
     mesh: where everything lives.
   """
@@ -58,7 +58,7 @@ class Trainer:
   model: VLMConfig
   optimizer: optax.GradientTransformation
   augmentation: augment.Augmentation
-  tokenizers: Sequence[ActionTokenizer]
+  tokenizers: Sequence[ActionTokenizer | None]
   seed: int
   mesh: Mesh
 
@@ -111,7 +111,11 @@ class Trainer:
     # A constant key and the step's number: the same images after a restart.
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)
     images = augment.augment(
-      batch.image, self.model.img.image_size, self.augmentation, key
+      batch.image,
+      self.model.img.image_size,
+      self.augmentation,
+      key,
+      batch.image_size,
     )
 
     def loss_fn(params):
@@ -144,7 +148,7 @@ def batch_metrics(
   loss: jax.Array,
   logits: jax.Array,
   batch: Batch,
-  tokenizers: Sequence[ActionTokenizer],
+  tokenizers: Sequence[ActionTokenizer | None],
 ) -> dict[str, jax.Array]:
   """Sums over the examples of each source; divide them by `examples`.
 
@@ -152,20 +156,28 @@ def batch_metrics(
     loss: float32[B].
     logits: float32[B, S, V].
     batch: what they belong to.
-    tokenizers: of the M sources.
+    tokenizers: of the M sources, None for a web source.
 
   Returns:
-    examples float32[M]; loss float32[M]; for sources that write one token per
-    dimension, `correct/{m}` float32[D], right tokens over the whole
-    vocabulary, and `l1/{m}` float32[D], distance in physical units between the
-    likeliest valid bin and the recorded one.
+    examples, loss and token_accuracy (of the answer, over the whole
+    vocabulary) float32[M]; for robot sources that write one token per
+    dimension `correct/{m}` float32[D], right tokens, and `l1/{m}` float32[D],
+    distance in physical units between the likeliest valid bin and the recorded
+    one.
   """
   member = batch.source[:, None] == jnp.arange(len(tokenizers))
   member = member.astype(jnp.float32)
-  metrics = {"examples": member.sum(0), "loss": loss @ member}
   right = jnp.argmax(logits, -1) == batch.suffix
+  counted = batch.mask_loss / jnp.maximum(
+    batch.mask_loss.sum(-1, keepdims=True), 1.0
+  )
+  metrics = {
+    "examples": member.sum(0),
+    "loss": loss @ member,
+    "token_accuracy": (right * counted).sum(-1) @ member,
+  }
   for m, tokenizer in enumerate(tokenizers):
-    if not isinstance(tokenizer.route, RareTokens):
+    if tokenizer is None or not isinstance(tokenizer.route, RareTokens):
       continue
     width = len(tokenizer.space)
     metrics[f"correct/{m}"] = member[:, m] @ right[:, :width]

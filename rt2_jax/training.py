@@ -17,11 +17,11 @@ import tensorboardX
 from tqdm import tqdm
 
 from rt2_jax import checkpoint, optimizer, sharding
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.actions import ActionSpace, ActionTokenizer
 from rt2_jax.augment import Augmentation
 from rt2_jax.batch import Batch
 from rt2_jax.errors import unknown_name
-from rt2_jax.input_pipeline import datasets, loader, mixture
+from rt2_jax.input_pipeline import datasets, loader, mixture, web
 from rt2_jax.models import variants
 from rt2_jax.optimizer import OptimizerConfig
 from rt2_jax.prompt import ROBOT_TEMPLATE, Prompt
@@ -31,7 +31,13 @@ from rt2_jax.train_state import Trainer, TrainState
 _LOG = logging.getLogger(__name__)
 
 # Fields that may change when a run goes on: the batches stay the same.
-_FREE_FIELDS = ("mesh", "log_every", "checkpoint_every", "keep_checkpoints")
+_FREE_FIELDS = (
+  "mesh",
+  "loader",
+  "log_every",
+  "checkpoint_every",
+  "keep_checkpoints",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,11 @@ class TrainConfig:
     tokenizer: the SentencePiece model.
     prompt: lengths of the text fields and the robot's question.
     actions: how actions are written.
-    sources: what the mixture draws from, by name.
+    sources: robot data, by name.
+    web: image-text data, by name; may be empty.
+    robot_share: part of every batch that is robot data, e.g. 0.5 for
+      RT-2-PaLI-X and 0.66 for RT-2-PaLM-E; 1.0 without web data.
+    loader: threads, tolerance and where indexes are kept.
     augmentation: how training images are changed.
     optimizer: schedule and AdamW.
     mesh: devices along each of `sharding.MESH_AXES`.
@@ -77,6 +87,9 @@ class TrainConfig:
   prompt: PromptConfig
   actions: ActionConfig
   sources: Mapping[str, datasets.SourceConfig]
+  web: Mapping[str, web.WebConfig]
+  robot_share: float
+  loader: loader.LoaderConfig
   augmentation: Augmentation
   optimizer: OptimizerConfig
   mesh: Mapping[str, int]
@@ -105,19 +118,53 @@ class TrainConfig:
       ("actions", ActionConfig),
       ("augmentation", Augmentation),
       ("optimizer", OptimizerConfig),
+      ("loader", loader.LoaderConfig),
     ):
       fields[name] = construct(part, name, fields.get(name, {}))
-    fields["sources"] = {
-      name: construct(datasets.SourceConfig, f"sources.{name}", source)
-      for name, source in fields.get("sources", {}).items()
-    }
+    for group, part in (
+      ("sources", datasets.SourceConfig),
+      ("web", web.WebConfig),
+    ):
+      fields[group] = {
+        name: construct(part, f"{group}.{name}", source)
+        for name, source in fields.get(group, {}).items()
+      }
     return construct(cls, "", fields)
+
+  def __post_init__(self):
+    twice = set(self.sources) & set(self.web)
+    if twice or not self.sources:
+      raise ValueError(
+        f"got robot sources {sorted(self.sources)} and web sources "
+        f"{sorted(self.web)}, expected at least one robot source and no name "
+        "twice; rename or add one"
+      )
+    share = self.robot_share
+    if not (0.0 < share < 1.0 if self.web else share == 1.0):
+      raise ValueError(
+        f"got config.robot_share = {share} with {len(self.web)} web sources, "
+        "expected a part between 0 and 1 with web sources, 1.0 without"
+      )
+
+  @property
+  def source_names(self) -> tuple[str, ...]:
+    """Robot sources, then web sources: the order of `Batch.source`."""
+    return (*self.sources, *self.web)
+
+  def weights(self) -> tuple[float, ...]:
+    """Share of each source in `source_names`."""
+    shares = (self.robot_share, 1.0 - self.robot_share)
+    weights = []
+    for share, group in zip(shares, (self.sources, self.web), strict=True):
+      total = sum(source.weight for source in group.values())
+      weights += [s.weight / total * share for s in group.values()]
+    return tuple(weights)
 
   def make_prompt(self) -> Prompt:
     return Prompt(self.tokenizer, **dataclasses.asdict(self.prompt))
 
   def action_tokenizers(self) -> dict[str, ActionTokenizer]:
-    """One per source: the same tokens, each with its dataset's bounds."""
+    """One per robot source: the same tokens, each with its dataset's bounds."""
     route = self.tokenizer.action_route(self.actions.route)
     return {
       name: ActionTokenizer(source.space, route, self.actions.rt1_compat)
@@ -169,7 +216,7 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     model=config.model,
     optimizer=optimizer.make_optimizer(config.optimizer, config.num_steps),
     augmentation=config.augmentation,
-    tokenizers=tuple(tokenizers.values()),
+    tokenizers=tuple(tokenizers.get(name) for name in config.source_names),
     seed=config.seed,
     mesh=mesh,
   )
@@ -185,14 +232,15 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     num_parameters / 1e6,
     mesh.size,
     dict(mesh.shape),
-    len(tokenizers),
+    len(config.source_names),
     start,
     config.num_steps,
   )
   writer = tensorboardX.SummaryWriter(
     str(workdir / "tensorboard"), purge_step=start
   )
-  progress = Progress(config, tokenizers, writer, start)
+  spaces = {name: t.space for name, t in tokenizers.items()}
+  progress = Progress(config, spaces, writer, start)
   step_fn = trainer.compile_step()
   _LOG.info("compiling the step; the first one takes longest")
   for step, batch in on_devices(batches, start, config.num_steps, mesh):
@@ -213,21 +261,33 @@ def make_loader(
 ) -> loader.Loader:
   """This host's part of the mixture; opens and checks every source."""
   prompt = config.make_prompt()
-  examples = [
+  folder = config.loader.index_folder or None
+  frames = config.model.num_frames
+  robots = [
     loader.RobotExamples(
-      datasets.open_source(source, source.split, config.model.num_frames),
+      datasets.open_source(source, source.split, frames, folder),
       tokenizers[name],
       prompt,
     )
     for name, source in config.sources.items()
   ]
+  webs = [
+    loader.WebExamples(web.open_source(source, folder), prompt, frames)
+    for source in config.web.values()
+  ]
   order = mixture.Mixture(
-    sizes=tuple(len(e) for e in examples),
-    weights=tuple(s.weight for s in config.sources.values()),
+    sizes=tuple(len(e) for e in robots + webs),
+    weights=config.weights(),
     seed=config.seed,
   )
-  rows = sharding.host_rows(config.batch_size, mesh)
-  return loader.Loader(examples, order, config.batch_size, rows)
+  return loader.Loader(
+    robots + webs,
+    order,
+    config.batch_size,
+    sharding.host_rows(config.batch_size, mesh),
+    config.model.img.image_size,
+    config.loader,
+  )
 
 
 def on_devices(
@@ -324,12 +384,12 @@ class Progress:
   def __init__(
     self,
     config: TrainConfig,
-    tokenizers: Mapping[str, ActionTokenizer],
+    spaces: Mapping[str, ActionSpace],
     writer: tensorboardX.SummaryWriter,
     start: int,
   ):
     self._config = config
-    self._tokenizers = tokenizers
+    self._spaces = spaces
     self._writer = writer
     self._schedule = optimizer.learning_rate(config.optimizer, config.num_steps)
     self._pending: list[dict] = []
@@ -364,15 +424,16 @@ class Progress:
         for name in ("gradient_norm", "update_norm", "parameter_norm")
       },
     }
-    for m, (source, tokenizer) in enumerate(self._tokenizers.items()):
+    for m, source in enumerate(self._config.source_names):
       scalars[f"{source}/loss"] = total["loss"][m] / examples[m]
+      accuracy = total["token_accuracy"][m] / examples[m]
+      scalars[f"{source}/accuracy"] = accuracy
       scalars[f"{source}/share"] = total["examples"][m] / examples.sum()
       if f"correct/{m}" not in total:
         continue
       accuracy = total[f"correct/{m}"] / examples[m]
       l1 = total[f"l1/{m}"] / examples[m]
-      scalars[f"{source}/accuracy"] = accuracy.mean()
-      for i, d in enumerate(tokenizer.space.dimensions):
+      for i, d in enumerate(self._spaces[source].dimensions):
         scalars[f"{source}/accuracy/{d.name}"] = accuracy[i]
         unit = d.unit.replace("/", "_")
         scalars[f"{source}/l1/{d.name}_{unit}"] = l1[i]
@@ -381,10 +442,9 @@ class Progress:
   def _print(self, done: int, scalars: dict[str, float], steps_per_s: float):
     left = (self._config.num_steps - done) / steps_per_s
     sources = "  ".join(
-      f"{source}: loss {scalars[f'{source}/loss']:.3f}"
-      + (f", accuracy {scalars[key]:.3f}" if key in scalars else "")
-      for source in self._tokenizers
-      for key in [f"{source}/accuracy"]
+      f"{name}: loss {scalars[f'{name}/loss']:.3f}, "
+      f"accuracy {scalars[f'{name}/accuracy']:.3f}"
+      for name in self._config.source_names
     )
     _LOG.info(
       "step %d/%d  %s  %.0f examples/s  %s left",

@@ -25,9 +25,11 @@ FLOORS = [
 INSIDE = {
   "models": [{"variants"}, {"siglip", "gemma"}, {"vlm"}],
   "input_pipeline": [
-    {"records", "mixture"},
+    {"storage", "mixture"},
+    {"records", "index"},
     {"rlds"},
-    {"datasets", "loader"},
+    {"datasets", "web"},
+    {"loader"},
   ],
   "evaluators": [{"action_accuracy"}],
 }

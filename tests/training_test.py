@@ -99,6 +99,8 @@ def test_tensorboard_gets_every_metric_of_every_source(fields, tmp_path):
     ("sources.bridge.dataset", "bridg", "for dataset, expected one of: fracta"),
     ("sources.bridge.split", "test", "got split 'test', expected one of train"),
     ("sources.bridge.bounds", {"dq": (0, 1)}, "got 'dq' for dimension of acti"),
+    ("robot_share", 0.5, "robot_share = 0.5 with 0 web sources, expected a pa"),
+    ("sources", {}, "expected at least one robot source and no name twice"),
     ("actions.route", "common", "'common' for action token route, expected on"),
     ("prompt.prefix_length", 12, "expected at most 12: 'Q: what action should"),
     ("prompt.suffix_length", 8, "answer of 9 tokens with eos, expected at mos"),

@@ -9,15 +9,16 @@ episode. To add a dataset, write its function and its row in `DATASETS`.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from rt2_jax.actions import RT2, ActionSpace
 from rt2_jax.errors import unknown_name
-from rt2_jax.input_pipeline import records, rlds
+from rt2_jax.input_pipeline import index, records, rlds
 from rt2_jax.input_pipeline.rlds import Canonical, Episode
+from rt2_jax.input_pipeline.storage import Storage, open_storage
 
 
 def fractal20220817_data(episode: Episode) -> Canonical:
@@ -108,16 +109,17 @@ DATASETS: Mapping[str, RobotDataset] = {
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-  """One source of a mixture, as a config names it.
+  """One robot source of a mixture, as a config names it.
 
   Attributes:
     dataset: a key of `DATASETS`: how to read the records.
-    path: TFDS version folder.
+    path: TFDS version folder, local or e.g. `gs://…`.
     split: split to train on.
     eval_split: split to evaluate on.
-    weight: share of the mixture, relative to the other sources.
+    weight: share of the mixture, relative to the other robot sources.
     bounds: [low, high] in physical units for dimensions whose bins should
       span another range than the action space's own.
+    filters: episodes and steps to leave out, see `rlds.Filters`.
   """
 
   dataset: str
@@ -128,26 +130,57 @@ class SourceConfig:
   bounds: Mapping[str, Sequence[float]] = dataclasses.field(
     default_factory=dict
   )
-
-  @property
-  def robot_dataset(self) -> RobotDataset:
-    if self.dataset not in DATASETS:
-      raise unknown_name("dataset", self.dataset, DATASETS)
-    return DATASETS[self.dataset]
+  filters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def space(self) -> ActionSpace:
     """The dataset's action space with this source's bounds."""
-    return self.robot_dataset.space.with_bounds(self.bounds)
+    return robot_dataset(self.dataset).space.with_bounds(self.bounds)
+
+
+def robot_dataset(name: str) -> RobotDataset:
+  """Looks up a dataset. Raises ValueError naming the known ones."""
+  if name not in DATASETS:
+    raise unknown_name("dataset", name, DATASETS)
+  return DATASETS[name]
 
 
 def open_source(
-  config: SourceConfig, split: str, num_frames: int = 1
+  config: SourceConfig,
+  split: str,
+  num_frames: int = 1,
+  index_folder: str | None = None,
 ) -> rlds.StepSource:
-  """Indexes one split of a dataset; raises ValueError on bad data."""
-  dataset = config.robot_dataset
-  files = records.find_shards(pathlib.Path(config.path), split)
-  index = rlds.build_index(
-    files, dataset.camera, dataset.standardize, dataset.space
+  """Indexes one split of a dataset, or loads its index.
+
+  Raises:
+    ValueError: bad data, or nothing is left after the filters.
+  """
+  robot_dataset(config.dataset)
+  storage = open_storage(config.path)
+  files = records.find_shards(storage, config.path, split)
+  shards = index.load_or_build(
+    files, index_shard, (config.dataset, dict(config.filters)), index_folder
   )
-  return rlds.StepSource(index, num_frames)
+  steps = rlds.StepIndex.merge(files, shards)
+  if not len(steps):
+    raise ValueError(
+      f"got no step in split {split!r} of {config.path} after the filters "
+      f"{dict(config.filters)}; relax them"
+    )
+  return rlds.StepSource(storage, steps, num_frames)
+
+
+def index_shard(
+  storage: Storage, path: str, dataset: str, filters: Mapping[str, Any]
+) -> index.Columns:
+  """One shard's columns, see `rlds.index_episodes`."""
+  known = robot_dataset(dataset)
+  return rlds.index_episodes(
+    storage,
+    path,
+    known.camera,
+    known.standardize,
+    known.space,
+    rlds.Filters(**filters),
+  )

@@ -1,32 +1,39 @@
 """Batches from sources: reads in parallel, decodes after selection.
 
-TensorFlow runs the pipeline and decodes JPEG; it computes nothing else. Text
-becomes ids once per distinct instruction, before the first batch, so that a
-prompt that is too long stops the run at its start.
+TensorFlow runs the pipeline and decodes images; it computes nothing else. Robot
+instructions become ids before the first batch, so that one that is too long
+stops the run at its start.
 
-Shapes: B rows of this host's slice of the batch, F frames, H x W pixels.
+Shapes: B rows of this host's slice of the batch, F frames, H x W pixels of the
+canvas on which images of all sizes lie, P and S columns of the text.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import psutil
 import tensorflow as tf
 
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
+from rt2_jax.input_pipeline import records, web
 from rt2_jax.input_pipeline.mixture import Mixture
 from rt2_jax.input_pipeline.rlds import StepSource
+from rt2_jax.input_pipeline.storage import Request, Storage
 from rt2_jax.prompt import Prompt
 
+_LOG = logging.getLogger(__name__)
 _PREFETCH = 2  # batches decoded ahead of the step that uses them
+_MIN_SIDE, _MAX_SIDE = 8, 8192  # pixels; outside them an image is a mistake
 
 
 class Row(NamedTuple):
-  """One example before its images are decoded; fields as in `Batch`."""
+  """One example before its images are decoded; text as in `Batch`."""
 
   images: tuple[bytes, ...]
   prefix: np.ndarray
@@ -35,14 +42,37 @@ class Row(NamedTuple):
   mask_loss: np.ndarray
 
 
+class Examples(Protocol):
+  """A source as training examples."""
+
+  storage: Storage
+  shrinks: bool  # images larger than the canvas are made smaller
+
+  def __len__(self) -> int: ...
+
+  def requests(self, i: int) -> list[Request]:
+    """What must be read for example `i`."""
+
+  def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
+    """Example `i` from the bytes of its requests."""
+
+  def location(self, i: int) -> str:
+    """Where example `i` lies, for error messages."""
+
+
 class RobotExamples:
-  """A robot source as training examples: prompt in, action tokens out."""
+  """Robot steps: instruction in, action tokens out."""
+
+  shrinks = False  # acting sees whole images, so training must too
 
   def __init__(
     self, source: StepSource, tokenizer: ActionTokenizer, prompt: Prompt
   ):
     """Tokenizes every distinct instruction; raises if one is too long."""
     self.source = source
+    self.storage = source.storage
+    self.requests = source.requests
+    self.location = source.location
     self._tokenizer = tokenizer
     self._prompt = prompt
     self._prefixes = {
@@ -52,113 +82,262 @@ class RobotExamples:
   def __len__(self) -> int:
     return len(self.source)
 
-  def row(self, i: int) -> Row:
-    step = self.source.read(i)
-    prefix, mask_input = self._prefixes[step.instruction]
-    suffix, mask_loss = self._prompt.suffix(self._tokenizer.encode(step.action))
-    return Row(step.images, prefix, mask_input, suffix, mask_loss)
+  def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
+    del epoch  # a step has one action
+    prefix = self._prefixes[self.source.instruction(i)]
+    action = self._tokenizer.encode(self.source.index.action[i])
+    return Row(tuple(data), *prefix, *self._prompt.suffix(action))
 
-  def location(self, i: int) -> str:
-    return self.source.location(i)
+
+class WebExamples:
+  """Image-text pairs: question in, one of the answers out."""
+
+  shrinks = True
+
+  def __init__(self, source: web.WebSource, prompt: Prompt, num_frames: int):
+    self.source = source
+    self.storage = source.storage
+    self.requests = source.requests
+    self.location = source.location
+    self._prompt = prompt
+    self._num_frames = num_frames
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
+    """Each epoch takes the next answer. A model of F frames sees F copies."""
+    (request,) = self.requests(i)
+    record = records.Record(request.path, request.offset, memoryview(data[0]))
+    example = web.parse(record)
+    answer = example.answers[epoch % len(example.answers)]
+    ids = self._prompt.tokenizer.encode(answer)
+    prefix = self._prompt.prefix(example.question)
+    images = (example.image,) * self._num_frames
+    return Row(images, *prefix, *self._prompt.suffix(ids))
 
 
 @dataclasses.dataclass(frozen=True)
-class Loader:
-  """This host's slice of every global batch, from any step on.
+class LoaderConfig:
+  """How batches are read.
 
   Attributes:
-    examples: the sources of the mixture.
-    mixture: which example sits at (step, row).
-    batch_size: rows of the global batch.
-    rows: rows of the global batch that this host loads.
     num_threads: batches that are read and decoded at the same time.
+    max_skipped: damaged examples that may be replaced by the next one of their
+      source; 0 makes the first one an error.
+    index_folder: where indexes of shards are kept; "" keeps none.
   """
 
-  examples: Sequence[RobotExamples]
-  mixture: Mixture
-  batch_size: int
-  rows: range
   num_threads: int = 2
+  max_skipped: int = 0
+  index_folder: str = ""
+
+
+class Loader:
+  """This host's slice of every global batch, from any step on."""
+
+  def __init__(
+    self,
+    examples: Sequence[Examples],
+    mixture: Mixture,
+    batch_size: int,
+    rows: range,
+    resolution: int,
+    config: LoaderConfig,
+  ):
+    """Decodes one image per source to learn the size of the canvas.
+
+    Args:
+      examples: the sources of the mixture.
+      mixture: which example sits at (step, row).
+      batch_size: rows of the global batch.
+      rows: rows of the global batch that this host loads.
+      resolution: of the encoder; the canvas is at least as large.
+      config: threads and tolerance.
+
+    Raises:
+      ValueError: an image cannot be read, or the buffers do not fit into
+        memory.
+    """
+    self.examples = examples
+    self.mixture = mixture
+    self.batch_size = batch_size
+    self.rows = rows
+    self.config = config
+    self.skipped: list[str] = []
+    self.canvas = self._canvas(resolution)
+    self._check_memory()
 
   def batches(self, start: int, stop: int) -> Iterator[Batch]:
     """Yields the batches of steps start..stop-1, in order.
 
     Raises:
-      ValueError: an image that cannot be read or decoded, with its place.
+      ValueError: an example that cannot be read or decoded, with its place,
+        once more than `max_skipped` were met.
     """
-    height, width, frames = self._image_shape()
+    height, width = self.canvas
+    row_count = len(self.rows)
+    # Images and whether they may shrink, then the fields of `Batch` from text.
+    types = (tf.string, tf.bool)
+    types += (tf.int32, tf.bool, tf.int32, tf.float32, tf.int32)
+    pixels_type = tf.TensorSpec((height, width, 3), tf.uint8)
+    size_type = tf.TensorSpec((2,), tf.int32)
 
     def load(step):
-      types = (tf.string, tf.int32, tf.bool, tf.int32, tf.float32, tf.int32)
-      images, *text = tf.numpy_function(self._read, [step], types)
-      shape = (len(self.rows), frames)
-      pixels = tf.map_fn(
-        _decode,
-        tf.reshape(tf.ensure_shape(images, shape), [-1]),
-        fn_output_signature=tf.TensorSpec((height, width, 3), tf.uint8),
+      images, shrinks, *text = tf.numpy_function(self._read, [step], types)
+      pixels, size = tf.map_fn(
+        lambda x: _fit(*x, height, width),
+        (tf.reshape(images, [-1]), tf.reshape(shrinks, [-1])),
+        fn_output_signature=(pixels_type, size_type),
       )
-      return tf.reshape(pixels, (*shape, height, width, 3)), *text
+      pixels = tf.reshape(pixels, (row_count, -1, height, width, 3))
+      size = tf.reshape(size, (row_count, -1, 2))[:, 0]
+      return pixels, size, *text
 
     steps = tf.data.Dataset.range(start, stop)
-    dataset = steps.map(load, self.num_threads, deterministic=True)
+    dataset = steps.map(load, self.config.num_threads, deterministic=True)
     dataset = dataset.prefetch(_PREFETCH).with_options(_options())
     iterator = dataset.as_numpy_iterator()
     for step in range(start, stop):
       try:
         yield Batch(*next(iterator))
-      except tf.errors.OpError as error:
-        self._raise_clear_error(step)
-        raise AssertionError(f"step {step} fails only in tf.data") from error
+      except tf.errors.OpError:
+        yield self._load_carefully(step)
 
   def _read(self, step: np.ndarray) -> tuple[np.ndarray, ...]:
-    source, index = self._draw(int(step))
-    rows = [
-      self.examples[s].row(int(i)) for s, i in zip(source, index, strict=True)
-    ]
+    """The encoded batch: images and flags [B, F], text, source."""
+    drawn = self._draw(int(step))
+    rows: list[Row | None] = [None] * len(self.rows)
+    for s, examples in enumerate(self.examples):
+      mine = np.flatnonzero(drawn.source == s)
+      requests = [examples.requests(int(drawn.index[b])) for b in mine]
+      # One call per source, so that a remote storage sees all of it at once.
+      data = iter(examples.storage.read([r for each in requests for r in each]))
+      for b, each in zip(mine, requests, strict=True):
+        own = [next(data) for _ in each]
+        index, epoch = int(drawn.index[b]), int(drawn.epoch[b])
+        rows[b] = examples.row(index, epoch, own)
     images, *text = zip(*rows, strict=True)
-    return np.asarray(images, object), *map(np.stack, text), source
+    images = np.asarray(images, object)
+    shrinks = np.array([examples.shrinks for examples in self.examples])
+    flags = np.broadcast_to(shrinks[drawn.source][:, None], images.shape)
+    return images, flags, *map(np.stack, text), drawn.source
 
-  def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+  def _draw(self, step: int):
     return self.mixture.draw(step, np.asarray(self.rows), self.batch_size)
 
-  def _image_shape(self) -> tuple[int, int, int]:
-    """(H, W, F), the same in all sources; raises ValueError otherwise."""
-    shapes = {}
-    for examples in self.examples:
-      images = examples.row(0).images
-      pixels = decode_image(images[0], examples.location(0))
-      shapes[(*pixels.shape[:2], len(images))] = examples.location(0)
-    if len(shapes) > 1:
-      listed = "; ".join(f"{s} in {where}" for s, where in shapes.items())
-      raise ValueError(
-        f"got images of different (height, width, frames): {listed}; expected "
-        "one size, use sources of one size in a mixture"
-      )
-    return next(iter(shapes))
+  def _load_carefully(self, step: int) -> Batch:
+    """A batch with a damaged example: row by row, so that it can be named.
 
-  def _raise_clear_error(self, step: int):
-    """Replays a failed step in Python to name the example at fault."""
-    height, width, _ = self._image_shape()
-    for s, i in zip(*self._draw(step), strict=True):
-      where = self.examples[s].location(i)
-      for image in self.examples[s].row(i).images:
-        shape = decode_image(image, where).shape
-        if shape[:2] != (height, width):
-          raise ValueError(
-            f"{where}: got an image of {shape[0]} x {shape[1]} pixels, "
-            f"expected {height} x {width} like the others"
-          )
+    A damaged example gives way to the next one of its source; all other rows
+    are what they would have been.
+    """
+    drawn = self._draw(step)
+    rows = [
+      self._next_good_row(int(s), int(i), int(epoch))
+      for s, i, epoch in zip(*drawn, strict=True)
+    ]
+    pixels, size, text = zip(*rows, strict=True)
+    columns = map(np.stack, zip(*text, strict=True))
+    return Batch(np.stack(pixels), np.stack(size), *columns, drawn.source)
+
+  def _next_good_row(self, source: int, i: int, epoch: int):
+    examples = self.examples[source]
+    for j in range(len(examples)):
+      number = (i + j) % len(examples)
+      try:
+        return self._load_row(examples, number, epoch)
+      except ValueError as error:
+        self._skip(error)
+    raise ValueError(f"got no readable example in source {source}")
+
+  def _load_row(self, examples: Examples, i: int, epoch: int):
+    """pixels uint8[F, H, W, 3], size int32[2] and the text of one example."""
+    where = examples.location(i)
+    row = examples.row(i, epoch, examples.storage.read(examples.requests(i)))
+    frames = []
+    for image in row.images:
+      pixels = decode_image(image, where)
+      height, width = pixels.shape[:2]
+      fits = height <= self.canvas[0] and width <= self.canvas[1]
+      if not (fits or examples.shrinks):
+        raise ValueError(
+          f"{where}: got an image of {height} x {width} pixels, expected at "
+          f"most {self.canvas[0]} x {self.canvas[1]} like its source's first"
+        )
+      frames.append(_place(pixels, *self.canvas))
+    placed, sizes = zip(*frames, strict=True)
+    return np.stack(placed), np.asarray(sizes[0]), row[1:]
+
+  def _skip(self, error: ValueError):
+    """Counts and reports a damaged example, or raises what is wrong with it."""
+    if str(error) in self.skipped:
+      return  # met again in a later epoch
+    if len(self.skipped) >= self.config.max_skipped:
+      raise error
+    self.skipped.append(str(error))
+    _LOG.warning(
+      "skipped %d of at most %d damaged examples: %s",
+      len(self.skipped),
+      self.config.max_skipped,
+      error,
+    )
+
+  def _canvas(self, resolution: int) -> tuple[int, int]:
+    """(H, W) that holds every robot image whole."""
+    sizes = [(resolution, resolution)]
+    for examples in self.examples:
+      if not examples.shrinks:
+        (image, *_) = examples.storage.read(examples.requests(0))
+        sizes.append(decode_image(image, examples.location(0)).shape[:2])
+    height, width = np.max(sizes, 0)
+    return int(height), int(width)
+
+  def _check_memory(self):
+    """States what this host will hold, and refuses more than there is."""
+    index = sum(e.source.index.nbytes for e in self.examples)
+    frames = len(self.examples[0].requests(0))
+    batch = len(self.rows) * frames * self.canvas[0] * self.canvas[1] * 3
+    buffers = batch * (_PREFETCH + self.config.num_threads + 1)
+    available = psutil.virtual_memory().available
+    _LOG.info(
+      "input: %.1f MB of index, %.1f MB of buffers for %d rows of %d x %d "
+      "pixels on this host; %.1f GB are free",
+      index / 1e6,
+      buffers / 1e6,
+      len(self.rows),
+      *self.canvas,
+      available / 1e9,
+    )
+    if buffers > available:
+      raise ValueError(
+        f"got input buffers of {buffers / 1e9:.1f} GB, expected at most the "
+        f"{available / 1e9:.1f} GB that are free; lower config.batch_size or "
+        "config.loader.num_threads"
+      )
 
 
 def decode_image(image: bytes, where: str) -> np.ndarray:
-  """JPEG or PNG bytes to uint8[H, W, 3]; errors say `where` it came from."""
+  """JPEG or PNG bytes to uint8[H, W, 3].
+
+  Raises:
+    ValueError: bytes that are no image, or an image of an unlikely size; says
+      `where` it lies.
+  """
   try:
-    return _decode(image).numpy()
+    pixels = _decode(image).numpy()
   except tf.errors.InvalidArgumentError as error:
     raise ValueError(
       f"{where}: got {len(image)} bytes that do not decode as an image, "
-      "expected JPEG or PNG; repair or remove this episode"
+      "expected JPEG or PNG; repair or remove this example"
     ) from error
+  height, width = pixels.shape[:2]
+  if min(height, width) < _MIN_SIDE or max(height, width) > _MAX_SIDE:
+    raise ValueError(
+      f"{where}: got an image of {height} x {width} pixels, expected sides of "
+      f"{_MIN_SIDE} to {_MAX_SIDE}; repair or remove this example"
+    )
+  return pixels
 
 
 def read_steps(
@@ -172,20 +351,55 @@ def read_steps(
   """
   for first in range(0, len(source), batch_size):
     numbers = range(first, min(first + batch_size, len(source)))
-    steps = [source.read(i) for i in numbers]
-    images = [
-      [decode_image(image, source.location(i)) for image in step.images]
-      for i, step in zip(numbers, steps, strict=True)
-    ]
-    yield (
-      np.asarray(images),
-      [step.instruction for step in steps],
-      np.stack([step.action for step in steps]),
-    )
+    images = [_read_images(source, i) for i in numbers]
+    instructions = [source.instruction(i) for i in numbers]
+    yield np.stack(images), instructions, source.index.action[numbers]
 
 
-def _decode(image: tf.Tensor | bytes) -> tf.Tensor:
+def _read_images(source: StepSource, i: int) -> np.ndarray:
+  """uint8[F, H, W, 3], as they were recorded."""
+  frames = source.storage.read(source.requests(i))
+  return np.stack([decode_image(f, source.location(i)) for f in frames])
+
+
+def _decode(image) -> tf.Tensor:
   return tf.io.decode_image(image, channels=3, expand_animations=False)
+
+
+def _fit(
+  image, shrinks, height: int, width: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Decodes and places an image in the graph, where errors name no place."""
+  pixels = _decode(image)
+  size = tf.shape(pixels)[:2]
+  is_likely = (tf.reduce_min(size) >= _MIN_SIDE) & (
+    tf.reduce_max(size) <= _MAX_SIDE
+  )
+  fits = tf.reduce_all(size <= [height, width])
+  with tf.control_dependencies(
+    [tf.debugging.Assert(is_likely & (fits | shrinks), [size])]
+  ):
+    return _place(tf.identity(pixels), height, width)
+
+
+def _place(pixels, height: int, width: int) -> tuple[tf.Tensor, tf.Tensor]:
+  """Lays an image on the canvas, top left, made smaller if it is larger.
+
+  Returns:
+    uint8[height, width, 3], black outside the image, and its size int32[2].
+  """
+  size = tf.shape(pixels)[:2]
+  scale = tf.reduce_min(tf.cast([height, width], tf.float32) / _floats(size))
+  if scale < 1.0:
+    size = tf.maximum(tf.cast(_floats(size) * scale, tf.int32), 1)
+    smaller = tf.image.resize(pixels, size, "bilinear", antialias=True)
+    pixels = tf.saturate_cast(tf.round(smaller), tf.uint8)
+  padded = tf.image.pad_to_bounding_box(pixels, 0, 0, height, width)
+  return tf.ensure_shape(padded, (height, width, 3)), size
+
+
+def _floats(size: tf.Tensor) -> tf.Tensor:
+  return tf.cast(size, tf.float32)
 
 
 def _options() -> tf.data.Options:

@@ -10,11 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 _WEIGHT_BITS = 20  # shares are kept in 2**-20ths: exact integer arithmetic
 _ROUNDS = 6  # Feistel rounds; 4 already give a good permutation
+
+
+class Drawn(NamedTuple):
+  """What a row holds.
+
+  Attributes:
+    source: int32[n], which source.
+    index: int64[n], which of the source's examples.
+    epoch: int64[n], how often the source was gone through before.
+  """
+
+  source: np.ndarray
+  index: np.ndarray
+  epoch: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,29 +61,25 @@ class Mixture:
         "positive numbers; remove a source that should not be used"
       )
 
-  def draw(
-    self, step: int, rows: np.ndarray, batch_size: int
-  ) -> tuple[np.ndarray, np.ndarray]:
+  def draw(self, step: int, rows: np.ndarray, batch_size: int) -> Drawn:
     """Which examples the given rows of the global batch hold.
 
     Args:
       step: training step, from 0.
       rows: int[n], rows of the global batch, 0 <= row < batch_size.
       batch_size: rows of the global batch.
-
-    Returns:
-      source int32[n] and index int64[n], the example within its source.
     """
     position = np.int64(step) * batch_size + np.asarray(rows, np.int64)
     source, visit = self._sources(position)
     index = np.empty_like(visit)
+    epochs = visit // np.asarray(self.sizes)[source]
     for s, size in enumerate(self.sizes):
       mine = source == s
-      for epoch in np.unique(visit[mine] // size):
-        at = mine & (visit // size == epoch)
+      for epoch in np.unique(epochs[mine]):
+        at = mine & (epochs == epoch)
         key = (self.seed, s, int(epoch))
         index[at] = permute(visit[at] % size, size, key)
-    return source, index
+    return Drawn(source, index, epochs)
 
   def _sources(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int64[n] positions -> source int32[n], how often it came before int64[n].

@@ -8,13 +8,13 @@ contiguous in the shard: once their offsets are known, any image is one
 from __future__ import annotations
 
 import json
-import mmap
-import pathlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import google_crc32c
 import numpy as np
+
+from rt2_jax.input_pipeline.storage import Storage
 
 _HEADER = struct.Struct("<QI")  # length, masked crc32c of the length
 _FOOTER_SIZE = 4  # masked crc32c of the data
@@ -26,58 +26,64 @@ _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
 Span = tuple[int, int]
 
 
-def find_shards(folder: str | pathlib.Path, split: str) -> list[pathlib.Path]:
+def find_shards(storage: Storage, folder: str, split: str) -> list[str]:
   """The TFRecord files of one split of a TFDS dataset version, in order.
 
   Args:
+    storage: where the folder lies.
     folder: the version folder, e.g. `…/fractal20220817_data/0.1.0`.
     split: the name of a split, e.g. "train".
 
   Raises:
     ValueError: no dataset there, no such split, or a shard is missing.
   """
-  folder = pathlib.Path(folder)
-  info_path = folder / "dataset_info.json"
-  if not info_path.is_file():
+  names = storage.names(folder)
+  infos = [name for name in names if name.endswith("/dataset_info.json")]
+  if not infos:
     raise ValueError(
-      f"got dataset path {str(folder)!r}, which holds no dataset_info.json; "
+      f"got dataset path {folder!r}, which holds no dataset_info.json; "
       "expected a TFDS version folder such as …/bridge_dataset/1.0.0"
     )
-  splits = json.loads(info_path.read_text())["splits"]
+  splits = json.loads(bytes(storage.whole(infos[0])))["splits"]
   lengths = {s["name"]: len(s["shardLengths"]) for s in splits}
   if split not in lengths:
     raise ValueError(
       f"got split {split!r}, expected one of {', '.join(lengths)} ({folder})"
     )
-  count = lengths[split]
+  return complete(names, split, lengths[split], folder)
+
+
+def complete(
+  names: Sequence[str], split: str, count: int, folder: str
+) -> list[str]:
+  """The `count` shards of a split among `names`; raises if one is missing."""
   numbers = [f"{i:05d}-of-{count:05d}" for i in range(count)]
-  found = {
-    number: path
-    for path in folder.glob(f"*-{split}.tfrecord-*")
-    for number in numbers
-    if path.name.endswith(number)
+  shards = {
+    name.rpartition(".tfrecord-")[2]: name
+    for name in names
+    if f"-{split}.tfrecord-" in name
   }
-  missing = [number for number in numbers if number not in found]
+  missing = [number for number in numbers if number not in shards]
   if missing:
     raise ValueError(
-      f"got {len(found)} of {count} TFRecord shards of split {split!r} in "
-      f"{folder}; missing: {', '.join(missing[:5])}; copy them again"
+      f"got {count - len(missing)} of {count} TFRecord shards of split "
+      f"{split!r} in {folder}; missing: {', '.join(missing[:5])}; copy them "
+      "again"
     )
-  return [found[number] for number in numbers]
+  return [shards[number] for number in numbers]
 
 
-def read_records(path: pathlib.Path) -> Iterator[Record]:
+def read_records(storage: Storage, path: str) -> Iterator[Record]:
   """Yields the records of a shard, unparsed.
 
   Raises:
     ValueError: the file ends inside a record, or a length field is corrupt;
       the message names file and offset.
   """
-  size = path.stat().st_size
+  data = storage.whole(path)
+  size = len(data)
   if not size:
     raise ValueError(f"{path}: got an empty TFRecord file; copy it again")
-  with path.open("rb") as file:
-    data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
   offset = 0
   while offset < size:
     start = offset + _HEADER.size
@@ -96,7 +102,24 @@ def read_records(path: pathlib.Path) -> Iterator[Record]:
     offset = end
 
 
-def _truncated(path: pathlib.Path, offset: int, lacking: int) -> ValueError:
+def check_data(storage: Storage, path: str):
+  """Verifies the checksum of every record; reads the whole shard.
+
+  Raises:
+    ValueError: a record's bytes are not those that were written.
+  """
+  data = storage.whole(path)
+  for record in read_records(storage, path):
+    end = record.offset + record.length
+    (checksum,) = struct.unpack_from("<I", data, end)
+    if checksum != _masked_crc(bytes(data[record.offset : end])):
+      raise ValueError(
+        f"{path}: got a record at byte {record.offset} whose checksum is "
+        "wrong; it is damaged, copy the shard again"
+      )
+
+
+def _truncated(path: str, offset: int, lacking: int) -> ValueError:
   return ValueError(
     f"{path}: got a TFRecord file that ends inside the record at byte "
     f"{offset}, expected {lacking} bytes more; it is truncated, copy it again"
@@ -112,9 +135,10 @@ def _masked_crc(data: bytes) -> int:
 class Record:
   """One `tf.train.Example`; features are parsed when asked for by name."""
 
-  def __init__(self, path: pathlib.Path, offset: int, data: memoryview):
+  def __init__(self, path: str, offset: int, data: memoryview):
     """`offset` is where `data` begins in the file at `path`."""
-    self.path, self.offset, self._data = path, offset, data
+    self.path, self.offset, self.length = path, offset, len(data)
+    self._data = data
     self._features = self._find_features()
 
   @property
@@ -126,9 +150,12 @@ class Record:
     values = self._values(name, _BYTES_LIST)
     return [(self.offset + s, e - s) for _, s, e in values]
 
-  def texts(self, name: str) -> list[str]:
+  def byte_strings(self, name: str) -> list[bytes]:
     values = self._values(name, _BYTES_LIST)
-    return [bytes(self._data[s:e]).decode() for _, s, e in values]
+    return [bytes(self._data[s:e]) for _, s, e in values]
+
+  def texts(self, name: str) -> list[str]:
+    return [text.decode() for text in self.byte_strings(name)]
 
   def numbers(self, name: str) -> np.ndarray:
     """float32[n] or int64[n], whichever the feature holds."""

@@ -10,16 +10,15 @@ Shapes: T steps of an episode, N steps in all, D action dimensions, F frames.
 from __future__ import annotations
 
 import dataclasses
-import os
-import pathlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rt2_jax.actions import ActionSpace
-from rt2_jax.batch import Step
 from rt2_jax.input_pipeline import records
+from rt2_jax.input_pipeline.storage import Request, Storage
 
 
 class Episode:
@@ -66,6 +65,41 @@ class Canonical(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Filters:
+  """Which episodes and steps an index keeps.
+
+  Attributes:
+    episodes: value that a feature of the episode must have, by its name, e.g.
+      `{"aspects/success": True}`.
+    drop_noops: leave out steps that neither move nor change anything else.
+  """
+
+  episodes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  drop_noops: bool = False
+
+  def keep_episode(self, record: records.Record) -> bool:
+    return all(
+      _value(record, name) == value for name, value in self.episodes.items()
+    )
+
+  def keep_steps(self, action: np.ndarray, space: ActionSpace) -> np.ndarray:
+    """bool[T]; an action is still when it moves less than 0.1 mm or mrad."""
+    if not self.drop_noops:
+      return np.ones(len(action), bool)
+    moves = np.array([d.unit in ("m", "rad") for d in space.dimensions])
+    still = (np.abs(action[:, moves]) < 1e-4).all(-1)
+    before = np.concatenate([action[:1], action[:-1]])
+    same = (action[:, ~moves] == before[:, ~moves]).all(-1)
+    return ~(still & same)
+
+
+def _value(record: records.Record, name: str) -> Any:
+  """A feature of an episode: a number, or a text."""
+  texts = record.texts(name)
+  return texts[0] if texts else record.numbers(name)[0]
+
+
+@dataclasses.dataclass(frozen=True)
 class StepIndex:
   """Where every step of a split lies, and its small features.
 
@@ -80,7 +114,7 @@ class StepIndex:
     action: float32[N, D] in physical units.
   """
 
-  files: tuple[pathlib.Path, ...]
+  files: tuple[str, ...]
   file: np.ndarray
   offset: np.ndarray
   length: np.ndarray
@@ -92,55 +126,94 @@ class StepIndex:
   def __len__(self) -> int:
     return len(self.offset)
 
+  @property
+  def nbytes(self) -> int:
+    arrays = (self.file, self.offset, self.length, self.episode, self.text)
+    return sum(a.nbytes for a in arrays) + self.action.nbytes
 
-def build_index(
-  files: Sequence[pathlib.Path],
+  @classmethod
+  def merge(
+    cls, files: Sequence[str], shards: Sequence[Mapping[str, np.ndarray]]
+  ) -> StepIndex:
+    """One index from those that `index_episodes` made of each shard."""
+    texts: dict[str, int] = {}
+    episode, text, first = [], [], 0
+    for columns in shards:
+      own = json.loads(columns["texts"].tobytes())
+      numbers = [texts.setdefault(t, len(texts)) for t in own]
+      text.append(np.asarray(numbers, np.uint32)[columns["text"]])
+      episode.append(columns["episode"] + np.uint32(first))
+      first += int(columns["num_episodes"])
+    sizes = [len(columns["offset"]) for columns in shards]
+    return cls(
+      files=tuple(files),
+      file=np.repeat(np.arange(len(files), dtype=np.uint16), sizes),
+      offset=np.concatenate([c["offset"] for c in shards]),
+      length=np.concatenate([c["length"] for c in shards]),
+      episode=np.concatenate(episode),
+      text=np.concatenate(text),
+      texts=tuple(texts),
+      action=np.concatenate([c["action"] for c in shards]),
+    )
+
+
+def index_episodes(
+  storage: Storage,
+  path: str,
   camera: str,
   standardize: Callable[[Episode], Canonical],
   space: ActionSpace,
-) -> StepIndex:
+  filters: Filters,
+) -> dict[str, np.ndarray]:
   """Reads every record's small features once; decodes no image.
 
   Args:
-    files: shards, from `records.find_shards`.
+    storage: where the shard lies.
+    path: a shard, from `records.find_shards`.
     camera: the image feature to use, e.g. "observation/image_0".
     standardize: the dataset's conventions, from `datasets.DATASETS`.
     space: what the D numbers of an action mean.
+    filters: what to leave out.
+
+  Returns:
+    The columns of `StepIndex` for this shard, episodes and texts numbered from
+    0, and `num_episodes`.
 
   Raises:
-    ValueError: a shard is truncated or corrupt, lacks a feature, or holds an
+    ValueError: the shard is truncated or corrupt, lacks a feature, or holds an
       action that is not finite; the message names the file and the step.
   """
-  columns = {name: [] for name in ("file", "offset", "length", "episode")}
+  spans, episodes, text, action = [], [], [], []
   texts: dict[str, int] = {}
-  text, action, num_episodes = [], [], 0
-  for i, path in enumerate(files):
-    for record in records.read_records(path):
-      episode = Episode(record)
-      canonical = standardize(episode)
-      _check_action(canonical.action, space, path, num_episodes)
-      for offset, length in episode.image_spans(camera):
-        columns["offset"].append(offset)
-        columns["length"].append(length)
-      columns["file"] += [i] * episode.length
-      columns["episode"] += [num_episodes] * episode.length
-      text += [texts.setdefault(t, len(texts)) for t in canonical.instruction]
-      action.append(canonical.action)
-      num_episodes += 1
-  return StepIndex(
-    files=tuple(files),
-    file=np.asarray(columns["file"], np.uint16),
-    offset=np.asarray(columns["offset"], np.uint64),
-    length=np.asarray(columns["length"], np.uint32),
-    episode=np.asarray(columns["episode"], np.uint32),
-    text=np.asarray(text, np.uint32),
-    texts=tuple(texts),
-    action=np.concatenate(action).astype(np.float32),
-  )
+  for record in records.read_records(storage, path):
+    if not filters.keep_episode(record):
+      continue
+    episode = Episode(record)
+    canonical = standardize(episode)
+    _check_action(canonical.action, space, path, len(episodes))
+    kept = np.flatnonzero(filters.keep_steps(canonical.action, space))
+    images = episode.image_spans(camera)
+    spans += [images[t] for t in kept]
+    text += [
+      texts.setdefault(canonical.instruction[t], len(texts)) for t in kept
+    ]
+    action.append(canonical.action[kept])
+    episodes.append(len(kept))
+  offset, length = np.asarray(spans, np.uint64).reshape(-1, 2).T
+  empty = np.zeros((0, len(space)), np.float32)
+  return {
+    "offset": offset,
+    "length": length.astype(np.uint32),
+    "episode": np.repeat(np.arange(len(episodes), dtype=np.uint32), episodes),
+    "text": np.asarray(text, np.uint32),
+    "texts": np.frombuffer(json.dumps(list(texts)).encode(), np.uint8),
+    "action": np.concatenate([empty, *action]).astype(np.float32),
+    "num_episodes": np.asarray(len(episodes)),
+  }
 
 
 def _check_action(
-  action: np.ndarray, space: ActionSpace, path: pathlib.Path, episode: int
+  action: np.ndarray, space: ActionSpace, path: str, episode: int
 ):
   assert action.shape[1:] == (len(space),), (action.shape, space.names)
   bad = np.argwhere(~np.isfinite(action))
@@ -154,33 +227,19 @@ def _check_action(
 
 
 class StepSource:
-  """Random access to the steps of an index: one `pread` per image."""
+  """Random access to the steps of an index; images stay encoded."""
 
-  def __init__(self, index: StepIndex, num_frames: int = 1):
+  def __init__(self, storage: Storage, index: StepIndex, num_frames: int = 1):
     """`num_frames` F: the step's own image and the F-1 before it."""
+    self.storage = storage
     self.index = index
     self.num_frames = num_frames
-    self._descriptors = [os.open(path, os.O_RDONLY) for path in index.files]
 
   def __len__(self) -> int:
     return len(self.index)
 
-  def read(self, i: int) -> Step:
-    """Step `i`, 0 <= i < N, with its images still encoded."""
-    index = self.index
-    return Step(
-      images=tuple(self._image(j) for j in self._frames(i)),
-      instruction=index.texts[index.text[i]],
-      action=index.action[i],
-    )
-
-  def location(self, i: int) -> str:
-    """Where step `i`'s image lies, for error messages."""
-    index = self.index
-    return f"{index.files[index.file[i]]}, byte {index.offset[i]}"
-
-  def _frames(self, i: int) -> list[int]:
-    """The F steps shown at step `i`, oldest first.
+  def requests(self, i: int) -> list[Request]:
+    """The F images shown at step `i`, oldest first.
 
     Before an episode's start its first image is repeated.
     """
@@ -190,17 +249,17 @@ class StepSource:
       before = frames[-1] - 1
       inside = before >= 0 and episode[before] == episode[i]
       frames.append(before if inside else frames[-1])
-    return frames[::-1]
+    return [self._image(frame) for frame in reversed(frames)]
 
-  def _image(self, i: int) -> bytes:
+  def instruction(self, i: int) -> str:
+    return self.index.texts[self.index.text[i]]
+
+  def location(self, i: int) -> str:
+    """Where step `i`'s image lies, for error messages."""
+    image = self._image(i)
+    return f"{image.path}, byte {image.offset}"
+
+  def _image(self, i: int) -> Request:
     index = self.index
-    length = int(index.length[i])
-    image = os.pread(
-      self._descriptors[index.file[i]], length, int(index.offset[i])
-    )
-    if len(image) != length:
-      raise ValueError(
-        f"{self.location(i)}: got {len(image)} bytes of an image, expected "
-        f"{length}; the shard changed while it was read, copy it again"
-      )
-    return image
+    path = index.files[index.file[i]]
+    return Request(path, int(index.offset[i]), int(index.length[i]))

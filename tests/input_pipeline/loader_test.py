@@ -5,7 +5,7 @@ import pytest
 
 from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.input_pipeline import datasets, loader
-from rt2_jax.input_pipeline.loader import Loader, RobotExamples
+from rt2_jax.input_pipeline.loader import Loader, LoaderConfig, RobotExamples
 from rt2_jax.input_pipeline.mixture import Mixture
 from rt2_jax.prompt import Prompt
 from tests import tiny_datasets
@@ -16,7 +16,7 @@ def make_loader(tmp_path, tokenizer):
   actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
   prompt = Prompt(tokenizer, prefix_length=24, suffix_length=9)
 
-  def make(episodes=None, rows=range(8), num_frames=1, more=()):
+  def make(episodes=None, rows=range(8), num_frames=1, more=(), max_skipped=0):
     if episodes is None:
       episodes = [tiny_datasets.bridge_episode(seed) for seed in range(4)]
     examples = []
@@ -27,7 +27,8 @@ def make_loader(tmp_path, tokenizer):
       examples.append(RobotExamples(source, actions, prompt))
     sizes = tuple(len(e) for e in examples)
     mixture = Mixture(sizes, (1.0,) * len(sizes), seed=0)
-    return Loader(examples, mixture, batch_size=8, rows=rows)
+    config = LoaderConfig(max_skipped=max_skipped)
+    return Loader(examples, mixture, 8, rows, 32, config)
 
   return make
 
@@ -40,17 +41,18 @@ def test_a_batch_holds_what_the_mixture_says(make_loader, tokenizer):
   batches = make_loader()
   (batch,) = batches.batches(3, 4)
   source = batches.examples[0].source
-  _, index = batches.mixture.draw(3, np.arange(8), 8)
+  index = batches.mixture.draw(3, np.arange(8), 8).index
   assert batch.image.shape == (8, 1, 64, 64, 3)
   assert batch.image.dtype == np.uint8
   assert batch.mask_loss.sum(-1).tolist() == [9.0] * 8  # 8 numbers and eos
   actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
   for b, i in enumerate(index):
-    step = source.read(int(i))
-    pixels = loader.decode_image(step.images[0], "")
+    (image,) = source.storage.read(source.requests(int(i)))
+    pixels = loader.decode_image(image, "")
     np.testing.assert_array_equal(batch.image[b, 0], pixels)
+    np.testing.assert_array_equal(batch.image_size[b], [64, 64])
     np.testing.assert_array_equal(
-      batch.suffix[b, :8], actions.encode(step.action)
+      batch.suffix[b, :8], actions.encode(source.index.action[i])
     )
 
 
@@ -96,21 +98,78 @@ def test_a_broken_image_is_named_with_file_and_offset(make_loader):
     list(batches.batches(0, 10))
 
 
-def test_images_of_two_sizes_are_named(make_loader):
+def test_a_robot_image_larger_than_its_sources_first_is_named(make_loader):
   episodes = [tiny_datasets.bridge_episode(seed) for seed in range(4)]
-  episodes[3]["steps/observation/image_0"][4] = tiny_datasets.jpeg(0, 48, 64)
+  episodes[3]["steps/observation/image_0"][4] = tiny_datasets.jpeg(0, 80, 64)
   with pytest.raises(
-    ValueError, match="got an image of 48 x 64 pixels, expected 64 x 64"
+    ValueError, match="got an image of 80 x 64 pixels, expected at most 64 x 64"
   ):
     list(make_loader(episodes).batches(0, 10))
 
 
-def test_sources_of_two_sizes_are_named(make_loader):
+@pytest.mark.parametrize("shape", [(1, 9000), (4, 64)])
+def test_an_image_of_an_unlikely_size_is_named(make_loader, shape):
+  episodes = [tiny_datasets.bridge_episode(seed) for seed in range(4)]
+  episodes[1]["steps/observation/image_0"][2] = tiny_datasets.jpeg(0, *shape)
+  with pytest.raises(
+    ValueError, match=f"got an image of {shape[0]} x {shape[1]} pixels, expecte"
+  ):
+    list(make_loader(episodes).batches(0, 10))
+
+
+def test_sources_of_two_sizes_share_a_canvas(make_loader):
   other = tiny_datasets.bridge_episode(9)
-  images = [tiny_datasets.jpeg(t, 48, 64) for t in range(5)]
+  images = [tiny_datasets.jpeg(t, 48, 80) for t in range(5)]
   other["steps/observation/image_0"] = images
-  with pytest.raises(ValueError, match="got images of different .height, widt"):
-    next(make_loader(more=[[other]]).batches(0, 1))
+  batches = make_loader(more=[[other]])
+  (batch,) = batches.batches(0, 1)
+  assert batch.image.shape == (8, 1, 64, 80, 3)
+  for b in range(8):
+    height, width = batch.image_size[b]
+    assert (height, width) == ((64, 64), (48, 80))[batch.source[b]]
+    assert not batch.image[b, :, height:].any()
+    assert not batch.image[b, :, :, width:].any()
+
+
+def test_a_damaged_image_gives_way_to_the_next_one(make_loader):
+  episodes = [tiny_datasets.bridge_episode(seed) for seed in range(4)]
+  whole = list(make_loader(episodes).batches(0, 5))
+  images = episodes[2]["steps/observation/image_0"]
+  images[1] = b"damaged"
+  batches = make_loader(episodes, max_skipped=1)
+  changed = 0
+  for step, (batch, good) in enumerate(
+    zip(batches.batches(0, 5), whole, strict=True)
+  ):
+    for b, i in enumerate(batches.mixture.draw(step, np.arange(8), 8).index):
+      same = all(
+        np.array_equal(x[b], y[b]) for x, y in zip(batch, good, strict=True)
+      )
+      assert same == (i != 11)
+      changed += not same
+  assert changed == 2  # twice in two epochs, and counted once
+  (skipped,) = batches.skipped
+  assert "got 7 bytes that do not decode as an image" in skipped
+
+
+def test_more_damage_than_tolerated_is_an_error(make_loader):
+  episodes = [tiny_datasets.bridge_episode(seed) for seed in range(4)]
+  for t in (1, 3):
+    episodes[2]["steps/observation/image_0"][t] = b"damaged"
+  with pytest.raises(ValueError, match="do not decode as an image"):
+    list(make_loader(episodes, max_skipped=1).batches(0, 5))
+
+
+def test_memory_is_stated_and_refused(make_loader, caplog, monkeypatch):
+  with caplog.at_level("INFO"):
+    make_loader()
+  assert "MB of buffers for 8 rows of 64 x 64 pixels" in caplog.text
+  free = type("Memory", (), {"available": 1000})
+  monkeypatch.setattr(loader.psutil, "virtual_memory", lambda: free)
+  with pytest.raises(
+    ValueError, match="got input buffers of .* lower config.b"
+  ):
+    make_loader()
 
 
 def test_too_long_an_instruction_stops_before_the_first_batch(make_loader):

@@ -32,7 +32,8 @@ def test_permutations_look_random():
 def draw_all(mixture, steps, batch_size):
   rows = np.arange(batch_size)
   drawn = [mixture.draw(step, rows, batch_size) for step in range(steps)]
-  return (np.concatenate(x) for x in zip(*drawn, strict=True))
+  source, index, _ = zip(*drawn, strict=True)
+  return np.concatenate(source), np.concatenate(index)
 
 
 @given(
@@ -66,7 +67,7 @@ def test_shares_hold_in_every_stretch(weights):
 def test_epochs_differ_and_seeds_differ():
   mixture = Mixture((50,), (1.0,), seed=0)
   _, index = draw_all(mixture, steps=2, batch_size=50)
-  other = Mixture((50,), (1.0,), seed=1).draw(0, np.arange(50), 50)[1]
+  other = Mixture((50,), (1.0,), seed=1).draw(0, np.arange(50), 50).index
   assert (index[:50] != index[50:]).any() and (index[:50] != other).any()
 
 
@@ -78,7 +79,7 @@ def test_hosts_divide_the_same_global_batch(hosts, step):
     mixture.draw(step, np.arange(24)[h * 24 // hosts :][: 24 // hosts], 24)
     for h in range(hosts)
   ]
-  for i in range(2):
+  for i in range(3):
     np.testing.assert_array_equal(
       np.concatenate([part[i] for part in parts]), whole[i]
     )
@@ -86,9 +87,10 @@ def test_hosts_divide_the_same_global_batch(hosts, step):
 
 def test_a_million_steps_of_4096_do_not_overflow():
   mixture = Mixture((3_786_400, 10**9), (1.0, 2.0), seed=0)
-  source, index = mixture.draw(10**6, np.arange(4096), 4096)
+  source, index, epoch = mixture.draw(10**6, np.arange(4096), 4096)
   assert (np.bincount(source) >= 4096 // 3 - 2).all()
   assert (index >= 0).all() and index.max() < 10**9
+  assert (epoch[source == 0] > 300).all() and (epoch[source == 1] <= 2).all()
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,25 @@
 """TFRecord files, whole and broken, against TensorFlow's own parser."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from rt2_jax.input_pipeline import records
+from rt2_jax.input_pipeline.storage import LocalStorage
 from tests import tiny_datasets
+
+STORAGE = LocalStorage()
+
+
+def find_shards(folder, split):
+  found = records.find_shards(STORAGE, str(folder), split)
+  return [pathlib.Path(path) for path in found]
+
+
+def read_records(path):
+  return records.read_records(STORAGE, str(path))
 
 
 @pytest.fixture
@@ -15,9 +29,9 @@ def folder(tmp_path):
 
 
 def test_features_equal_tensorflows(folder):
-  for path in records.find_shards(folder, "train"):
+  for path in find_shards(folder, "train"):
     raw = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
-    for record, data in zip(records.read_records(path), raw, strict=True):
+    for record, data in zip(read_records(path), raw, strict=True):
       feature = tf.train.Example.FromString(data).features.feature
       assert record.names == sorted(feature)
       np.testing.assert_array_equal(
@@ -40,56 +54,68 @@ def test_features_equal_tensorflows(folder):
 def test_negative_and_large_integers(tmp_path):
   numbers = [0, -1, 127, 128, 2**40, -(2**40)]
   folder = tiny_datasets.write(tmp_path, [{"n": numbers}])
-  (path,) = records.find_shards(folder, "train")
-  (record,) = records.read_records(path)
+  (path,) = find_shards(folder, "train")
+  (record,) = read_records(path)
   np.testing.assert_array_equal(record.numbers("n"), numbers)
 
 
 def test_a_missing_shard_is_named(folder):
-  records.find_shards(folder, "train")[1].unlink()
+  find_shards(folder, "train")[1].unlink()
   with pytest.raises(
     ValueError, match="got 1 of 2 TFRecord .*missing: 00001-of-00002"
   ):
-    records.find_shards(folder, "train")
+    find_shards(folder, "train")
 
 
 def test_a_missing_dataset_or_split_is_named(folder):
   with pytest.raises(ValueError, match=r"no_such', which holds no dataset_inf"):
-    records.find_shards(folder / "no_such", "train")
+    find_shards(folder / "no_such", "train")
   with pytest.raises(ValueError, match="got split 'test', expected one of tra"):
-    records.find_shards(folder, "test")
+    find_shards(folder, "test")
 
 
 @pytest.mark.parametrize("keep", [-1, -5000, 5, 13])
 def test_a_truncated_shard_is_named_with_its_place(folder, keep):
-  path = records.find_shards(folder, "train")[0]
+  path = find_shards(folder, "train")[0]
   path.write_bytes(path.read_bytes()[:keep])
   with pytest.raises(
     ValueError,
     match=r"tfrecord-00000-of-00002: got a TFRecord file that ends inside the "
     r"record at byte \d+, expected \d+ bytes more",
   ):
-    list(records.read_records(path))
+    list(read_records(path))
 
 
 def test_an_empty_shard_is_refused(folder):
-  path = records.find_shards(folder, "train")[0]
+  path = find_shards(folder, "train")[0]
   path.write_bytes(b"")
   with pytest.raises(ValueError, match="got an empty TFRecord file"):
-    list(records.read_records(path))
+    list(read_records(path))
 
 
 def test_another_kind_of_file_is_refused(folder):
-  path = records.find_shards(folder, "train")[0]
+  path = find_shards(folder, "train")[0]
   path.write_bytes(b"PK\x03\x04" + bytes(range(200)))
   with pytest.raises(ValueError, match="corrupt record length at byte 0"):
-    list(records.read_records(path))
+    list(read_records(path))
 
 
 def test_a_missing_feature_lists_those_there(folder):
-  path = records.find_shards(folder, "train")[0]
-  record = next(records.read_records(path))
+  path = find_shards(folder, "train")[0]
+  record = next(read_records(path))
   with pytest.raises(
     ValueError, match="without the feature 'steps/reward'; it has steps/action"
   ):
     record.numbers("steps/reward")
+
+
+def test_damaged_data_is_found_by_its_checksum(folder):
+  path = find_shards(folder, "train")[0]
+  records.check_data(STORAGE, str(path))
+  data = bytearray(path.read_bytes())
+  data[3000] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(
+    ValueError, match=r"got a record at byte 12 whose checksum is wrong"
+  ):
+    records.check_data(STORAGE, str(path))

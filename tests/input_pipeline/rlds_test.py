@@ -17,25 +17,23 @@ def source(tmp_path):
 def test_every_step_is_found(source):
   assert len(source) == 20
   for i in range(20):
-    step = source.read(i)
-    assert step.images == (tiny_datasets.jpeg(i // 5 * 1000 + i % 5),)
-    assert step.instruction == "put carrot on plate"
-    np.testing.assert_array_equal(step.action, source.index.action[i])
+    (image,) = source.storage.read(source.requests(i))
+    assert image == tiny_datasets.jpeg(i // 5 * 1000 + i % 5)
+    assert source.instruction(i) == "put carrot on plate"
+    assert str(source.requests(i)[0].offset) in source.location(i)
 
 
 def test_a_step_takes_54_bytes(source):
   index = source.index
-  columns = (index.file, index.offset, index.length, index.episode, index.text)
-  per_step = sum(c.itemsize for c in columns) + index.action[0].nbytes
-  assert per_step == 54
+  assert index.nbytes == 54 * len(index)
 
 
 def test_frames_stay_inside_their_episode(source):
-  pairs = StepSource(source.index, num_frames=2)
-  single = [source.read(i).images[0] for i in range(20)]
+  pairs = StepSource(source.storage, source.index, num_frames=2)
+  single = [source.requests(i)[0] for i in range(20)]
   for i in range(20):
     before = i if i % 5 == 0 else i - 1
-    assert pairs.read(i).images == (single[before], single[i])
+    assert pairs.requests(i) == [single[before], single[i]]
 
 
 def test_a_nan_action_names_file_episode_and_step(tmp_path):
@@ -53,11 +51,12 @@ def test_a_nan_action_names_file_episode_and_step(tmp_path):
 
 def test_a_shard_that_shrinks_while_it_is_read(tmp_path):
   source = datasets.open_source(tiny_datasets.bridge_source(tmp_path), "train")
-  path = source.index.files[0]
-  with path.open("r+b") as file:
+  with open(source.index.files[0], "r+b") as file:
     file.truncate(int(source.index.offset[7]) + 10)
-  with pytest.raises(ValueError, match="got 10 bytes of an image, expected"):
-    source.read(7)
+  with pytest.raises(
+    ValueError, match=r"got 10 bytes, expected \d+; the shard"
+  ):
+    source.storage.read(source.requests(7))
 
 
 def test_an_image_for_each_step_is_needed(tmp_path):
@@ -67,3 +66,43 @@ def test_an_image_for_each_step_is_needed(tmp_path):
   config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
   with pytest.raises(ValueError, match="got 4 images .* expected 5, one for e"):
     datasets.open_source(config, "train")
+
+
+def filtered(tmp_path, filters, episodes):
+  tiny_datasets.write(tmp_path, episodes)
+  config = datasets.SourceConfig(
+    "bridge_dataset", str(tmp_path), filters=filters
+  )
+  return datasets.open_source(config, "train").index
+
+
+def test_episodes_are_filtered_by_their_features(tmp_path):
+  episodes = [tiny_datasets.bridge_episode(seed) for seed in range(3)]
+  for i, episode in enumerate(episodes):
+    episode["aspects/success"] = [int(i != 1)]
+    episode["attributes/env_name"] = [b"kitchen" if i < 2 else b"office"]
+  index = filtered(
+    tmp_path / "a", {"episodes": {"aspects/success": True}}, episodes
+  )
+  assert len(index) == 10 and index.episode.max() == 1
+  index = filtered(
+    tmp_path / "b", {"episodes": {"attributes/env_name": "office"}}, episodes
+  )
+  assert len(index) == 5
+  with pytest.raises(
+    ValueError, match="got no step in split 'train' of .*rela"
+  ):
+    filtered(
+      tmp_path / "c", {"episodes": {"attributes/env_name": "lab"}}, episodes
+    )
+
+
+def test_steps_that_change_nothing_are_dropped(tmp_path):
+  episode = tiny_datasets.bridge_episode(0)
+  action = np.reshape(episode["steps/action"], (5, 7))
+  action[:, 6] = [1, 1, 0, 0, 0]
+  action[1:4, :6] = 0.0  # 1: still; 2: still, but closes; 3: still
+  episode["steps/action"] = action.ravel().tolist()
+  index = filtered(tmp_path, {"drop_noops": True}, [episode])
+  np.testing.assert_allclose(index.action[:, 1:7], action[[0, 2, 4], :6])
+  assert index.action[-1, 0] == 1.0
