@@ -13,6 +13,7 @@ setuptools.setup(
     "absl-py>=2.1",
     "chex>=0.1.90",
     "flax>=0.12",
+    "fsspec>=2024.6",
     "google-crc32c>=1.6",
     "jax>=0.10",
     "matplotlib>=3.9",
@@ -20,6 +21,7 @@ setuptools.setup(
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.20",
+    "psutil>=5.9",
     "sentencepiece>=0.2.0",
     "tensorboard>=2.19",
     "tensorboardX>=2.6.4",
@@ -33,6 +35,7 @@ setuptools.setup(
   extras_require={
     "tpu": ["jax[tpu]>=0.10"],
     "gpu": ["jax[cuda12]>=0.10"],
+    "gcs": ["gcsfs>=2024.6"],
     "test": [
       "hypothesis>=6.100",
       "pytest>=8.0",

@@ -39,6 +39,21 @@ def bridge_episode(
   }
 
 
+def web_example(
+  seed: int,
+  question: str = "Answer in en: what colour is the cup?",
+  answers: Sequence[str] = ("red",),
+) -> dict[str, list]:
+  """A record of `input_pipeline/web.py`."""
+  return {
+    "image": [jpeg(seed, 40 + seed, 90)],
+    "question": [question.encode()],
+    "answers": [answer.encode() for answer in answers],
+    "task": [b"vqa"],
+    "language": [b"en"],
+  }
+
+
 def write(
   folder: pathlib.Path,
   episodes: Sequence[Features],

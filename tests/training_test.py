@@ -89,6 +89,27 @@ def test_tensorboard_gets_every_metric_of_every_source(fields, tmp_path):
   assert shares == [1.0, 1.0]
 
 
+def test_robot_and_web_are_learnt_in_one_batch(fields, tmp_path):
+  """Co-fine-tuning: both losses fall, in the paper's share."""
+  colours = ("red", "green", "blue")
+  tiny_datasets.write(
+    tmp_path / "web",
+    [tiny_datasets.web_example(i, answers=(colours[i % 3],)) for i in range(6)],
+  )
+  fields["web"] = {"pictures": {"path": str(tmp_path / "web")}}
+  fields["robot_share"] = 0.66
+  fields["mesh"] = {"data": 8, "fsdp": 1, "model": 1}
+  fields |= {"batch_size": 16, "num_steps": 24, "log_every": 6}
+  training.train(fields, tmp_path / "run")
+  log = event_accumulator.EventAccumulator(str(tmp_path / "run/tensorboard"))
+  log.Reload()
+  for source, share in [("bridge", 0.66), ("pictures", 0.34)]:
+    losses = [e.value for e in log.Scalars(f"train/{source}/loss")]
+    assert losses[-1] < 0.5 * losses[0]
+    realized = [e.value for e in log.Scalars(f"train/{source}/share")]
+    np.testing.assert_allclose(realized, share, atol=0.02)
+
+
 @pytest.mark.parametrize(
   ("path", "value", "message"),
   [

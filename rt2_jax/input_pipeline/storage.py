@@ -102,9 +102,8 @@ class ObjectStorage:
   def names(self, folder: str) -> list[str]:
     if not self._files.isdir(folder):
       return []
-    scheme = folder.partition("://")[0]
     found = self._files.ls(folder, detail=False)
-    return sorted(f"{scheme}://{name.lstrip('/')}" for name in found)
+    return sorted(self._files.unstrip_protocol(name) for name in found)
 
   def size(self, path: str) -> int:
     return self._files.size(path)
