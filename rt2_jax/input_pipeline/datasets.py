@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rt2_jax.actions import RT2, ActionSpace
+from rt2_jax.actions import LANGUAGE_TABLE, RT2, ActionSpace
 from rt2_jax.errors import unknown_name
 from rt2_jax.input_pipeline import index, records, rlds
 from rt2_jax.input_pipeline.rlds import Canonical, Episode
@@ -46,6 +46,65 @@ def bridge_dataset(episode: Episode) -> Canonical:
     episode["is_last"],
     action[:, :6],
     binary_gripper(action[:, 6:]),
+  ]
+  return Canonical(
+    episode.texts("language_instruction"),
+    np.concatenate(columns, -1, dtype=np.float32),
+  )
+
+
+def bridge_dataset_relabelled(episode: Episode) -> Canonical:
+  """The same, acting towards the state that was reached at the next step.
+
+  The motion is what the arm did rather than what it was told to do, as Octo
+  and OpenVLA train on Bridge. The last step has no next one and is dropped.
+  """
+  commanded = bridge_dataset(episode)
+  reached = np.diff(episode["observation/state"][:, :6], axis=0)
+  reached[:, 3:] = (reached[:, 3:] + np.pi) % (2 * np.pi) - np.pi
+  terminate, gripper = commanded.action[1:, :1], commanded.action[:-1, 7:]
+  return Canonical(
+    commanded.instruction[:-1],
+    np.concatenate([terminate, reached, gripper], -1, dtype=np.float32),
+  )
+
+
+def bridge(episode: Episode) -> Canonical:
+  """BridgeData as the Open X-Embodiment copy in TFDS has it."""
+  action = [
+    episode["action/terminate_episode"],
+    episode["action/world_vector"],
+    episode["action/rotation_delta"],
+    episode["action/open_gripper"],
+  ]
+  return Canonical(
+    episode.texts("observation/natural_language_instruction"),
+    np.concatenate(action, -1, dtype=np.float32),
+  )
+
+
+def language_table(episode: Episode) -> Canonical:
+  """Language-Table, real and simulated (xArm, 10 Hz): where to push, in m.
+
+  The instruction comes as UTF-8 codes, padded with zeros.
+  """
+  codes = episode["observation/instruction"].astype(np.uint8)
+  texts = [bytes(row).rstrip(b"\0").decode() for row in codes]
+  return Canonical(texts, episode["action"])
+
+
+def libero(episode: Episode) -> Canonical:
+  """LIBERO without no-ops, as OpenVLA regenerated it (Panda, 20 Hz).
+
+  Actions are in units of the controller's largest step, 5 cm and 0.5 rad;
+  its gripper closes at +1.
+  """
+  action = episode["action"]
+  columns = [
+    episode["is_last"],
+    0.05 * action[:, :3],
+    0.5 * action[:, 3:6],
+    (1.0 - np.clip(action[:, 6:], -1.0, 1.0)) / 2.0,
   ]
   return Canonical(
     episode.texts("language_instruction"),
@@ -104,6 +163,14 @@ DATASETS: Mapping[str, RobotDataset] = {
     RT2, "observation/image", fractal20220817_data
   ),
   "bridge_dataset": RobotDataset(RT2, "observation/image_0", bridge_dataset),
+  "bridge_dataset_relabelled": RobotDataset(
+    RT2, "observation/image_0", bridge_dataset_relabelled
+  ),
+  "bridge": RobotDataset(RT2, "observation/image", bridge),
+  "language_table": RobotDataset(
+    LANGUAGE_TABLE, "observation/rgb", language_table
+  ),
+  "libero": RobotDataset(RT2, "observation/image", libero),
 }
 
 

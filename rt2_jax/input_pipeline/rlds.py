@@ -55,6 +55,8 @@ class Episode:
 class Canonical(NamedTuple):
   """An episode's small features in this project's conventions.
 
+  A dataset may leave out steps at an episode's end: then T is smaller there.
+
   Attributes:
     instruction: T strings.
     action: float32[T, D] in physical units, in the order of an `ActionSpace`.

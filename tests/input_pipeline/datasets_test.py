@@ -55,6 +55,87 @@ def test_bridge_keeps_the_commanded_motion(tmp_path):
   np.testing.assert_array_equal(index.action[:5, 1:7], recorded[:, :6])
 
 
+def canonical(tmp_path, dataset, features):
+  """The index of one episode in the format of `dataset`."""
+  camera = datasets.DATASETS[dataset].camera
+  length = len(features["steps/is_first"])
+  features[f"steps/{camera}"] = [tiny_datasets.jpeg(t) for t in range(length)]
+  folder = tiny_datasets.write(tmp_path, [features], dataset)
+  config = datasets.SourceConfig(dataset, str(folder))
+  return datasets.open_source(config, "train").index
+
+
+def test_relabelled_bridge_moves_to_the_state_that_was_reached(tmp_path):
+  episode = tiny_datasets.bridge_episode(0, length=4)
+  state = np.zeros((4, 7), np.float32)
+  state[:, 0] = [0.1, 0.12, 0.11, 0.15]
+  state[:, 5] = [3.1, -3.1, -3.0, -3.0]  # yaw passes through pi
+  episode["steps/observation/state"] = state.ravel().tolist()
+  episode["steps/action"][6::7] = [1.0, 1.0, 0.0, 0.0]
+  index = canonical(tmp_path, "bridge_dataset_relabelled", episode)
+  assert len(index) == 3  # the last step has no next one
+  np.testing.assert_allclose(index.action[:, 1], [0.02, -0.01, 0.04], atol=1e-6)
+  np.testing.assert_allclose(
+    index.action[:, 6], [2 * np.pi - 6.2, 0.1, 0.0], atol=1e-5
+  )
+  np.testing.assert_array_equal(index.action[:, 0], [0, 0, 1])
+  np.testing.assert_array_equal(index.action[:, 7], [1, 1, 0])
+
+
+def test_open_x_bridge(tmp_path):
+  index = canonical(
+    tmp_path,
+    "bridge",
+    {
+      "steps/is_first": [1, 0],
+      "steps/action/world_vector": [0.01, 0.02, 0.03, 0.0, 0.0, -0.5],
+      "steps/action/rotation_delta": [0.1, 0.2, 0.3, 0.0, 0.0, 0.0],
+      "steps/action/open_gripper": [1, 0],
+      "steps/action/terminate_episode": [0.0, 1.0],
+      "steps/observation/natural_language_instruction": [b"open drawer"] * 2,
+    },
+  )
+  np.testing.assert_allclose(
+    index.action,
+    [[0, 0.01, 0.02, 0.03, 0.1, 0.2, 0.3, 1], [1, 0, 0, -0.5, 0, 0, 0, 0]],
+    atol=1e-6,
+  )
+
+
+def test_language_table_decodes_its_instruction(tmp_path):
+  text = "push the blue cube to the café"
+  codes = list(text.encode()) + [0] * (512 - len(text.encode()))
+  index = canonical(
+    tmp_path,
+    "language_table",
+    {
+      "steps/is_first": [1, 0],
+      "steps/action": [0.01, -0.02, 0.0, 0.1],
+      "steps/observation/instruction": codes * 2,
+    },
+  )
+  assert index.texts == (text,)
+  np.testing.assert_allclose(index.action, [[0.01, -0.02], [0, 0.1]])
+
+
+def test_libero_in_metres_with_an_open_gripper_of_1(tmp_path):
+  index = canonical(
+    tmp_path,
+    "libero",
+    {
+      "steps/is_first": [1, 0],
+      "steps/is_last": [0, 1],
+      "steps/action": [1.0, -1.0, 0.5, 0.2, 0, 0, -1.0, 0, 0, 0, 0, 0, 0, 1.0],
+      "steps/language_instruction": [b"put the bowl on the stove"] * 2,
+    },
+  )
+  np.testing.assert_allclose(
+    index.action,
+    [[0, 0.05, -0.05, 0.025, 0.1, 0, 0, 1], [1, 0, 0, 0, 0, 0, 0, 0]],
+    atol=1e-6,
+  )
+
+
 def test_fractals_format_as_tfds_writes_it(tmp_path):
   make_reach_episodes.make(
     str(tmp_path), train_episodes=2, val_episodes=1, seed=3
@@ -94,9 +175,9 @@ def test_the_real_bridge_episodes():
 
 def test_an_unknown_dataset_lists_the_known_ones():
   with pytest.raises(
-    ValueError, match="'bridge' for dataset, expected one of: fractal.*bridge_"
+    ValueError, match="'bridg' for dataset, expected one of: fractal.*bridge_"
   ):
-    datasets.SourceConfig("bridge", "x").space  # noqa: B018
+    datasets.SourceConfig("bridg", "x").space  # noqa: B018
 
 
 def test_an_unknown_dimension_in_bounds():
