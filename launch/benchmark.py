@@ -70,18 +70,18 @@ def machine() -> str:
 
 def loader() -> dict:
   # Here alone: the other two benchmarks run on machines without TensorFlow.
-  from rt2_jax.input_pipeline import datasets, loader, mixture
+  from rt2_jax.input_pipeline import datasets, examples, loader, mixture
 
   tokenizer = Tokenizer.from_file(_TOKENIZER.value)
   config = datasets.SourceConfig("fractal20220817_data", _DATA.value)
   index_s = seconds(lambda: datasets.open_source(config, "train"), cpu=True)
   source = datasets.open_source(config, "train")
   actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
-  examples = loader.RobotExamples(source, actions, make_prompt(tokenizer))
-  order = mixture.Mixture((len(examples),), (1.0,), seed=0)
+  robot = examples.RobotExamples(source, actions, make_prompt(tokenizer))
+  order = mixture.Mixture((len(robot),), (1.0,), seed=0)
   size, warmup, count = 64, 8, 60
   batches = loader.Loader(
-    [examples], order, size, range(size), 224, loader.LoaderConfig()
+    [robot], order, size, range(size), 224, loader.LoaderConfig()
   ).batches(0, warmup + count)
   for _ in range(warmup):
     next(batches)

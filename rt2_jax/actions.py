@@ -3,12 +3,11 @@
 RT-2 writes one action as 8 integers, `terminate Δx Δy Δz Δroll Δpitch Δyaw
 gripper` (paper, section 3.2). This file holds that grammar: an `ActionSpace`
 says what each number means in physical units, an `ActionTokenizer` turns
-actions into bins and bins into vocabulary ids, and a `Grammar` lists which
-token may follow which, so that decoding can only ever yield valid actions.
+actions into bins and bins into text or vocabulary ids.
 
 Numpy only: robots and converters import this file without JAX.
 
-Shapes: D dimensions, L tokens of an answer, K candidate tokens, Q states.
+Shapes: D dimensions, L tokens of an answer.
 """
 
 from __future__ import annotations
@@ -17,13 +16,18 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from rt2_jax.action_tokens import (
+  NUM_BINS,
+  Grammar,
+  IntegerTokens,
+  RareTokens,
+  parse_numbers,
+)
 from rt2_jax.errors import unknown_name
-
-NUM_BINS = 256
 
 Span = tuple[float, float]  # low, high
 
@@ -202,161 +206,6 @@ def action_space(name: str) -> ActionSpace:
   if name not in ACTION_SPACES:
     raise unknown_name("action space", name, ACTION_SPACES)
   return ACTION_SPACES[name]
-
-
-class Grammar(NamedTuple):
-  """Which token may come next while an action is decoded (a finite automaton).
-
-  State 0 is the start. `length` steps lead from it to a complete action.
-
-  Attributes:
-    ids: int32[K] vocabulary ids that occur in actions at all.
-    allowed: bool[Q, K] tokens that may follow in each state.
-    next_state: int32[Q, K] where each token leads.
-    length: number of tokens to decode.
-  """
-
-  ids: np.ndarray
-  allowed: np.ndarray
-  next_state: np.ndarray
-  length: int
-
-
-@dataclasses.dataclass(frozen=True)
-class RareTokens:
-  """Bin i is written as one rarely used id (RT-2-PaLM-E's way).
-
-  Attributes:
-    ids: NUM_BINS different vocabulary ids; bin i is written as ids[i].
-  """
-
-  ids: tuple[int, ...]
-
-  def __post_init__(self):
-    if len(set(self.ids)) != NUM_BINS or len(self.ids) != NUM_BINS:
-      raise ValueError(
-        f"got {len(self.ids)} action ids, {len(set(self.ids))} of them "
-        f"different; expected {NUM_BINS} different ids"
-      )
-
-  def answer_length(self, sizes: Sequence[int]) -> int:
-    return len(sizes)
-
-  def to_ids(self, numbers: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """int32[..., D] bins -> int32[..., D] ids."""
-    return np.asarray(self.ids, np.int32)[numbers - firsts]
-
-  def to_numbers(self, ids: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """int32[..., D] ids -> int32[..., D] numbers.
-
-    Raises:
-      ValueError: an id that is not an action token, or a wrong length.
-    """
-    ids = np.asarray(ids)
-    if ids.shape[-1] != len(firsts):
-      raise ValueError(
-        f"got {ids.shape[-1]} action tokens, expected {len(firsts)}"
-      )
-    bins = np.full(ids.shape, -1, np.int32)
-    order = np.argsort(self.ids)
-    table = np.asarray(self.ids)[order]
-    at = np.minimum(np.searchsorted(table, ids), NUM_BINS - 1)
-    bins = np.where(table[at] == ids, order[at], -1).astype(np.int32)
-    if (bins < 0).any():
-      raise ValueError(
-        f"got token id {int(ids[bins < 0].flat[0])}, which is no action token"
-      )
-    return bins + firsts.astype(np.int32)
-
-  def grammar(self, sizes: Sequence[int], firsts: Sequence[int]) -> Grammar:
-    del firsts  # ids stand for bins, however the text form counts them
-    allowed = np.arange(NUM_BINS)[None] < np.asarray(sizes)[:, None]
-    step = np.minimum(np.arange(len(sizes)) + 1, len(sizes) - 1)
-    next_state = np.repeat(step[:, None], NUM_BINS, 1).astype(np.int32)
-    return Grammar(
-      np.asarray(self.ids, np.int32), allowed, next_state, len(sizes)
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class IntegerTokens:
-  """The text form itself, character by character (RT-2-PaLI-X's way).
-
-  PaLI-X has one token per integer; Gemma's vocabulary splits digits, so that
-  an action takes about 30 tokens and ends with `eos`.
-
-  Attributes:
-    characters: the vocabulary id of each of "0".."9", "-" and " ".
-    eos: the id that ends an answer.
-  """
-
-  characters: tuple[tuple[str, int], ...]
-  eos: int
-
-  def answer_length(self, sizes: Sequence[int]) -> int:
-    return 4 * len(sizes)  # three digits or a sign and two, and a separator
-
-  def to_ids(self, numbers: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """int32[D] numbers -> int32[L] ids, `eos` not included."""
-    del firsts  # the text form prints the numbers as they are
-    table = dict(self.characters)
-    text = " ".join(str(int(n)) for n in numbers)
-    return np.asarray([table[c] for c in text], np.int32)
-
-  def to_numbers(self, ids: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """int32[..., L] ids, up to `eos` -> int32[..., D] numbers."""
-    ids = np.asarray(ids)
-    if ids.ndim > 1:
-      return np.stack([self.to_numbers(row, firsts) for row in ids])
-    names = {i: c for c, i in self.characters}
-    ends = np.flatnonzero(ids == self.eos)
-    text = ""
-    for i in ids[: ends[0] if ends.size else None]:
-      if int(i) not in names:
-        raise ValueError(f"got token id {int(i)}, which is no action token")
-      text += names[int(i)]
-    return parse_numbers(text, len(firsts))
-
-  def grammar(self, sizes: Sequence[int], firsts: Sequence[int]) -> Grammar:
-    """A trie of the legal numbers for each dimension, one after another."""
-    ids = np.asarray([i for _, i in self.characters] + [self.eos], np.int32)
-    column = {c: k for k, (c, _) in enumerate(self.characters)}
-    end_of_answer = len(ids) - 1
-    edges: list[dict[int, int]] = [{}]
-    root = 0
-    for d, (size, first) in enumerate(zip(sizes, firsts, strict=True)):
-      complete = set()
-      for number in range(first, first + size):
-        state = root
-        for c in str(number):
-          if column[c] not in edges[state]:
-            edges.append({})
-            edges[state][column[c]] = len(edges) - 1
-          state = edges[state][column[c]]
-        complete.add(state)
-      last = d == len(sizes) - 1
-      root = len(edges)
-      edges.append({end_of_answer: root} if last else {})
-      for state in complete:
-        edges[state][end_of_answer if last else column[" "]] = root
-    allowed = np.zeros((len(edges), len(ids)), bool)
-    next_state = np.zeros((len(edges), len(ids)), np.int32)
-    for state, out in enumerate(edges):
-      for k, target in out.items():
-        allowed[state, k], next_state[state, k] = True, target
-    return Grammar(ids, allowed, next_state, self.answer_length(sizes))
-
-
-def parse_numbers(text: str, count: int) -> np.ndarray:
-  """`"1 128 91 241 5 101 127 217"` -> int32[count]; anything else raises."""
-  words = text.split(" ")
-  numeric = all(w.removeprefix("-").isdecimal() and w.isascii() for w in words)
-  if not numeric or len(words) != count:
-    raise ValueError(
-      f"got action text {text!r}, expected {count} whole numbers joined by "
-      f"single spaces, got {len(words)} words"
-    )
-  return np.asarray([int(w) for w in words], np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rt2_jax.actions import Grammar
+from rt2_jax.action_tokens import Grammar
 from rt2_jax.models.vlm import VLM
 
 

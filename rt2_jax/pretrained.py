@@ -5,18 +5,19 @@ bfloat16), separate SigLIP and Gemma `.npz`, and Hugging Face folders of
 safetensors. The host holds one parameter at a time; each goes straight to where
 its sharding says.
 
-Shapes: n image tokens, D encoder width, E decoder width, V vocabulary.
+Shapes: n image tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,12 @@ from rt2_jax import huggingface, trees
 from rt2_jax.huggingface import EMBEDDING, POSITIONS
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import init_params
-from rt2_jax.weight_files import Npz, SafetensorsFolder, Shape
+from rt2_jax.weight_files import (
+  Shape,
+  Stored,
+  open_big_vision,
+  open_safetensors,
+)
 
 Path = str | pathlib.Path
 
@@ -39,13 +45,8 @@ _POOLING, _PROJECTION = "img/MAPHead_0/", ("img/head/kernel", "img/head/bias")
 # Gemma's own token table ends in 128 rows that no token uses.
 _GEMMA_ROWS, _GEMMA_TOKENS = 256_128, 256_000
 _NEW_ROW_STD = 0.02  # as in big_vision
-
-
-class _Weights(Protocol):
-  """A model's parameters in files, under our names."""
-
-  def read(self, name: str, dtype: np.dtype) -> np.ndarray:
-    """One parameter, in the shape in which it is stored."""
+_GEMMA2_NORM = re.compile("post_ffw_norm|post_feedforward_layernorm")
+_OUTPUT_LAYERS = ("lm_head.weight", "language_model.lm_head.weight")
 
 
 def load(
@@ -84,7 +85,7 @@ def load(
   }
   flat, placements = {}, trees.flatten(shardings)
   for name, shape in parameter_shapes(config).items():
-    leaf = weights.read(name, np.dtype(dtype))
+    leaf = weights[name].read().astype(dtype, copy=False)
     if leaf.shape != shape:
       leaf = fit[name](leaf, shape)
     flat[name] = jax.make_array_from_callback(
@@ -94,183 +95,226 @@ def load(
   return trees.unflatten(flat)
 
 
+def read_config(folder: Path) -> VLMConfig:
+  """The model in a Hugging Face folder.
+
+  Raises:
+    ValueError: it does not say that it is PaliGemma.
+  """
+  path = pathlib.Path(folder) / "config.json"
+  if not path.is_file():
+    raise ValueError(f"got no {path}, expected a Hugging Face folder")
+  try:
+    return huggingface.from_config(json.loads(path.read_text()))
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
 def parameter_shapes(config: VLMConfig) -> dict[str, Shape]:
   """The name and shape of every parameter of a model."""
   tree = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   return {name: leaf.shape for name, leaf in trees.flatten(tree).items()}
 
 
-def read_config(folder: Path) -> VLMConfig:
-  """The model in a Hugging Face folder, as float32.
-
-  Raises:
-    ValueError: not a folder of PaliGemma.
-  """
-  return _described(SafetensorsFolder(pathlib.Path(folder)))
-
-
-def _open(source, config: VLMConfig, seed: int) -> _Weights:
+def _open(
+  source: Path | Mapping[str, Path], config: VLMConfig, seed: int
+) -> dict[str, Stored]:
+  """All parameters under our names, checked, in the shapes of the file."""
   if isinstance(source, Mapping):
-    return _SiglipAndGemma(source, config, seed)
+    return _open_parts(source, config, seed)
   path = pathlib.Path(source)
   if not path.exists():
     raise ValueError(
       f"got weights {str(path)!r}, which does not exist; pass an .npz file or "
       "a Hugging Face folder"
     )
-  return _HuggingFace(path, config) if path.is_dir() else _Whole(path, config)
+  if path.is_dir():
+    return _open_folder(path, config)
+  weights = open_big_vision(path)
+  stored = _as_stored(path, weights, config)
+  _check_names(path, weights, parameter_shapes(stored))
+  return weights
 
 
-class _BigVision:
-  """The arrays of a big_vision file under our names, layers stacked.
-
-  Attributes:
-    shapes: our name -> shape as stored.
-  """
-
-  def __init__(self, path: pathlib.Path):
-    """Groups the layers.
-
-    Raises:
-      ValueError: a file that cannot be read, or a layer is missing.
-    """
-    self._file = Npz(path)
-    self._layers: dict[str, dict[int | None, str]] = {}
-    members = list(self._file.shapes)
-    if any(member.startswith("params/") for member in members):
-      # The rest is the optimizer's.
-      members = [name for name in members if name.startswith("params/")]
-    for member in members:
-      name, layer = trees.split_layer(member.removeprefix("params/"))
-      self._layers.setdefault(name, {})[layer] = member
-    self.shapes = {name: self._shape(name) for name in self._layers}
-
-  def read(self, name: str, dtype: np.dtype) -> np.ndarray:
-    """One parameter, in the shape in which it is stored."""
-    layers = self._layers[name]
-    if None in layers:
-      return self._file.read(layers[None]).astype(dtype, copy=False)
-    leaf = np.empty(self.shapes[name], dtype)
-    for i, member in layers.items():
-      leaf[i] = self._file.read(member)
-    return leaf
-
-  def _shape(self, name: str) -> Shape:
-    layers = self._layers[name]
-    shapes = {self._file.shapes[member] for member in layers.values()}
-    if set(layers) == {None}:
-      return shapes.pop()
-    if set(layers) != set(range(len(layers))) or len(shapes) > 1:
-      raise ValueError(
-        f"{self._file.path}: got layers {sorted(layers, key=str)} of {name!r} "
-        f"with shapes {sorted(shapes)}, expected all layers from 0 in one shape"
-      )
-    return (len(layers), *shapes.pop())
-
-
-class _Whole(_BigVision):
-  """A big_vision file of a whole PaliGemma."""
-
-  def __init__(self, path: pathlib.Path, config: VLMConfig):
-    super().__init__(path)
-    stored = _as_stored(str(path), self.shapes, config)
-    _check_names(str(path), self.shapes, parameter_shapes(stored))
-
-
-class _Tower(_BigVision):
-  """A big_vision file of SigLIP or Gemma alone, under a whole model's names."""
-
-  def __init__(self, path: pathlib.Path, part: str):
-    super().__init__(path)
-    if any(name.startswith(f"{part}/") for name in self.shapes):
+def _open_parts(
+  paths: Mapping[str, Path], config: VLMConfig, seed: int
+) -> dict[str, Stored]:
+  """SigLIP and Gemma from a file each; the projection between them is drawn."""
+  if set(paths) != {"img", "llm"}:
+    raise ValueError(
+      f"got weights of {sorted(paths)}, expected the paths of 'img' and 'llm'"
+    )
+  weights = {}
+  for part in "img", "llm":
+    found = open_big_vision(pathlib.Path(paths[part]))
+    if any(name.startswith(f"{part}/") for name in found):
       # The rest is the other tower of a contrastive model.
-      self._rename(lambda name: name if name.startswith(f"{part}/") else "")
+      found = {n: w for n, w in found.items() if n.startswith(f"{part}/")}
     else:
-      self._rename(lambda name: f"{part}/{name}")
-    self._rename(lambda name: "" if name.startswith(_POOLING) else name)
-    rows, *width = self.shapes.get(EMBEDDING, (0,))
-    if rows == _GEMMA_ROWS:
-      self.shapes[EMBEDDING] = (_GEMMA_TOKENS, *width)
-
-  def read(self, name: str, dtype: np.dtype) -> np.ndarray:
-    return super().read(name, dtype)[: self.shapes[name][0]]
-
-  def _rename(self, rename: Callable[[str], str]):
-    """Drops the names that become empty."""
-    for table in self._layers, self.shapes:
-      renamed = {rename(name): value for name, value in table.items()}
-      renamed.pop("", None)
-      table.clear()
-      table.update(renamed)
+      found = {f"{part}/{n}": w for n, w in found.items()}
+    weights |= found
+  weights = {n: w for n, w in weights.items() if not n.startswith(_POOLING)}
+  if EMBEDDING in weights and weights[EMBEDDING].shape[0] == _GEMMA_ROWS:
+    weights[EMBEDDING] = _first_rows(weights[EMBEDDING], _GEMMA_TOKENS)
+  origin = " and ".join(map(str, paths.values()))
+  shapes = parameter_shapes(_as_stored(origin, weights, config))
+  for name in _PROJECTION:
+    weights[name] = _drawn(shapes[name], seed)
+  _check_names(origin, weights, shapes)
+  return weights
 
 
-class _SiglipAndGemma:
-  """Two big_vision files; the projection from one to the other is drawn."""
-
-  def __init__(self, paths: Mapping[str, Path], config: VLMConfig, seed: int):
-    if set(paths) != {"img", "llm"}:
-      raise ValueError(
-        f"got weights of {sorted(paths)}, expected the paths of 'img' and 'llm'"
-      )
-    self._towers = {p: _Tower(pathlib.Path(paths[p]), p) for p in paths}
-    self._seed = seed
-    found = {n: s for t in self._towers.values() for n, s in t.shapes.items()}
-    origin = " and ".join(map(str, paths.values()))
-    stored = _as_stored(origin, found, config)
-    self._shapes = parameter_shapes(stored)
-    drawn = {n: self._shapes[n] for n in _PROJECTION}
-    _check_names(origin, found | drawn, self._shapes)
-
-  def read(self, name: str, dtype: np.dtype) -> np.ndarray:
-    """One parameter, in the shape in which it is stored."""
-    if name not in _PROJECTION:
-      return self._towers[name.split("/")[0]].read(name, dtype)
-    shape = self._shapes[name]
-    if len(shape) == 1:
-      return np.zeros(shape, dtype)
-    random = np.random.default_rng(self._seed)
-    kernel = random.standard_normal(shape, np.float32) * shape[0] ** -0.5
-    return kernel.astype(dtype)
+def _first_rows(table: Stored, rows: int) -> Stored:
+  return Stored(
+    (rows, *table.shape[1:]), table.dtype, lambda: table.read()[:rows]
+  )
 
 
-class _HuggingFace:
+def _drawn(shape: Shape, seed: int) -> Stored:
+  """As in a new model: a kernel that keeps the scale, or a bias of zero."""
+  std = shape[0] ** -0.5 if len(shape) > 1 else 0.0
+  random = np.random.default_rng(seed)
+  return Stored(
+    shape,
+    np.dtype(np.float32),
+    lambda: std * random.standard_normal(shape, np.float32),
+  )
+
+
+def _open_folder(folder: pathlib.Path, config: VLMConfig) -> dict[str, Stored]:
   """A folder of PaliGemma 1 or 2."""
+  _check_config(folder, read_config(folder), config)
+  tensors = {
+    huggingface.table_name(name): tensor
+    for name, tensor in open_safetensors(folder).items()
+  }
+  rules = {rule.ours: rule for rule in huggingface.rules(config)}
+  (table,), (positions,) = rules[EMBEDDING].theirs, rules[POSITIONS].theirs
+  _check_tied(folder, tensors, table)
+  padded = huggingface.padded_rows(config.llm.vocab_size)
+  if table in tensors and tensors[table].shape[0] == padded:
+    tensors[table] = _first_rows(tensors[table], config.llm.vocab_size)
+  sizes = {
+    ours: tensors[theirs]
+    for ours, theirs in ((EMBEDDING, table), (POSITIONS, positions))
+    if theirs in tensors
+  }
+  shapes = parameter_shapes(_as_stored(folder, sizes, config))
+  expected = {}
+  for name, shape in shapes.items():
+    expected |= rules[name].shapes(shape)
+  _check_names(folder, tensors, expected)
+  return {
+    name: _joined(rules[name], tensors, shape) for name, shape in shapes.items()
+  }
 
-  def __init__(self, path: pathlib.Path, config: VLMConfig):
-    self._folder = SafetensorsFolder(path)
-    _check_config(self._folder, config)
-    self._folder.open()
-    self._stored_names = {
-      huggingface.table_name(name): name for name in self._folder.shapes
-    }
-    shapes = {n: self._folder.shapes[s] for n, s in self._stored_names.items()}
-    _check_tied(self._folder, shapes)
-    self._rules = {rule.ours: rule for rule in huggingface.rules(config)}
-    found = {
-      ours: shapes[self._rules[ours].theirs[0]]
-      for ours in (EMBEDDING, POSITIONS)
-      if self._rules[ours].theirs[0] in shapes
-    }
-    ...
+
+def _joined(
+  rule: huggingface.Rule, tensors: Mapping[str, Stored], shape: Shape
+) -> Stored:
+  dtype = tensors[next(iter(rule.shapes(shape)))].dtype
+  return Stored(
+    shape, dtype, lambda: rule.join(lambda n: tensors[n].read(), shape, dtype)
+  )
 
 
-# Fitting what is stored to what is asked for.
+# Checking, and fitting what is stored to what is asked for.
+
+
+def _check_config(origin: Path, found: VLMConfig, asked: VLMConfig):
+  """Raises a ValueError that lists the fields in which two models differ."""
+  differences = [
+    f"{name} is {value!r}, asked for {wanted!r}"
+    for (name, value), wanted in zip(
+      _decided(found).items(), _decided(asked).values(), strict=True
+    )
+    if value != wanted
+  ]
+  if differences:
+    raise ValueError(
+      f"{origin}: got the weights of another model: {'; '.join(differences)}"
+      f"{_generations(found.llm.post_norms, asked.llm.post_norms)}"
+    )
+
+
+def _decided(config: VLMConfig) -> dict[str, Any]:
+  """The fields that a file decides, with defaults resolved."""
+  llm = dataclasses.replace(config.llm, query_scale=config.llm.query_factor)
+  parts = {"img": config.img, "llm": llm}
+  return {
+    f"{part}.{field}": value
+    for part, fields in parts.items()
+    for field, value in dataclasses.asdict(fields).items()
+    if field not in _CALLERS
+  }
+
+
+def _generations(found_gemma2: bool, asked_gemma2: bool) -> str:
+  """The end of an error message, when that is the reason."""
+  if found_gemma2 == asked_gemma2:
+    return ""
+  found, asked = 1 + found_gemma2, 1 + asked_gemma2
+  return f"; these are Gemma {found} weights, the model is a Gemma {asked}"
+
+
+def _check_names(
+  origin: Path, found: Mapping[str, Stored], expected: Mapping[str, Shape]
+):
+  """Raises a ValueError that lists all that is missing, extra or mis-shaped."""
+  problems = {
+    "missing": [name for name in expected if name not in found],
+    "extra": [name for name in found if name not in expected],
+    "mis-shaped": [
+      f"{name} {list(found[name].shape)} instead of {list(shape)}"
+      for name, shape in expected.items()
+      if name in found and found[name].shape != shape
+    ],
+  }
+  if not any(problems.values()):
+    return
+  listed = "; ".join(
+    f"{len(names)} {what}: {', '.join(names)}"
+    for what, names in problems.items()
+    if names
+  )
+  gemma2 = (any(map(_GEMMA2_NORM.search, names)) for names in (found, expected))
+  raise ValueError(
+    f"{origin}: got the weights of another model: {listed}"
+    f"{_generations(*gemma2)}"
+  )
+
+
+def _check_tied(folder: Path, tensors: dict[str, Stored], table: str):
+  """Removes the output layer, which is the token table and nothing else.
+
+  Raises:
+    ValueError: it is not.
+  """
+  for name in _OUTPUT_LAYERS:
+    output = tensors.pop(name, None)
+    if output is None or table not in tensors:
+      continue
+    if not np.array_equal(output.read(), tensors[table].read()):
+      raise ValueError(
+        f"{folder}: got an output layer {name!r} that differs from the token "
+        f"table {table!r}, expected the same array: our decoder ties them"
+      )
 
 
 def _as_stored(
-  origin: str, found: Mapping[str, Shape], config: VLMConfig
+  origin: Path, weights: Mapping[str, Stored], config: VLMConfig
 ) -> VLMConfig:
-  """`config` with the image size and the vocabulary that a file has.
+  """`config` with the image size and the vocabulary of a file.
 
   Raises:
     ValueError: more rows than the model's vocabulary has.
   """
   img, llm = config.img, config.llm
-  if POSITIONS in found:
-    side = math.isqrt(found[POSITIONS][-2])
+  if POSITIONS in weights:
+    side = math.isqrt(weights[POSITIONS].shape[-2])
     img = dataclasses.replace(img, image_size=side * img.patch_size)
-  if EMBEDDING in found:
-    rows = found[EMBEDDING][0]
+  if EMBEDDING in weights:
+    rows = weights[EMBEDDING].shape[0]
     if rows > llm.vocab_size:
       raise ValueError(
         f"{origin}: got a vocabulary of {rows} tokens, expected at most the "
@@ -278,3 +322,21 @@ def _as_stored(
       )
     llm = dataclasses.replace(llm, vocab_size=rows)
   return dataclasses.replace(config, img=img, llm=llm)
+
+
+def _resample(leaf: np.ndarray, shape: Shape) -> np.ndarray:
+  """Positions dtype[1, n, D] for another image size, linearly (big_vision)."""
+  old, new = math.isqrt(leaf.shape[1]), math.isqrt(shape[1])
+  grid = leaf.reshape(old, old, -1).astype(np.float32)
+  grid = scipy.ndimage.zoom(grid, (new / old, new / old, 1), order=1)
+  return grid.reshape(shape).astype(leaf.dtype)
+
+
+def _add_rows(leaf: np.ndarray, shape: Shape, seed: int) -> np.ndarray:
+  """The token table dtype[V, D] with new random rows at its end."""
+  rows = len(leaf)
+  random = np.random.default_rng(seed)
+  new = random.standard_normal((shape[0] - rows, shape[1]), np.float32)
+  table = np.empty(shape, leaf.dtype)
+  table[:rows], table[rows:] = leaf, new * _NEW_ROW_STD
+  return table

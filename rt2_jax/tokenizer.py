@@ -13,7 +13,7 @@ import re
 
 import sentencepiece
 
-from rt2_jax.actions import NUM_BINS, IntegerTokens, RareTokens
+from rt2_jax.action_tokens import NUM_BINS, IntegerTokens, RareTokens
 from rt2_jax.errors import unknown_name
 
 PAD, EOS, BOS = 0, 1, 2

@@ -21,7 +21,8 @@ import optax
 from jax.sharding import Mesh
 
 from rt2_jax import augment, checkpoint, losses, sharding
-from rt2_jax.actions import NUM_BINS, ActionTokenizer, RareTokens
+from rt2_jax.action_tokens import NUM_BINS, RareTokens
+from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, init_params

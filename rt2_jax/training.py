@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,14 +17,9 @@ from tqdm import tqdm
 
 from rt2_jax import checkpoint, optimizer, sharding
 from rt2_jax.actions import ActionSpace, ActionTokenizer
-from rt2_jax.augment import Augmentation
 from rt2_jax.batch import Batch
-from rt2_jax.errors import unknown_name
-from rt2_jax.input_pipeline import datasets, loader, mixture, web
-from rt2_jax.models import variants
-from rt2_jax.optimizer import OptimizerConfig
-from rt2_jax.prompt import ROBOT_TEMPLATE, Prompt
-from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.input_pipeline import datasets, examples, loader, mixture, web
+from rt2_jax.train_config import TrainConfig
 from rt2_jax.train_state import Trainer, TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -38,155 +32,6 @@ _FREE_FIELDS = (
   "checkpoint_every",
   "keep_checkpoints",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptConfig:
-  """See `prompt.Prompt`."""
-
-  prefix_length: int
-  suffix_length: int
-  template: str = ROBOT_TEMPLATE
-
-
-@dataclasses.dataclass(frozen=True)
-class ActionConfig:
-  """How actions are written: see `actions.ActionTokenizer`."""
-
-  route: str = "rare"
-  rt1_compat: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  """One experiment; the fields of a file in `configs/`.
-
-  Attributes:
-    model: sizes; the vocabulary is the tokenizer's.
-    tokenizer: the SentencePiece model.
-    prompt: lengths of the text fields and the robot's question.
-    actions: how actions are written.
-    sources: robot data, by name.
-    web: image-text data, by name; may be empty.
-    robot_share: part of every batch that is robot data, e.g. 0.5 for
-      RT-2-PaLI-X and 0.66 for RT-2-PaLM-E; 1.0 without web data.
-    loader: threads, tolerance and where indexes are kept.
-    augmentation: how training images are changed.
-    optimizer: schedule and AdamW.
-    mesh: devices along each of `sharding.MESH_AXES`.
-    batch_size: rows of the global batch.
-    num_steps: length of training.
-    seed: of parameters, data order and augmentation.
-    log_every: steps between progress lines.
-    checkpoint_every: steps between checkpoints.
-    keep_checkpoints: how many of the newest stay on disk.
-  """
-
-  model: variants.VLMConfig
-  tokenizer: Tokenizer
-  prompt: PromptConfig
-  actions: ActionConfig
-  sources: Mapping[str, datasets.SourceConfig]
-  web: Mapping[str, web.WebConfig]
-  robot_share: float
-  loader: loader.LoaderConfig
-  augmentation: Augmentation
-  optimizer: OptimizerConfig
-  mesh: Mapping[str, int]
-  batch_size: int
-  num_steps: int
-  seed: int
-  log_every: int
-  checkpoint_every: int
-  keep_checkpoints: int
-
-  @classmethod
-  def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
-    """Typed values from a config file's fields.
-
-    Raises:
-      ValueError: an unknown or missing field, or a value that its reader
-        refuses.
-    """
-    fields = dict(fields)
-    tokenizer = Tokenizer.from_file(fields.get("tokenizer", ""))
-    model = dict(fields.get("model", {}), vocab_size=tokenizer.vocab_size)
-    fields["tokenizer"] = tokenizer
-    fields["model"] = construct(variants.vlm, "model", model)
-    for name, part in (
-      ("prompt", PromptConfig),
-      ("actions", ActionConfig),
-      ("augmentation", Augmentation),
-      ("optimizer", OptimizerConfig),
-      ("loader", loader.LoaderConfig),
-    ):
-      fields[name] = construct(part, name, fields.get(name, {}))
-    for group, part in (
-      ("sources", datasets.SourceConfig),
-      ("web", web.WebConfig),
-    ):
-      fields[group] = {
-        name: construct(part, f"{group}.{name}", source)
-        for name, source in fields.get(group, {}).items()
-      }
-    return construct(cls, "", fields)
-
-  def __post_init__(self):
-    twice = set(self.sources) & set(self.web)
-    if twice or not self.sources:
-      raise ValueError(
-        f"got robot sources {sorted(self.sources)} and web sources "
-        f"{sorted(self.web)}, expected at least one robot source and no name "
-        "twice; rename or add one"
-      )
-    share = self.robot_share
-    if not (0.0 < share < 1.0 if self.web else share == 1.0):
-      raise ValueError(
-        f"got config.robot_share = {share} with {len(self.web)} web sources, "
-        "expected a part between 0 and 1 with web sources, 1.0 without"
-      )
-
-  @property
-  def source_names(self) -> tuple[str, ...]:
-    """Robot sources, then web sources: the order of `Batch.source`."""
-    return (*self.sources, *self.web)
-
-  def weights(self) -> tuple[float, ...]:
-    """Share of each source in `source_names`."""
-    shares = (self.robot_share, 1.0 - self.robot_share)
-    weights = []
-    for share, group in zip(shares, (self.sources, self.web), strict=True):
-      total = sum(source.weight for source in group.values())
-      weights += [s.weight / total * share for s in group.values()]
-    return tuple(weights)
-
-  def make_prompt(self) -> Prompt:
-    return Prompt(self.tokenizer, **dataclasses.asdict(self.prompt))
-
-  def action_tokenizers(self) -> dict[str, ActionTokenizer]:
-    """One per robot source: the same tokens, each with its dataset's bounds."""
-    route = self.tokenizer.action_route(self.actions.route)
-    return {
-      name: ActionTokenizer(source.space, route, self.actions.rt1_compat)
-      for name, source in self.sources.items()
-    }
-
-
-def construct(build: Callable, where: str, fields: Mapping[str, Any]) -> Any:
-  """`build(**fields)`, after naming any field that is unknown or missing."""
-  prefix = f"config.{where}." if where else "config."
-  parameters = inspect.signature(build).parameters
-  for name in fields:
-    if name not in parameters:
-      raise unknown_name(f"a field of {prefix[:-1]}", name, parameters)
-  missing = [
-    prefix + name
-    for name, parameter in parameters.items()
-    if parameter.default is inspect.Parameter.empty and name not in fields
-  ]
-  if missing:
-    raise ValueError(f"got no {', '.join(missing)}; set it in the config file")
-  return build(**fields)
 
 
 def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
@@ -264,7 +109,7 @@ def make_loader(
   folder = config.loader.index_folder or None
   frames = config.model.num_frames
   robots = [
-    loader.RobotExamples(
+    examples.RobotExamples(
       datasets.open_source(source, source.split, frames, folder),
       tokenizers[name],
       prompt,
@@ -272,7 +117,7 @@ def make_loader(
     for name, source in config.sources.items()
   ]
   webs = [
-    loader.WebExamples(web.open_source(source, folder), prompt, frames)
+    examples.WebExamples(web.open_source(source, folder), prompt, frames)
     for source in config.web.values()
   ]
   order = mixture.Mixture(

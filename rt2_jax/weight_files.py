@@ -1,153 +1,192 @@
 """Files of named arrays: what is in them, and one array at a time.
 
-Opening reads names and shapes only. Nothing is ever unpickled: a pickle can run
-any program.
+Opening reads names, shapes and types only. Nothing is ever unpickled: a pickle
+can run any program.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import zipfile
+from collections.abc import Callable
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
+from rt2_jax import trees
+
 Shape = tuple[int, ...]
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _INDEX = "model.safetensors.index.json"
+_DTYPES = {
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 
 
-def refuse_pickle(path: pathlib.Path):
-  """Raises ValueError for a file that would have to be unpickled."""
-  if path.suffix in _PICKLES:
+class Stored(NamedTuple):
+  """An array in a file; `read` returns it, in this shape and type."""
+
+  shape: Shape
+  dtype: np.dtype
+  read: Callable[[], np.ndarray]
+
+
+def open_npz(path: pathlib.Path) -> dict[str, Stored]:
+  """The arrays of an `.npz` file; two bytes without a type are bfloat16.
+
+  Raises:
+    ValueError: not a whole `.npz` file, or anything but floats in it.
+  """
+  _refuse_pickle(path)
+  headers = {}
+  try:
+    with zipfile.ZipFile(path) as archive:
+      for member in archive.namelist():
+        with archive.open(member) as file:
+          headers[member.removesuffix(".npy")] = _read_header(file)
+  except (OSError, ValueError, zipfile.BadZipFile) as error:
     raise ValueError(
-      f"got {path}, a pickled file, which can run any program when it is "
-      "opened, expected .npz or .safetensors; convert it where you trust it"
+      f"got {path}, which is not a whole .npz file ({error}); copy it again"
+    ) from error
+  objects = [name for name, (_, dtype) in headers.items() if dtype.hasobject]
+  if objects:
+    raise ValueError(
+      f"{path}: got arrays of Python objects ({', '.join(objects)}), which are "
+      "pickled and could run any program, expected numbers"
     )
 
+  def read(name: str) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+      array = np.lib.format.read_array(file, allow_pickle=False)
+    return array.view(headers[name][1])
 
-class Npz:
-  """An `.npz` archive of numeric arrays.
+  return {
+    name: Stored(shape, dtype, functools.partial(read, name))
+    for name, (shape, dtype) in headers.items()
+  }
 
-  Attributes:
-    path: where it is.
-    shapes: name -> shape.
+
+def open_big_vision(path: pathlib.Path) -> dict[str, Stored]:
+  """The parameters in an `.npz` of big_vision, with the layers stacked.
+
+  Raises:
+    ValueError: a file that cannot be read, or a layer that is missing or of
+      another shape.
   """
-
-  def __init__(self, path: pathlib.Path):
-    """Reads the headers.
-
-    Raises:
-      ValueError: not an `.npz` file, or arrays of Python objects in it.
-    """
-    refuse_pickle(path)
-    self.path = path
-    self.shapes: dict[str, Shape] = {}
-    objects = []
-    try:
-      with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
-          name = member.removesuffix(".npy")
-          with archive.open(member) as file:
-            self.shapes[name], dtype = _read_header(file)
-          if dtype.hasobject:
-            objects.append(name)
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+  arrays = open_npz(path)
+  if any(name.startswith("params/") for name in arrays):
+    # The rest is the optimizer's.
+    arrays = {
+      name.removeprefix("params/"): array
+      for name, array in arrays.items()
+      if name.startswith("params/")
+    }
+  weights, layers = {}, {}
+  for name, array in arrays.items():
+    stacked, layer = trees.split_layer(name)
+    if layer is None:
+      weights[name] = array
+    else:
+      layers.setdefault(stacked, {})[layer] = array
+  for name, by_index in layers.items():
+    rows = [by_index[i] for i in sorted(by_index)]
+    shapes = {row.shape for row in rows}
+    if sorted(by_index) != list(range(len(rows))) or len(shapes) > 1:
       raise ValueError(
-        f"got {path}, which is not a whole .npz file ({error}); copy it again"
-      ) from error
-    if objects:
-      raise ValueError(
-        f"{path}: got arrays of Python objects ({', '.join(objects)}), which "
-        "are pickled and can run any program, expected numbers"
+        f"{path}: got layers {sorted(by_index)} of {name!r} with shapes "
+        f"{sorted(shapes)}, expected every layer from 0 on, of one shape"
       )
+    shape, dtype = (len(rows), *rows[0].shape), rows[0].dtype
+    weights[name] = Stored(
+      shape, dtype, functools.partial(_read_rows, rows, shape, dtype)
+    )
+  return weights
 
-  def read(self, name: str) -> np.ndarray:
-    """One array; two bytes of no type are bfloat16, as numpy stores it."""
-    with zipfile.ZipFile(self.path) as archive:
-      with archive.open(f"{name}.npy") as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-    return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
+
+def _read_rows(rows: list[Stored], shape: Shape, dtype: np.dtype) -> np.ndarray:
+  leaf = np.empty(shape, dtype)
+  for i, row in enumerate(rows):
+    leaf[i] = row.read()
+  return leaf
 
 
 def _read_header(file) -> tuple[Shape, np.dtype]:
   version = np.lib.format.read_magic(file)
   if version == (1, 0):
-    header = np.lib.format.read_array_header_1_0(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
   else:
-    header = np.lib.format.read_array_header_2_0(file)
-  return header[0], header[2]
+    shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+  return shape, _DTYPES["BF16"] if dtype == "V2" else dtype
 
 
-class SafetensorsFolder:
-  """A Hugging Face folder: config.json and one or more safetensors files.
+def open_safetensors(folder: pathlib.Path) -> dict[str, Stored]:
+  """The tensors of a Hugging Face folder, in one file or in shards.
 
-  Attributes:
-    path: where it is.
-    config: the fields of config.json.
-    shapes: name -> shape.
+  Raises:
+    ValueError: no such file, a missing or damaged one, or quantised tensors.
   """
-
-  def __init__(self, path: pathlib.Path):
-    """Reads config.json.
-
-    Raises:
-      ValueError: no config.json.
-    """
-    self.path = path
-    config = path / "config.json"
-    if not config.is_file():
-      raise ValueError(
-        f"got {path} without config.json, expected a Hugging Face folder"
-      )
-    self.config = json.loads(config.read_text())
-    self.shapes: dict[str, Shape] = {}
-    self._files: dict[str, pathlib.Path] = {}
-
-  def open(self):
-    """Reads names and shapes.
-
-    Raises:
-      ValueError: no safetensors file, or one that is missing or damaged.
-    """
-    for file in self._list_files():
-      with _open(file) as tensors:
-        for name in tensors.keys():  # noqa: SIM118  (not a dictionary)
-          self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
-          self._files[name] = file
-
-  def read(self, name: str) -> np.ndarray:
-    """One array. Opens its file anew, so that no page of it stays mapped."""
-    with _open(self._files[name]) as tensors:
-      return tensors.get_tensor(name)
-
-  def _list_files(self) -> list[pathlib.Path]:
-    index = self.path / _INDEX
-    if index.is_file():
-      names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-      names = sorted(file.name for file in self.path.glob("*.safetensors"))
-    missing = [name for name in names if not (self.path / name).is_file()]
-    if missing:
-      raise ValueError(
-        f"{self.path}: got no {', '.join(missing)}, which {_INDEX} names; copy "
-        "the folder again"
-      )
-    if not names:
-      for file in self.path.iterdir():
-        refuse_pickle(file)
-      raise ValueError(f"got {self.path} without any *.safetensors file")
-    return [self.path / name for name in names]
+  tensors = {}
+  for path in _shards(folder):
+    with _open(path) as file:
+      for name in file.keys():  # noqa: SIM118, it is not a dictionary
+        view = file.get_slice(name)
+        dtype = _DTYPES.get(view.get_dtype())
+        if dtype is None:
+          raise ValueError(
+            f"{path}: got {name!r} as {view.get_dtype()}, expected one of "
+            f"{', '.join(_DTYPES)}; use weights that are not quantised"
+          )
+        read = functools.partial(_read_tensor, path, name)
+        tensors[name] = Stored(tuple(view.get_shape()), dtype, read)
+  return tensors
 
 
-def _open(file: pathlib.Path):
+def _read_tensor(path: pathlib.Path, name: str) -> np.ndarray:
+  # Opened anew, so that what was read before does not stay mapped.
+  with _open(path) as file:
+    return file.get_tensor(name)
+
+
+def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
+  index = folder / _INDEX
+  if index.is_file():
+    weight_map = json.loads(index.read_text())["weight_map"]
+    paths = [folder / name for name in sorted(set(weight_map.values()))]
+  else:
+    paths = sorted(folder.glob("*.safetensors"))
+  missing = [path.name for path in paths if not path.is_file()]
+  if missing:
+    raise ValueError(
+      f"{folder}: got no {', '.join(missing)}, which {_INDEX} names; copy the "
+      "folder again"
+    )
+  if not paths:
+    for path in sorted(folder.iterdir()):
+      _refuse_pickle(path)
+    raise ValueError(f"got {folder} without any .safetensors file")
+  return paths
+
+
+def _open(path: pathlib.Path):
   try:
-    return safetensors.safe_open(file, framework="numpy")
+    return safetensors.safe_open(path, framework="numpy")
   except (OSError, safetensors.SafetensorError) as error:
     raise ValueError(
-      f"got {file}, which is not a whole safetensors file ({error}); copy it "
+      f"got {path}, which is not a whole safetensors file ({error}); copy it "
       "again"
     ) from error
+
+
+def _refuse_pickle(path: pathlib.Path):
+  if path.suffix in _PICKLES:
+    raise ValueError(
+      f"got {path}, a pickled file, which could run any program when opened, "
+      "expected .npz or .safetensors; convert it where you trust it"
+    )

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rt2_jax import actions
-from rt2_jax.actions import LANGUAGE_TABLE, NUM_BINS, RT1, RT2, ActionTokenizer
+from rt2_jax import action_tokens, actions
+from rt2_jax.action_tokens import NUM_BINS
+from rt2_jax.actions import LANGUAGE_TABLE, RT1, RT2, ActionTokenizer
 
-RARE = actions.RareTokens(tuple(range(1000, 1000 + NUM_BINS)))
-INTEGERS = actions.IntegerTokens(
+RARE = action_tokens.RareTokens(tuple(range(1000, 1000 + NUM_BINS)))
+INTEGERS = action_tokens.IntegerTokens(
   tuple((c, 10 + i) for i, c in enumerate("0123456789- ")), eos=1
 )
 SPACES = [RT2, RT1, LANGUAGE_TABLE]
@@ -229,7 +230,7 @@ def test_the_json_form_round_trips(route):
 
 def test_action_ids_must_be_different():
   with pytest.raises(ValueError, match="got 256 action ids, 255 of them"):
-    actions.RareTokens((7, 7, *range(100, 354)))
+    action_tokens.RareTokens((7, 7, *range(100, 354)))
 
 
 def test_bin_values_match_decoding():

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rt2_jax.actions import RT2, ActionTokenizer, IntegerTokens, RareTokens
+from rt2_jax.action_tokens import IntegerTokens, RareTokens
+from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.decode import decode_actions
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import VLM, init_params

@@ -13,13 +13,15 @@ from tests.conftest import ROOT
 # inside it the order below holds.
 FLOORS = [
   {"errors", "batch", "images"},
-  {"actions", "trees"},
+  {"action_tokens", "trees"},
+  {"actions"},
   {"tokenizer"},
   {"prompt"},
   {"models", "input_pipeline", "sharding", "augment"},
   {"losses", "optimizer", "checkpoint", "decode"},
   {"train_state", "policy"},
   {"evaluators"},
+  {"train_config"},
   {"training"},
 ]
 INSIDE = {
@@ -29,6 +31,7 @@ INSIDE = {
     {"records", "index"},
     {"rlds"},
     {"datasets", "web"},
+    {"examples"},
     {"loader"},
   ],
   "evaluators": [{"action_accuracy"}],

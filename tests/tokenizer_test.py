@@ -4,7 +4,7 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as pb2
 
-from rt2_jax.actions import NUM_BINS
+from rt2_jax.action_tokens import NUM_BINS
 from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
 
 

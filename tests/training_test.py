@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from configs import bridge_debug, quickstart
 from rt2_jax import training
-from rt2_jax.training import TrainConfig
+from rt2_jax.train_config import TrainConfig
 from tests import tiny_datasets
 from tests.conftest import ROOT
 

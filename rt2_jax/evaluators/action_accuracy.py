@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rt2_jax import augment
-from rt2_jax.actions import NUM_BINS, ActionTokenizer, RareTokens
+from rt2_jax.action_tokens import NUM_BINS, RareTokens
+from rt2_jax.actions import ActionTokenizer
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM
 from rt2_jax.policy import Policy

@@ -217,8 +217,11 @@ def open_source(
   split: str,
   num_frames: int = 1,
   index_folder: str | None = None,
+  num_workers: int | None = None,
 ) -> rlds.StepSource:
   """Indexes one split of a dataset, or loads its index.
+
+  See `index.load_or_build` for the last two arguments.
 
   Raises:
     ValueError: bad data, or nothing is left after the filters.
@@ -226,8 +229,9 @@ def open_source(
   robot_dataset(config.dataset)
   storage = open_storage(config.path)
   files = records.find_shards(storage, config.path, split)
+  arguments = (config.dataset, dict(config.filters))
   shards = index.load_or_build(
-    files, index_shard, (config.dataset, dict(config.filters)), index_folder
+    files, index_shard, arguments, index_folder, num_workers
   )
   steps = rlds.StepIndex.merge(files, shards)
   if not len(steps):

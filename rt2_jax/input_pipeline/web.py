@@ -113,14 +113,32 @@ class WebSource:
 
 
 def open_source(
-  config: WebConfig, index_folder: str | None = None
+  config: WebConfig,
+  index_folder: str | None = None,
+  num_workers: int | None = None,
 ) -> WebSource:
   """Indexes one split of a web dataset, or loads its index.
+
+  See `index.load_or_build` for the last two arguments.
 
   Raises:
     ValueError: no such data, or a record without image, question or answer.
   """
   storage = open_storage(config.path)
+  files = find_shards(storage, config)
+  shards = index.load_or_build(
+    files, index_shard, (), index_folder, num_workers
+  )
+  merged = WebIndex.merge(files, shards)
+  if not len(merged):
+    raise ValueError(
+      f"got no example in split {config.split!r} of {config.path}"
+    )
+  return WebSource(storage, merged)
+
+
+def find_shards(storage: Storage, config: WebConfig) -> list[str]:
+  """The files of the split, in order; raises ValueError if one is missing."""
   names = storage.names(config.path)
   last = [n for n in names if f"-{config.split}.tfrecord-" in n][-1:]
   count = last[0].rpartition("-of-")[2] if last else ""
@@ -129,14 +147,7 @@ def open_source(
       f"got web path {config.path!r}, which holds no *-{config.split}.tfrecord-"
       "00000-of-… files; expected a folder that data/make_web_records.py wrote"
     )
-  files = records.complete(names, config.split, int(count), config.path)
-  shards = index.load_or_build(files, index_shard, (), index_folder)
-  merged = WebIndex.merge(files, shards)
-  if not len(merged):
-    raise ValueError(
-      f"got no example in split {config.split!r} of {config.path}"
-    )
-  return WebSource(storage, merged)
+  return records.complete(names, config.split, int(count), config.path)
 
 
 def index_shard(storage: Storage, path: str) -> index.Columns:

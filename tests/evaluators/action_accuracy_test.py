@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rt2_jax.actions import RT2, ActionTokenizer, RareTokens
+from rt2_jax.action_tokens import RareTokens
+from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.evaluators.action_accuracy import ActionAccuracy
 
 TOKENIZER = ActionTokenizer(RT2, RareTokens(tuple(range(256))))

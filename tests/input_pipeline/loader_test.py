@@ -5,7 +5,8 @@ import pytest
 
 from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.input_pipeline import datasets, loader
-from rt2_jax.input_pipeline.loader import Loader, LoaderConfig, RobotExamples
+from rt2_jax.input_pipeline.examples import RobotExamples
+from rt2_jax.input_pipeline.loader import Loader, LoaderConfig
 from rt2_jax.input_pipeline.mixture import Mixture
 from rt2_jax.prompt import Prompt
 from tests import tiny_datasets

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rt2_jax.input_pipeline import web
-from rt2_jax.input_pipeline.loader import WebExamples
+from rt2_jax.input_pipeline.examples import WebExamples
 from rt2_jax.prompt import Prompt
 from tests import tiny_datasets
 
