@@ -26,7 +26,8 @@ format: .venv/installed
 	$(RUN) -m ruff format .
 
 bench: .venv/installed
-	$(RUN) -m data.make_reach_episodes --output_dir=runs/bench
+	$(RUN) -m data.make_reach_episodes --output_dir=runs/bench \
+	  --train_episodes=200 --val_episodes=1 --sensor_noise=4
 	$(RUN) launch/benchmark.py
 
 clean:

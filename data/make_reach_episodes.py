@@ -107,11 +107,17 @@ FEATURES = tfds.features.FeaturesDict(
 )
 
 
-def episode(rng: np.random.Generator) -> dict[str, Any]:
+def episode(
+  rng: np.random.Generator, sensor_noise: float = 0.0
+) -> dict[str, Any]:
   """One episode as RT-1 records it: T steps, each an image and what follows.
 
   The image of a step shows the scene before its action; the last step's
   action terminates the episode and moves nothing.
+
+  Args:
+    rng: gives the scene.
+    sensor_noise: standard deviation of the camera's noise, in grey levels.
   """
   scene, state = reach_scene.sample(rng)
   steps = []
@@ -129,12 +135,25 @@ def episode(rng: np.random.Generator) -> dict[str, Any]:
     )
     if action.terminate:
       success = reach_scene.is_success(scene, state)
+      if sensor_noise:
+        add_noise(steps, sensor_noise, rng)
       return {**episode_fields(scene, success), "steps": steps}
     state = reach_scene.step(scene, state, action)
   raise RuntimeError(
     f"the oracle did not {scene.instruction!r} in {reach_scene.MAX_STEPS} "
     "steps; expected fewer than 25: see oracle() in data/reach_scene.py"
   )
+
+
+def add_noise(
+  steps: list[dict[str, Any]], level: float, rng: np.random.Generator
+):
+  """Makes the images of an episode as grainy as a camera's."""
+  for step in steps:
+    image = step["observation"]["image"]
+    noise = rng.normal(0.0, level, image.shape)
+    noisy = np.clip(np.round(image + noise), 0, 255)
+    step["observation"]["image"] = noisy.astype(np.uint8)
 
 
 def action_fields(action: Action) -> dict[str, np.ndarray]:
@@ -208,7 +227,7 @@ class Fractal20220817Data(
   # and in a folder without __init__.py the search itself fails.
   code_path = None
 
-  def __init__(self, settings: dict[str, int], data_dir: Path):
+  def __init__(self, settings: dict[str, float], data_dir: Path):
     self.settings = settings
     super().__init__(data_dir=data_dir)
 
@@ -230,16 +249,22 @@ class Fractal20220817Data(
     key = (self.settings["seed"], SPLITS.index(split))
     numbers = range(self.settings[f"{split}_episodes"])
     for number in tqdm.tqdm(numbers, desc=split, mininterval=1):
-      yield number, episode(np.random.default_rng([*key, number]))
+      rng = np.random.default_rng([*key, number])
+      yield number, episode(rng, self.settings["sensor_noise"])
 
 
 def make(
-  output_dir: str | Path, train_episodes: int, val_episodes: int, seed: int
+  output_dir: str | Path,
+  train_episodes: int,
+  val_episodes: int,
+  seed: int,
+  sensor_noise: float = 0.0,
 ) -> Path:
   """Writes the episodes unless they are there already; returns their folder."""
   settings = {
     "scene_version": SCENE_VERSION,
     "seed": seed,
+    "sensor_noise": sensor_noise,
     "train_episodes": train_episodes,
     "val_episodes": val_episodes,
   }
@@ -268,7 +293,7 @@ def write_quietly(builder: tfds.core.DatasetBuilder) -> None:
     builder.download_and_prepare(download_dir=nothing_to_download)
 
 
-def check_settings(folder: Path, settings: dict[str, int]) -> None:
+def check_settings(folder: Path, settings: dict[str, float]) -> None:
   """Raises unless the folder holds what these settings would write."""
   path = folder / "metadata.json"  # where TFDS keeps a data set's metadata
   found = json.loads(path.read_text()) if path.exists() else None
@@ -283,7 +308,13 @@ def main(_):
   logging.set_verbosity(logging.ERROR)
   args = flags.FLAGS
   try:
-    make(args.output_dir, args.train_episodes, args.val_episodes, args.seed)
+    make(
+      args.output_dir,
+      args.train_episodes,
+      args.val_episodes,
+      args.seed,
+      args.sensor_noise,
+    )
   except FileExistsError as error:
     sys.exit(str(error))
 
@@ -295,4 +326,11 @@ if __name__ == "__main__":
   flags.DEFINE_integer("train_episodes", 80, "How many", lower_bound=1)
   flags.DEFINE_integer("val_episodes", 20, "How many", lower_bound=1)
   flags.DEFINE_integer("seed", 0, "Gives other episodes", lower_bound=0)
+  flags.DEFINE_float(
+    "sensor_noise",
+    0.0,
+    "Standard deviation of the camera's noise in grey levels; 4 gives JPEGs "
+    "as large as RT-1's",
+    lower_bound=0.0,
+  )
   app.run(main)

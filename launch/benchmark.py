@@ -13,6 +13,7 @@ Speeds are medians. `train` and `policy` import no TensorFlow.
 import json
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from collections.abc import Callable
 import absl.logging
 import jax
 import numpy as np
+import psutil
 from absl import app, flags
 
 from rt2_jax import optimizer, sharding
@@ -46,8 +48,13 @@ _LLM = flags.DEFINE_string("llm", "gemma_tiny", "Decoder of train and policy.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Encoder pixels.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 48, "Examples per step.")
+_BATCHES = flags.DEFINE_integer("batches", 60, "Timed batches of `loader`.")
+_SOAK_BATCHES = flags.DEFINE_integer(
+  "soak_batches", 500, "Batches over which memory may not grow."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.")
 
+_SETTLING_BATCHES = 300  # until the allocator has met every thread
 _CAMERA = (256, 320)  # RT-1's
 _PREFIX, _SUFFIX = 24, 9
 
@@ -70,32 +77,75 @@ def machine() -> str:
 
 def loader() -> dict:
   # Here alone: the other two benchmarks run on machines without TensorFlow.
-  from rt2_jax.input_pipeline import datasets, examples, loader, mixture
+  from rt2_jax.input_pipeline import datasets, examples, mixture
+  from rt2_jax.input_pipeline import loader as pipeline
 
   tokenizer = Tokenizer.from_file(_TOKENIZER.value)
   config = datasets.SourceConfig("fractal20220817_data", _DATA.value)
-  index_s = seconds(lambda: datasets.open_source(config, "train"), cpu=True)
+  start = time.process_time()
   source = datasets.open_source(config, "train")
+  index_s = time.process_time() - start
   actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
   robot = examples.RobotExamples(source, actions, make_prompt(tokenizer))
   order = mixture.Mixture((len(robot),), (1.0,), seed=0)
-  size, warmup, count = 64, 8, 60
-  batches = loader.Loader(
-    [robot], order, size, range(size), 224, loader.LoaderConfig()
-  ).batches(0, warmup + count)
-  for _ in range(warmup):
-    next(batches)
+  rows = 64
+  batches = pipeline.Loader([robot], order, rows, range(rows), 224)
+  start = time.process_time()
+  iterator = batches.batches(0, 10**9)
+  next(iterator)
+  first_batch_s = time.process_time() - start
+  for _ in range(8):
+    next(iterator)
   cpu, wall = time.process_time(), time.perf_counter()
-  for _ in range(count):
-    next(batches)
+  for _ in range(_BATCHES.value):
+    next(iterator)
   cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+  for _ in range(_SETTLING_BATCHES):
+    next(iterator)
+  before = resident_mb()
+  for _ in range(_SOAK_BATCHES.value):
+    next(iterator)
+  grown = resident_mb() - before
+  iterator.close()
+  count = _BATCHES.value * rows
   return {
-    "image": "256x320 JPEG, decoded on the host",
+    "image": f"256x320 JPEG of {source.index.length.mean() / 1000:.1f} kB",
     "steps": len(source),
     "index_steps_per_cpu_s": round(len(source) / index_s),
-    "examples_per_cpu_s": round(count * size / cpu),
-    "examples_per_s": round(count * size / wall),
+    "first_batch_cpu_s": round(first_batch_s, 2),
+    "examples_per_cpu_s": round(count / cpu),
+    "examples_per_s": round(count / wall),
+    "ms_per_example": stages(robot),
+    "peak_rss_mb": round(
+      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    ),
+    f"rss_growth_mb_over_{_SOAK_BATCHES.value}_batches": round(grown, 1),
   }
+
+
+def stages(robot) -> dict[str, float]:
+  """Milliseconds per example of each stage, in one thread, run alone."""
+  from rt2_jax.input_pipeline.loader import decode_image, place
+
+  numbers = range(min(640, len(robot)))
+  requests = [robot.requests(i) for i in numbers]
+  data = [robot.storage.read(request) for request in requests]
+  pixels = decode_image(data[0][0], "")
+
+  def each(call: Callable[[int], object]) -> float:
+    return 1e3 * seconds(lambda: [call(i) for i in numbers], 3) / len(numbers)
+
+  milliseconds = {
+    "read": each(lambda i: robot.storage.read(requests[i])),
+    "tokens": each(lambda i: robot.row(i, 0, data[i])),
+    "decode": each(lambda i: decode_image(data[i][0], "")),
+    "resize_to_224_if_on_the_host": each(lambda i: place(pixels, 224, 224)),
+  }
+  return {name: round(value, 3) for name, value in milliseconds.items()}
+
+
+def resident_mb() -> float:
+  return psutil.Process().memory_info().rss / 2**20
 
 
 def train() -> dict:
@@ -175,15 +225,14 @@ def synthetic_batch(actions: ActionTokenizer, prompt: Prompt) -> Batch:
   return Batch(image, size, prefix, mask_input, suffix, mask_loss, source)
 
 
-def seconds(call: Callable[[], object], cpu: bool = False) -> float:
-  """Median time of a call, after two to warm up."""
-  clock = time.process_time if cpu else time.perf_counter
+def seconds(call: Callable[[], object], repeats: int | None = None) -> float:
+  """Median wall time of a call."""
   times = []
-  for _ in range(_REPEATS.value + 2):
-    start = clock()
+  for _ in range((repeats or _REPEATS.value) + 2):
+    start = time.perf_counter()
     call()
-    times.append(clock() - start)
-  return statistics.median(times[2:])
+    times.append(time.perf_counter() - start)
+  return statistics.median(times[2:])  # the first two warm up
 
 
 if __name__ == "__main__":

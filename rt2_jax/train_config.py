@@ -10,7 +10,7 @@ from typing import Any
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.augment import Augmentation
 from rt2_jax.errors import unknown_name
-from rt2_jax.input_pipeline import datasets, loader, web
+from rt2_jax.input_pipeline import datasets, web
 from rt2_jax.models import variants
 from rt2_jax.optimizer import OptimizerConfig
 from rt2_jax.prompt import ROBOT_TEMPLATE, Prompt
@@ -32,6 +32,22 @@ class ActionConfig:
 
   route: str = "rare"
   rt1_compat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+  """How batches are read.
+
+  Attributes:
+    num_threads: batches that are read and decoded at the same time.
+    max_skipped: damaged examples that may be replaced by the next one of their
+      source; 0 makes the first one an error.
+    index_folder: where indexes of shards are kept; "" keeps none.
+  """
+
+  num_threads: int = 2
+  max_skipped: int = 0
+  index_folder: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +82,7 @@ class TrainConfig:
   sources: Mapping[str, datasets.SourceConfig]
   web: Mapping[str, web.WebConfig]
   robot_share: float
-  loader: loader.LoaderConfig
+  loader: LoaderConfig
   augmentation: Augmentation
   optimizer: OptimizerConfig
   mesh: Mapping[str, int]
@@ -95,7 +111,7 @@ class TrainConfig:
       ("actions", ActionConfig),
       ("augmentation", Augmentation),
       ("optimizer", OptimizerConfig),
-      ("loader", loader.LoaderConfig),
+      ("loader", LoaderConfig),
     ):
       fields[name] = construct(part, name, fields.get(name, {}))
     for group, part in (

@@ -131,7 +131,8 @@ def make_loader(
     config.batch_size,
     sharding.host_rows(config.batch_size, mesh),
     config.model.img.image_size,
-    config.loader,
+    config.loader.num_threads,
+    config.loader.max_skipped,
   )
 
 

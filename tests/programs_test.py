@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from tests import tiny_datasets
 from tests.conftest import ROOT
 
 CONFIG = "--config=configs/bridge_debug.py"
@@ -43,3 +46,28 @@ def test_train_names_a_wrong_flag(flags, message, tmp_path):
 def test_evaluate_needs_a_run(tmp_path):
   message = fail("launch/evaluate.py", f"--workdir={tmp_path}/nowhere")
   assert "which does not exist; pass the --workdir of a training run" in message
+
+
+def test_show_batch_draws_a_picture(tmp_path):
+  source = tiny_datasets.bridge_source(tmp_path / "data")
+  output = tmp_path / "pictures/batch.png"
+  done = subprocess.run(
+    [
+      sys.executable,
+      "launch/show_batch.py",
+      CONFIG,
+      f"--config.sources.bridge.path={source.path}",
+      "--config.batch_size=16",
+      "--config.augmentation.crop=0.1",
+      "--rows=3",
+      "--step=7",
+      f"--output={output}",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert "step 7: 3 of 16 rows; bridge 16" in done.stdout
+  pixels = np.asarray(Image.open(output).convert("L"))
+  assert pixels.shape[1] > 1000 and pixels.std() > 20

@@ -8,7 +8,6 @@ canvas on which images of all sizes lie, P and S columns of the text.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -26,22 +25,6 @@ _PREFETCH = 2  # batches decoded ahead of the step that uses them
 _MIN_SIDE, _MAX_SIDE = 8, 8192  # pixels; outside them an image is a mistake
 
 
-@dataclasses.dataclass(frozen=True)
-class LoaderConfig:
-  """How batches are read.
-
-  Attributes:
-    num_threads: batches that are read and decoded at the same time.
-    max_skipped: damaged examples that may be replaced by the next one of their
-      source; 0 makes the first one an error.
-    index_folder: where indexes of shards are kept; "" keeps none.
-  """
-
-  num_threads: int = 2
-  max_skipped: int = 0
-  index_folder: str = ""
-
-
 class Loader:
   """This host's slice of every global batch, from any step on."""
 
@@ -52,7 +35,8 @@ class Loader:
     batch_size: int,
     rows: range,
     resolution: int,
-    config: LoaderConfig,
+    num_threads: int = 2,
+    max_skipped: int = 0,
   ):
     """Decodes one image per source to learn the size of the canvas.
 
@@ -62,7 +46,9 @@ class Loader:
       batch_size: rows of the global batch.
       rows: rows of the global batch that this host loads.
       resolution: of the encoder; the canvas is at least as large.
-      config: threads and tolerance.
+      num_threads: batches that are read and decoded at the same time.
+      max_skipped: damaged examples that may be replaced by the next one of
+        their source; 0 makes the first one an error.
 
     Raises:
       ValueError: an image cannot be read, or the buffers do not fit into
@@ -72,7 +58,8 @@ class Loader:
     self.mixture = mixture
     self.batch_size = batch_size
     self.rows = rows
-    self.config = config
+    self.num_threads = num_threads
+    self.max_skipped = max_skipped
     self.skipped: list[str] = []
     self.canvas = self._canvas(resolution)
     self._check_memory()
@@ -104,7 +91,7 @@ class Loader:
       return pixels, size, *text
 
     steps = tf.data.Dataset.range(start, stop)
-    dataset = steps.map(load, self.config.num_threads, deterministic=True)
+    dataset = steps.map(load, self.num_threads, deterministic=True)
     dataset = dataset.prefetch(_PREFETCH).with_options(_options())
     iterator = dataset.as_numpy_iterator()
     for step in range(start, stop):
@@ -174,7 +161,7 @@ class Loader:
           f"{where}: got an image of {height} x {width} pixels, expected at "
           f"most {self.canvas[0]} x {self.canvas[1]} like its source's first"
         )
-      frames.append(_place(pixels, *self.canvas))
+      frames.append(place(pixels, *self.canvas))
     placed, sizes = zip(*frames, strict=True)
     return np.stack(placed), np.asarray(sizes[0]), row[1:]
 
@@ -182,13 +169,13 @@ class Loader:
     """Counts and reports a damaged example, or raises what is wrong with it."""
     if str(error) in self.skipped:
       return  # met again in a later epoch
-    if len(self.skipped) >= self.config.max_skipped:
+    if len(self.skipped) >= self.max_skipped:
       raise error
     self.skipped.append(str(error))
     _LOG.warning(
       "skipped %d of at most %d damaged examples: %s",
       len(self.skipped),
-      self.config.max_skipped,
+      self.max_skipped,
       error,
     )
 
@@ -207,7 +194,7 @@ class Loader:
     index = sum(e.source.index.nbytes for e in self.examples)
     frames = len(self.examples[0].requests(0))
     batch = len(self.rows) * frames * self.canvas[0] * self.canvas[1] * 3
-    buffers = batch * (_PREFETCH + self.config.num_threads + 1)
+    buffers = batch * (_PREFETCH + self.num_threads + 1)
     available = psutil.virtual_memory().available
     _LOG.info(
       "input: %.1f MB of index, %.1f MB of buffers for %d rows of %d x %d "
@@ -288,10 +275,10 @@ def _fit(
   with tf.control_dependencies(
     [tf.debugging.Assert(is_likely & (fits | shrinks), [size])]
   ):
-    return _place(tf.identity(pixels), height, width)
+    return place(tf.identity(pixels), height, width)
 
 
-def _place(pixels, height: int, width: int) -> tuple[tf.Tensor, tf.Tensor]:
+def place(pixels, height: int, width: int) -> tuple[tf.Tensor, tf.Tensor]:
   """Lays an image on the canvas, top left, made smaller if it is larger.
 
   Returns:
@@ -301,7 +288,7 @@ def _place(pixels, height: int, width: int) -> tuple[tf.Tensor, tf.Tensor]:
   scale = tf.reduce_min(tf.cast([height, width], tf.float32) / _floats(size))
   if scale < 1.0:
     size = tf.maximum(tf.cast(_floats(size) * scale, tf.int32), 1)
-    smaller = tf.image.resize(pixels, size, "bilinear", antialias=True)
+    smaller = tf.image.resize(pixels, size, "area")  # shrinks without gaps
     pixels = tf.saturate_cast(tf.round(smaller), tf.uint8)
   padded = tf.image.pad_to_bounding_box(pixels, 0, 0, height, width)
   return tf.ensure_shape(padded, (height, width, 3)), size

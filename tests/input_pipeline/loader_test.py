@@ -6,7 +6,7 @@ import pytest
 from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.input_pipeline import datasets, loader
 from rt2_jax.input_pipeline.examples import RobotExamples
-from rt2_jax.input_pipeline.loader import Loader, LoaderConfig
+from rt2_jax.input_pipeline.loader import Loader
 from rt2_jax.input_pipeline.mixture import Mixture
 from rt2_jax.prompt import Prompt
 from tests import tiny_datasets
@@ -28,8 +28,7 @@ def make_loader(tmp_path, tokenizer):
       examples.append(RobotExamples(source, actions, prompt))
     sizes = tuple(len(e) for e in examples)
     mixture = Mixture(sizes, (1.0,) * len(sizes), seed=0)
-    config = LoaderConfig(max_skipped=max_skipped)
-    return Loader(examples, mixture, 8, rows, 32, config)
+    return Loader(examples, mixture, 8, rows, 32, max_skipped=max_skipped)
 
   return make
 
@@ -72,6 +71,22 @@ def test_hosts_load_disjoint_rows_of_one_batch(make_loader):
   ]
   joined = [np.concatenate(x) for x in zip(*halves, strict=True)]
   assert equal(joined, whole)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
+def test_any_number_of_hosts_goes_on_with_the_same_global_batches(
+  make_loader, hosts
+):
+  more = [[tiny_datasets.bridge_episode(9, length=7)]]
+  whole = list(make_loader(more=more).batches(0, 9))[5:]
+  parts = [
+    make_loader(more=more, rows=range(8)[h * 8 // hosts :][: 8 // hosts])
+    for h in range(hosts)
+  ]
+  resumed = [list(part.batches(5, 9)) for part in parts]
+  for step, expected in enumerate(whole):
+    rows = zip(*(host[step] for host in resumed), strict=True)
+    assert equal([np.concatenate(x) for x in rows], expected)
 
 
 def test_two_sources_share_the_batch(make_loader):

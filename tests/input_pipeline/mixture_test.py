@@ -64,6 +64,16 @@ def test_shares_hold_in_every_stretch(weights):
     assert np.abs(realized - expected).max() <= len(weights) + 0.1
 
 
+def test_chi_square_of_100_000_draws():
+  weights = (0.66, 0.2, 0.1, 0.04)
+  mixture = Mixture((977, 31, 5, 1), weights, seed=3)
+  source, _ = draw_all(mixture, steps=100, batch_size=1000)
+  expected = np.array(weights) * len(source)
+  chi_square = ((np.bincount(source) - expected) ** 2 / expected).sum()
+  # 3 degrees of freedom; a random draw exceeds 7.8 once in twenty times.
+  assert chi_square < 0.01
+
+
 def test_epochs_differ_and_seeds_differ():
   mixture = Mixture((50,), (1.0,), seed=0)
   _, index = draw_all(mixture, steps=2, batch_size=50)
