@@ -132,6 +132,12 @@ class TrainConfig:
         f"{sorted(self.web)}, expected at least one robot source and no name "
         "twice; rename or add one"
       )
+    for name, source in (*self.sources.items(), *self.web.items()):
+      if source.weight <= 0:
+        raise ValueError(
+          f"got weight {source.weight} for source {name!r}, expected a positive "
+          "number; remove a source that should not be used"
+        )
     share = self.robot_share
     if not (0.0 < share < 1.0 if self.web else share == 1.0):
       raise ValueError(

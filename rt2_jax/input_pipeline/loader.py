@@ -21,6 +21,8 @@ from rt2_jax.input_pipeline.mixture import Mixture
 from rt2_jax.input_pipeline.rlds import StepSource
 
 _LOG = logging.getLogger(__name__)
+tf.config.set_visible_devices([], "GPU")  # accelerators belong to JAX
+
 _PREFETCH = 2  # batches decoded ahead of the step that uses them
 _MIN_SIDE, _MAX_SIDE = 8, 8192  # pixels; outside them an image is a mistake
 

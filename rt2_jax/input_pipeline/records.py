@@ -214,12 +214,18 @@ class Record:
   def _fields(self, position: int, end: int) -> list[tuple[int, ...]]:
     """(field number, wire type, start, end) of each field in a message."""
     fields = []
+    data = self._data
     while position < end:
-      tag, position = self._varint(position)
+      # Nearly all tags and lengths are one byte: no call for those.
+      tag, start = data[position], position + 1
+      if tag >= 128:
+        tag, start = self._varint(position)
       number, wire = tag >> 3, tag & 7
-      start = position
+      position = start
       if wire == _DELIMITED:
-        length, start = self._varint(position)
+        length, start = data[position], position + 1
+        if length >= 128:
+          length, start = self._varint(position)
         position = start + length
       elif wire == _VARINT:
         _, position = self._varint(position)
