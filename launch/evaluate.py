@@ -37,7 +37,10 @@ def main(argv):
     source = datasets.SourceConfig(**fields)
     policy = Policy.from_checkpoint(workdir, name, _STEP.value)
     steps = datasets.open_source(
-      source, source.eval_split, policy.model.num_frames
+      source,
+      source.eval_split,
+      policy.model.num_frames,
+      meta["config"]["loader"]["index_folder"] or None,
     )
     result = action_accuracy.evaluate(
       policy, loader.read_steps(steps, _BATCH_SIZE.value)

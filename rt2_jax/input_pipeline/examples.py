@@ -100,6 +100,9 @@ class WebExamples:
     example = web.parse(record)
     answer = example.answers[epoch % len(example.answers)]
     ids = self._prompt.tokenizer.encode(answer)
-    prefix = self._prompt.prefix(example.question)
     images = (example.image,) * self._num_frames
-    return Row(images, *prefix, *self._prompt.suffix(ids))
+    try:
+      prefix = self._prompt.prefix(example.question)
+      return Row(images, *prefix, *self._prompt.suffix(ids))
+    except ValueError as error:
+      raise ValueError(f"{self.location(i)}: {error}") from error

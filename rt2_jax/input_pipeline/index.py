@@ -91,7 +91,8 @@ def _index_elsewhere(index_shard, path: str, arguments) -> Columns:
 
 def _key(index_shard: Callable, arguments: Sequence[Any]) -> str:
   """Another key for whatever would give another index."""
-  what = [_FORMAT, index_shard.__name__, *arguments]
+  name = f"{index_shard.__module__}.{index_shard.__qualname__}"
+  what = [_FORMAT, name, *arguments]
   text = json.dumps(what, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -56,13 +56,23 @@ def find_shards(storage: Storage, folder: str, split: str) -> list[str]:
 def complete(
   names: Sequence[str], split: str, count: int, folder: str
 ) -> list[str]:
-  """The `count` shards of a split among `names`; raises if one is missing."""
+  """The `count` shards of a split among `names`.
+
+  Raises:
+    ValueError: one is missing, or there are two of one number.
+  """
+  shards: dict[str, str] = {}
+  for name in names:
+    if f"-{split}.tfrecord-" not in name:
+      continue
+    number = name.rpartition(".tfrecord-")[2]
+    if number in shards:
+      raise ValueError(
+        f"got both {shards[number]} and {name}, expected one dataset in a "
+        "folder; move one of them"
+      )
+    shards[number] = name
   numbers = [f"{i:05d}-of-{count:05d}" for i in range(count)]
-  shards = {
-    name.rpartition(".tfrecord-")[2]: name
-    for name in names
-    if f"-{split}.tfrecord-" in name
-  }
   missing = [number for number in numbers if number not in shards]
   if missing:
     raise ValueError(

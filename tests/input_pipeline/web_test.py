@@ -69,6 +69,27 @@ def test_a_missing_shard_is_named(tmp_path):
     web.open_source(config)
 
 
+def test_two_datasets_in_one_folder_are_refused(tmp_path):
+  config = write(tmp_path, [tiny_datasets.web_example(0)])
+  (shard,) = tmp_path.glob("*.tfrecord-*")
+  (tmp_path / shard.name.replace("pictures", "more")).write_bytes(b"")
+  with pytest.raises(
+    ValueError, match="got both .*more.* and .*pictures.* one"
+  ):
+    web.open_source(config)
+
+
+def test_too_long_an_answer_is_named_with_its_place(tmp_path, tokenizer):
+  example = tiny_datasets.web_example(0, answers=["a very long answer " * 9])
+  source = web.open_source(write(tmp_path, [example]))
+  rows = WebExamples(source, Prompt(tokenizer, 24, 9), num_frames=1)
+  data = source.storage.read(source.requests(0))
+  with pytest.raises(
+    ValueError, match=r"00000-of-00001, byte 12: got an answer of \d+ tokens"
+  ):
+    rows.row(0, 0, data)
+
+
 def test_numbers_of_an_index(tmp_path):
   examples = [tiny_datasets.web_example(seed) for seed in range(5)]
   source = web.open_source(write(tmp_path, examples, num_shards=2))

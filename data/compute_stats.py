@@ -1,0 +1,151 @@
+"""Measures the actions of a robot dataset; the numbers go into configs.
+
+  python -m data.compute_stats --dataset=bridge_dataset \\
+    --path=…/bridge_dataset/1.0.0 --split=train --output=data/stats/bridge.json
+
+prints and writes, per dimension of the canonical action, the 1st and 99th
+percentile, least and largest value, mean and standard deviation, in physical
+units, and the `bounds` that they suggest for a source of a config. The index
+holds every action, so no image is decoded; with `--index_folder` it is kept.
+
+A dimension whose percentiles are closer than --min_span is degenerate: bins
+over its own span would blow noise up to full scale. It is reported, and its
+suggested bounds are the minimum span around the centre.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from rt2_jax.actions import ActionSpace, Dimension
+from rt2_jax.input_pipeline import datasets, rlds
+
+MIN_SPAN = 1e-3  # m or rad
+COLUMNS = ("q01", "q99", "min", "max", "mean", "std")
+
+
+def compute(
+  config: datasets.SourceConfig,
+  min_span: float = MIN_SPAN,
+  index_folder: str | None = None,
+) -> dict[str, Any]:
+  """The statistics of a source's training split, as JSON values.
+
+  Args:
+    config: which data, and which filters.
+    min_span: least distance of suggested bounds, m or rad.
+    index_folder: where the index is kept; None keeps none.
+  """
+  source = datasets.open_source(config, config.split, index_folder=index_folder)
+  space, index = datasets.robot_dataset(config.dataset).space, source.index
+  dimensions = measure(index.action, space, min_span)
+  return {
+    "dataset": config.dataset,
+    "split": config.split,
+    "filters": dict(config.filters),
+    "fingerprint": fingerprint(source),
+    "num_episodes": len(np.unique(index.episode)),
+    "num_steps": len(index),
+    "min_span": min_span,
+    "dimensions": dimensions,
+    "bounds": {
+      name: suggested_bounds(row, min_span)
+      for name, row in dimensions.items()
+      if "degenerate" in row
+    },
+  }
+
+
+def measure(
+  action: np.ndarray, space: ActionSpace, min_span: float
+) -> dict[str, dict[str, Any]]:
+  """The figures of each dimension of float32[N, D] actions, by its name."""
+  action = action.astype(np.float64)
+  q01, q99 = np.quantile(action, [0.01, 0.99], axis=0)
+  columns = (q01, q99, action.min(0), action.max(0), action.mean(0))
+  table = np.stack([*columns, action.std(0)], -1)
+  rows = {}
+  for d, values in zip(space.dimensions, table, strict=True):
+    row = {name: rounded(v) for name, v in zip(COLUMNS, values, strict=True)}
+    rows[d.name] = {"unit": d.unit, **row}
+    if has_bounds(d):
+      rows[d.name]["degenerate"] = row["q99"] - row["q01"] < min_span
+  return rows
+
+
+def has_bounds(d: Dimension) -> bool:
+  """Motions have; the gripper's 0 and 1 mean the same in every dataset."""
+  return d.kind == "continuous" and d.unit in ("m", "rad")
+
+
+def suggested_bounds(row: dict[str, Any], min_span: float) -> list[float]:
+  """[q01, q99], or `min_span` around their centre."""
+  if not row["degenerate"]:
+    return [row["q01"], row["q99"]]
+  centre = (row["q01"] + row["q99"]) / 2
+  return [rounded(centre - min_span / 2), rounded(centre + min_span / 2)]
+
+
+def fingerprint(source: rlds.StepSource) -> str:
+  """Another text for shards of other names or sizes."""
+  shards = [
+    [os.path.basename(path), source.storage.size(path)]
+    for path in source.index.files
+  ]
+  return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:12]
+
+
+def rounded(value: float) -> float:
+  """Six significant digits: more than any robot's actions have."""
+  return float(f"{value:.6g}")
+
+
+def table(stats: dict[str, Any]) -> str:
+  """The statistics for a person to read."""
+  header = "".join(f"{name:>11}" for name in COLUMNS)
+  lines = [
+    f"{stats['dataset']}, split {stats['split']!r}: {stats['num_steps']:,} "
+    f"steps in {stats['num_episodes']:,} episodes",
+    f"{'':<16}{header}",
+  ]
+  for name, row in stats["dimensions"].items():
+    numbers = "".join(f"{row[column]:>11.4g}" for column in COLUMNS)
+    note = "  degenerate" if row.get("degenerate") else ""
+    lines.append(f"{name:<10}{row['unit']:>6}{numbers}{note}")
+  return "\n".join(lines)
+
+
+def main(_):
+  args = flags.FLAGS
+  filters = {"drop_noops": True} if args.drop_noops else {}
+  try:
+    config = datasets.SourceConfig(
+      args.dataset, args.path, args.split, filters=filters
+    )
+    stats = compute(config, args.min_span, args.index_folder)
+  except ValueError as error:
+    sys.exit(str(error))
+  output = Path(args.output or f"data/stats/{args.dataset}-{args.split}.json")
+  output.parent.mkdir(parents=True, exist_ok=True)
+  output.write_text(json.dumps(stats, indent=2) + "\n")
+  print(table(stats))
+  print(f"figures and suggested bounds: {output}")
+
+
+if __name__ == "__main__":
+  # Flags are defined only when this file is the program: absl's names are
+  # global, and tests import several programs into one process.
+  flags.DEFINE_string("dataset", None, "A robot dataset", required=True)
+  flags.DEFINE_string("path", None, "Its version folder", required=True)
+  flags.DEFINE_string("split", "train", "Which split")
+  flags.DEFINE_boolean("drop_noops", False, "Leave out steps that stand still")
+  flags.DEFINE_float("min_span", MIN_SPAN, "Of suggested bounds, m or rad", 0.0)
+  flags.DEFINE_string("index_folder", None, "Where the index is kept")
+  flags.DEFINE_string("output", None, "Default: data/stats/DATASET-SPLIT.json")
+  app.run(main)

@@ -1,0 +1,247 @@
+"""Draws a batch: `python launch/show_batch.py --config=configs/x.py`.
+
+The first thing to do with a new dataset. Loads the batch of one training step
+exactly as training does, changes its images as that step would, and writes a
+PNG: each row's images as the model sees them, what it is asked, what it should
+answer, and for a robot the action that the answer stands for, decoded to
+physical units. It needs one device, whatever mesh the config asks for.
+"""
+
+import collections
+import dataclasses
+import logging
+import math
+import pathlib
+import textwrap
+
+import absl.logging
+import jax
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app, flags
+from matplotlib.figure import Figure
+from ml_collections import config_flags
+
+from rt2_jax import augment, sharding, training
+from rt2_jax.actions import ActionTokenizer
+from rt2_jax.batch import Batch
+from rt2_jax.train_config import TrainConfig
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "One experiment, a file in configs/.", lock_config=True
+)
+_OUTPUT = flags.DEFINE_string("output", "batch.png", "The picture.")
+_STEP = flags.DEFINE_integer("step", 0, "Of training.", lower_bound=0)
+_ROWS = flags.DEFINE_integer("rows", 8, "How many to draw.", lower_bound=1)
+
+# Inches, but for the last three.
+_MARGIN = 0.3
+_HEADING = 0.7
+_SIDE = 3.0  # of an image
+_NAME = 0.3  # above it
+_LINE = 0.165  # of text
+_FONT_SIZE = 8.5
+_CHARACTERS = 13  # of text per inch
+_MAX_LINES = 4  # of a question or an answer; the rest is cut
+_COLUMNS = 4  # cards side by side
+
+Block = tuple[str, dict[str, str]]  # lines of text, how they look
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+  """One row of a batch, ready to be drawn.
+
+  Attributes:
+    source: its name in the config.
+    images: float32[F, R, R, 3] in [0, 1], oldest first.
+    question: the decoded prefix.
+    answer: the decoded suffix; a robot's action in RT-2's integers.
+    action: (name, value with unit) of each dimension; empty for web data.
+  """
+
+  source: str
+  images: np.ndarray
+  question: str
+  answer: str
+  action: tuple[tuple[str, str], ...] = ()
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f"got {argv[1:]}, expected flags only")
+  absl.logging.set_verbosity(absl.logging.WARNING)
+  logging.getLogger("rt2_jax").setLevel(logging.INFO)
+  config = TrainConfig.from_dict(_CONFIG.value.to_dict())
+  tokenizers = config.action_tokenizers()
+  batch = load(config, tokenizers, _STEP.value)
+  names = np.asarray(config.source_names)[batch.source]
+  shares = ", ".join(
+    f"{name} {count}" for name, count in collections.Counter(names).items()
+  )
+  cards = make_cards(config, tokenizers, batch, _STEP.value, _ROWS.value)
+  title = f"step {_STEP.value}: {len(cards)} of {len(names)} rows; {shares}"
+  path = pathlib.Path(_OUTPUT.value)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  draw(cards, title).savefig(path, dpi=110)
+  print(f"{title}\npicture: {path}")
+
+
+def load(
+  config: TrainConfig,
+  tokenizers: dict[str, ActionTokenizer],
+  step: int,
+) -> Batch:
+  """The global batch of a step; which mesh trains does not change it."""
+  one_device = dict.fromkeys(sharding.MESH_AXES, 1)
+  mesh = sharding.make_mesh(one_device, jax.devices()[:1])
+  batches = training.make_loader(config, tokenizers, mesh)
+  return next(batches.batches(step, step + 1))
+
+
+def make_cards(
+  config: TrainConfig,
+  tokenizers: dict[str, ActionTokenizer],
+  batch: Batch,
+  step: int,
+  rows: int,
+) -> list[Card]:
+  """The first `rows` rows of a batch."""
+  batch = Batch(*(column[:rows] for column in batch))
+  # As in `Trainer.train_step`.
+  key = jax.random.fold_in(jax.random.key(config.seed), step)
+  images = augment.augment(
+    batch.image,
+    config.model.img.image_size,
+    config.augmentation,
+    key,
+    batch.image_size,
+  )
+  shown = (np.asarray(images) + 1.0) / 2
+  cards = []
+  for b, source in enumerate(batch.source):
+    name = config.source_names[source]
+    question = config.tokenizer.decode(batch.prefix[b, batch.mask_input[b]])
+    ids = batch.suffix[b, batch.mask_loss[b] > 0][:-1]  # without eos
+    if name in tokenizers:
+      text = robot_text(tokenizers[name], ids)
+    else:
+      text = (config.tokenizer.decode(ids),)
+    cards.append(Card(name, shown[b], question.strip(), *text))
+  return cards
+
+
+def robot_text(
+  tokenizer: ActionTokenizer, ids: np.ndarray
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+  """The answer's integers, and the action with names and units."""
+  action = tokenizer.decode(ids)
+  values = tuple(
+    (d.name, f"{value:+.4f} {d.unit}" if not d.values else f"{value:g}")
+    for d, value in zip(tokenizer.space.dimensions, action, strict=True)
+  )
+  return tokenizer.to_text(action), values
+
+
+def draw(cards: list[Card], title: str) -> Figure:
+  """One card per row of the batch, four side by side."""
+  width = len(cards[0].images) * _SIDE
+  blocks = [text_blocks(card, int(width * _CHARACTERS)) for card in cards]
+  height = _NAME + _SIDE + max(map(text_height, blocks)) + _MARGIN
+  columns = min(len(cards), _COLUMNS)
+  figure = plt.figure(
+    figsize=(
+      columns * (width + _MARGIN) + _MARGIN,
+      math.ceil(len(cards) / columns) * height + _HEADING,
+    )
+  )
+  write(figure, _MARGIN, _MARGIN, title, {"fontsize": 13})
+  sources = list(dict.fromkeys(card.source for card in cards))
+  for i, (card, texts) in enumerate(zip(cards, blocks, strict=True)):
+    left = _MARGIN + i % columns * (width + _MARGIN)
+    top = _HEADING + i // columns * height
+    colour = f"C{sources.index(card.source)}"
+    draw_card(figure, card, texts, left, top, colour)
+  return figure
+
+
+def draw_card(
+  figure: Figure,
+  card: Card,
+  blocks: list[Block],
+  left: float,
+  top: float,
+  colour: str,
+):
+  """Source and images, below them the text; left and top are inches."""
+  name = {"color": colour, "weight": "bold", "fontsize": 11}
+  write(figure, left, top, card.source, name)
+  top += _NAME
+  page = figure.get_size_inches()
+  for f, image in enumerate(card.images):
+    corner = (left + f * _SIDE) / page[0], 1 - (top + _SIDE) / page[1]
+    axis = figure.add_axes((*corner, _SIDE / page[0], _SIDE / page[1]))
+    axis.imshow(np.clip(image, 0, 1), interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(color=colour, linewidth=2)
+  top += _SIDE + _LINE / 2
+  for text, style in blocks:
+    write(figure, left, top, text, {"fontsize": _FONT_SIZE, **style})
+    top += text_height([(text, style)])
+
+
+def text_blocks(card: Card, characters: int) -> list[Block]:
+  """Question, answer and, for a robot, the action as a table."""
+  blocks = [
+    (wrap(card.question, characters), {"color": "0.35"}),
+    (wrap(card.answer, characters), {"weight": "bold"}),
+  ]
+  if card.action:
+    blocks.append((action_table(card.action), {"family": "monospace"}))
+  return blocks
+
+
+def text_height(blocks: list[Block]) -> float:
+  """Inches that blocks take, with half a line after each."""
+  return sum(_LINE * (text.count("\n") + 1.5) for text, _ in blocks)
+
+
+def write(figure: Figure, left: float, top: float, text: str, style: dict):
+  """Text whose upper left corner lies at (left, top), inches."""
+  width, height = figure.get_size_inches()
+  # A "$" in a question is a dollar, not mathematics.
+  figure.text(
+    left / width,
+    1 - top / height,
+    text,
+    va="top",
+    linespacing=1.2,
+    parse_math=False,
+    **style,
+  )
+
+
+def wrap(text: str, characters: int) -> str:
+  """Text in lines, cut after a few."""
+  return textwrap.fill(text, characters, max_lines=_MAX_LINES, placeholder=" …")
+
+
+def action_table(action: tuple[tuple[str, str], ...]) -> str:
+  """Names and values in two columns, read downwards."""
+  half = math.ceil(len(action) / 2)
+  columns = []
+  for part in (action[:half], action[half:]):
+    width = max((len(name) for name, _ in part), default=0)
+    cells = [f"{name:<{width}} {value}" for name, value in part]
+    columns.append(cells + [""] * (half - len(cells)))
+  width = max(map(len, columns[0])) + 2
+  rows = zip(*columns, strict=True)
+  return "\n".join(f"{left:<{width}}{right}".rstrip() for left, right in rows)
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)
