@@ -17,6 +17,7 @@ import math
 import pathlib
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -110,10 +111,12 @@ def read_config(folder: Path) -> VLMConfig:
     raise ValueError(f"{path}: {error}") from error
 
 
-def parameter_shapes(config: VLMConfig) -> dict[str, Shape]:
+@functools.lru_cache(maxsize=8)
+def parameter_shapes(config: VLMConfig) -> Mapping[str, Shape]:
   """The name and shape of every parameter of a model."""
   tree = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  return {name: leaf.shape for name, leaf in trees.flatten(tree).items()}
+  shapes = {name: leaf.shape for name, leaf in trees.flatten(tree).items()}
+  return MappingProxyType(shapes)
 
 
 def _open(

@@ -1,5 +1,7 @@
 """Indexes of shards: kept, resumed, and refused when a shard changed."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,7 @@ def test_an_interrupted_build_goes_on(config, tmp_path, monkeypatch):
   read = []
   build = datasets.index_shard
 
+  @functools.wraps(build)  # the same function to those who name indexes
   def index_shard(storage, path, *rest):
     read.append(path)
     return build(storage, path, *rest)
