@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import tensorboardX
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from rt2_jax import checkpoint, optimizer, sharding
@@ -53,41 +54,24 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
   """
   config = TrainConfig.from_dict(fields)
   workdir = pathlib.Path(workdir)
-  claim_workdir(workdir, fields)
   mesh = sharding.make_mesh(config.mesh)
   tokenizers = config.action_tokenizers()
   batches = make_loader(config, tokenizers, mesh)
-  trainer = Trainer(
-    model=config.model,
-    optimizer=optimizer.make_optimizer(config.optimizer, config.num_steps),
-    augmentation=config.augmentation,
-    tokenizers=tuple(tokenizers.get(name) for name in config.source_names),
-    seed=config.seed,
-    mesh=mesh,
-  )
+  trainer = make_trainer(config, tokenizers, mesh)
+  claim_workdir(workdir, fields)
   checkpoints = checkpoint.Checkpoints(
     workdir / "checkpoints", config.keep_checkpoints
   )
   meta = make_meta(config, fields, tokenizers)
   state = restore_or_init(trainer, checkpoints, meta)
   start = int(state.step)
-  num_parameters = optimizer.count_parameters(state.params)
-  _LOG.info(
-    "%.1f M parameters on %d devices, mesh %s, %d sources; from step %d of %d",
-    num_parameters / 1e6,
-    mesh.size,
-    dict(mesh.shape),
-    len(config.source_names),
-    start,
-    config.num_steps,
-  )
+  log_start(config, state, mesh)
   writer = tensorboardX.SummaryWriter(
     str(workdir / "tensorboard"), purge_step=start
   )
   spaces = {name: t.space for name, t in tokenizers.items()}
   progress = Progress(config, spaces, writer, start)
   step_fn = trainer.compile_step()
-  _LOG.info("compiling the step; the first one takes longest")
   for step, batch in on_devices(batches, start, config.num_steps, mesh):
     state, metrics = step_fn(state, batch)
     done = step + 1
@@ -101,8 +85,36 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
   return state
 
 
+def make_trainer(
+  config: TrainConfig, tokenizers: Mapping[str, ActionTokenizer], mesh: Mesh
+) -> Trainer:
+  """The parts of a step, as the config asks for them."""
+  return Trainer(
+    model=config.model,
+    optimizer=optimizer.make_optimizer(config.optimizer, config.num_steps),
+    augmentation=config.augmentation,
+    tokenizers=tuple(tokenizers.get(name) for name in config.source_names),
+    seed=config.seed,
+    mesh=mesh,
+  )
+
+
+def log_start(config: TrainConfig, state: TrainState, mesh: Mesh):
+  """Says what is about to run, and that compiling comes first."""
+  _LOG.info(
+    "%.1f M parameters on %d devices, mesh %s, %d sources; from step %d of %d",
+    optimizer.count_parameters(state.params) / 1e6,
+    mesh.size,
+    dict(mesh.shape),
+    len(config.source_names),
+    int(state.step),
+    config.num_steps,
+  )
+  _LOG.info("compiling the step; the first one takes longest")
+
+
 def make_loader(
-  config: TrainConfig, tokenizers: Mapping[str, ActionTokenizer], mesh
+  config: TrainConfig, tokenizers: Mapping[str, ActionTokenizer], mesh: Mesh
 ) -> loader.Loader:
   """This host's part of the mixture; opens and checks every source."""
   prompt = config.make_prompt()
@@ -137,7 +149,7 @@ def make_loader(
 
 
 def on_devices(
-  batches: loader.Loader, start: int, stop: int, mesh
+  batches: loader.Loader, start: int, stop: int, mesh: Mesh
 ) -> Iterator[tuple[int, Batch]]:
   """(step, global batch on the mesh) for steps start..stop-1."""
   for step, batch in enumerate(batches.batches(start, stop), start):

@@ -151,6 +151,7 @@ def test_a_mistake_is_named_before_the_first_step(
   part[last] = value
   with pytest.raises(ValueError, match=message):
     training.train(fields, tmp_path / "run")
+  assert not (tmp_path / "run").exists()  # the next try starts clean
 
 
 def test_a_missing_field_is_named(fields, tmp_path):

@@ -56,7 +56,11 @@ class RobotExamples:
   def __init__(
     self, source: StepSource, tokenizer: ActionTokenizer, prompt: Prompt
   ):
-    """Tokenizes every distinct instruction; raises if one is too long."""
+    """Tokenizes every distinct instruction.
+
+    Raises:
+      ValueError: one is too long for the prompt, or actions are.
+    """
     self.source = source
     self.storage = source.storage
     self.requests = source.requests
@@ -66,6 +70,7 @@ class RobotExamples:
     self._prefixes = {
       text: prompt.robot_prefix(text) for text in source.index.texts
     }
+    prompt.suffix([0] * tokenizer.answer_length)  # raises if it is too short
 
   def __len__(self) -> int:
     return len(self.source)
