@@ -3,11 +3,16 @@
 Start it again with the same flags after a crash and it goes on where the
 newest checkpoint stands. Single values are overridden on the command line:
 `--config.batch_size=64`.
+
+On several hosts start it once on each, with one workdir that all of them see:
+`--multihost` finds the others on TPU pods, under Slurm and Open MPI; elsewhere
+add `--coordinator=HOST:PORT --num_processes=N --process_id=I`.
 """
 
 import logging
 
 import absl.logging
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -19,14 +24,37 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where checkpoints and logs go, and are resumed from."
 )
+_MULTIHOST = flags.DEFINE_boolean(
+  "multihost", False, "One of several processes that train one model."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "host:port of process 0; default: from the environment."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Default: from the environment."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "From 0; default: from the environment."
+)
+_TIMEOUT = flags.DEFINE_integer(
+  "timeout", 300, "Seconds to wait for the other processes."
+)
 
 
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
+  if _MULTIHOST.value:
+    jax.distributed.initialize(
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      initialization_timeout=_TIMEOUT.value,
+    )
   absl.logging.set_verbosity(absl.logging.WARNING)
   # Ours alone: a checkpoint library's thirty lines hide the one that counts.
-  logging.getLogger("rt2_jax").setLevel(logging.INFO)
+  if jax.process_index() == 0:
+    logging.getLogger("rt2_jax").setLevel(logging.INFO)
   training.train(_CONFIG.value.to_dict(), _WORKDIR.value)
   print(f"checkpoints: {_WORKDIR.value}/checkpoints")
   print(f"TensorBoard log: {_WORKDIR.value}/tensorboard")

@@ -13,10 +13,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rt2_jax.images import resize_weights
 
-_LUMA = jnp.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+# ITU-R BT.601. Numpy: an import must not start JAX, which hosts have to join.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

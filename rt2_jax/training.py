@@ -39,7 +39,8 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
   """Trains from the newest checkpoint in `workdir`, or from the start.
 
   A run that was killed goes on where it stood, with the same batches and the
-  same augmentation: its parameters end bit for bit as without the kill.
+  same augmentation: its parameters end bit for bit as without the kill. Each of
+  several processes calls this and loads its own rows of every batch.
 
   Args:
     fields: of a config file.
@@ -67,7 +68,9 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
   start = int(state.step)
   log_start(config, state, mesh)
   writer = tensorboardX.SummaryWriter(
-    str(workdir / "tensorboard"), purge_step=start
+    str(workdir / "tensorboard"),
+    purge_step=start,
+    write_to_disk=jax.process_index() == 0,
   )
   spaces = {name: t.space for name, t in tokenizers.items()}
   progress = Progress(config, spaces, writer, start)
@@ -208,6 +211,8 @@ def claim_workdir(workdir: pathlib.Path, fields: Mapping[str, Any]):
   """
   path = workdir / "config.json"
   if not path.exists():
+    if jax.process_index():
+      return  # the first process writes for all
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(fields, indent=2, sort_keys=True))
     return

@@ -3,13 +3,16 @@
 import json
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from rt2_jax import checkpoint
 from rt2_jax.checkpoint import Checkpoints
@@ -30,8 +33,10 @@ def folder(tmp_path_factory):
   return folder
 
 
-def start(folder, workdir: str) -> subprocess.Popen:
-  """launch/train.py on eight fake devices, as from a shell."""
+def start(
+  folder, workdir: str, num_devices: int = 8, flags: tuple[str, ...] = ()
+) -> subprocess.Popen:
+  """launch/train.py on fake devices, as from a shell."""
   overrides = {
     "sources.bridge.path": folder / "bridge" / "1.0.0",
     "model.image_size": 32,
@@ -52,11 +57,13 @@ def start(folder, workdir: str) -> subprocess.Popen:
     "--config=configs/bridge_debug.py",
     f"--workdir={folder / workdir}",
     *(f"--config.{name}={value}" for name, value in overrides.items()),
+    *flags,
   ]
+  devices = f"--xla_force_host_platform_device_count={num_devices}"
   return subprocess.Popen(
     command,
     cwd=ROOT,
-    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    env=os.environ | {"PYTHONUNBUFFERED": "1", "XLA_FLAGS": devices},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -103,6 +110,43 @@ def test_a_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(folder, whole):
   jax.tree.map(
     np.testing.assert_array_equal,
     final_params(folder / "killed"),
+    final_params(whole),
+  )
+
+
+def losses(workdir) -> list[float]:
+  log = event_accumulator.EventAccumulator(str(workdir / "tensorboard"))
+  return [e.value for e in log.Reload().Scalars("train/loss")]
+
+
+def test_two_processes_train_like_one(folder, whole):
+  """Four devices each, gloo between them, one checkpoint, and back to one."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  processes = [
+    start(
+      folder,
+      "two",
+      num_devices=4,
+      flags=(
+        "--multihost",
+        f"--coordinator=localhost:{port}",
+        "--num_processes=2",
+        f"--process_id={i}",
+      ),
+    )
+    for i in range(2)
+  ]
+  out = [finish(process) for process in processes]
+  assert "step 24/24" in out[0] and "step 24/24" not in out[1]
+  np.testing.assert_allclose(losses(folder / "two"), losses(whole), rtol=1e-5)
+  # One process goes on from what two have saved.
+  shutil.rmtree(folder / "two" / "checkpoints" / str(NUM_STEPS))
+  assert "from step 21 of 24" in finish(start(folder, "two"))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+    final_params(folder / "two"),
     final_params(whole),
   )
 

@@ -17,8 +17,10 @@ FLOORS = [
   {"actions"},
   {"tokenizer"},
   {"prompt"},
-  {"models", "input_pipeline", "sharding", "augment"},
-  {"losses", "optimizer", "checkpoint", "decode"},
+  {"models", "input_pipeline", "sharding", "augment", "torch_policy"},
+  {"losses", "optimizer", "checkpoint", "decode"}
+  | {"huggingface", "processor", "weight_files"},
+  {"pretrained", "export", "stored_checkpoint"},
   {"train_state", "policy"},
   {"evaluators"},
   {"train_config"},
@@ -34,7 +36,7 @@ INSIDE = {
     {"examples"},
     {"loader"},
   ],
-  "evaluators": [{"action_accuracy"}],
+  "evaluators": [{"action_accuracy", "agreement"}],
 }
 
 
@@ -134,6 +136,15 @@ def loaded_by(module: str) -> set[str]:
 def test_actions_need_neither_flax_nor_tensorflow_nor_jax():
   heavy = {"flax", "tensorflow", "jax", "sentencepiece"}
   assert not heavy & loaded_by("rt2_jax.actions")
+
+
+def test_imports_start_no_jax_backend():
+  """Several hosts must find each other before the first computation."""
+  program = (
+    "import rt2_jax.training, jax; from jax._src import xla_bridge; "
+    "assert not xla_bridge.backends_are_initialized()"
+  )
+  subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("module", ["rt2_jax.policy", "rt2_jax.train_state"])
