@@ -14,7 +14,7 @@ quickstart: .venv/installed
 	  --workdir=$(QUICKSTART)/run
 	$(RUN) launch/evaluate.py --workdir=$(QUICKSTART)/run
 
-test: .venv/installed
+test: .venv/installed-torch
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
@@ -29,6 +29,12 @@ bench: .venv/installed
 	$(RUN) -m data.make_reach_episodes --output_dir=runs/bench \
 	  --train_episodes=200 --val_episodes=1 --sensor_noise=4
 	$(RUN) launch/benchmark.py
+
+# Conversion to PyTorch is tested against the real thing.
+.venv/installed-torch: .venv/installed
+	.venv/bin/pip install -q --disable-pip-version-check \
+	  -c constraints.txt -e '.[torch]'
+	touch $@
 
 clean:
 	rm -rf .venv runs build *.egg-info

@@ -176,12 +176,11 @@ def _first_rows(table: Stored, rows: int) -> Stored:
 def _drawn(shape: Shape, seed: int) -> Stored:
   """As in a new model: a kernel that keeps the scale, or a bias of zero."""
   std = shape[0] ** -0.5 if len(shape) > 1 else 0.0
-  random = np.random.default_rng(seed)
-  return Stored(
-    shape,
-    np.dtype(np.float32),
-    lambda: std * random.standard_normal(shape, np.float32),
-  )
+
+  def read() -> np.ndarray:
+    return std * np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+  return Stored(shape, np.dtype(np.float32), read)
 
 
 def _open_folder(folder: pathlib.Path, config: VLMConfig) -> dict[str, Stored]:

@@ -1,0 +1,193 @@
+"""Converts a checkpoint, and proves it: `python launch/convert.py COMMAND …`.
+
+    to_hf          a folder for stock transformers, and for `TorchPolicy`
+    to_big_vision  an .npz file as big_vision has it
+    strip          the same checkpoint without optimizer state
+    average        the mean of several steps, e.g. --steps=1000,2000
+
+The first three end by running both sides in float32 on the same inputs; the
+program fails when they disagree. to_hf needs the extra [torch].
+"""
+
+import pathlib
+import re
+import sys
+
+import absl.logging
+import jax
+import psutil
+from absl import app, flags
+
+from rt2_jax import (
+  export,
+  huggingface,
+  pretrained,
+  stored_checkpoint,
+  weight_files,
+)
+from rt2_jax.actions import ActionTokenizer
+from rt2_jax.errors import unknown_name
+from rt2_jax.evaluators import agreement
+from rt2_jax.evaluators.agreement import Inputs, Outputs
+from rt2_jax.models.variants import VLMConfig
+from rt2_jax.policy import Policy
+from rt2_jax.prompt import Prompt
+from rt2_jax.stored_checkpoint import StoredCheckpoint
+from rt2_jax.tokenizer import Tokenizer
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+_STEPS = flags.DEFINE_list("steps", [], "Checkpoints to average.")
+_OUTPUT = flags.DEFINE_string("output", None, "Where the result goes.")
+# Of the memory that is free: activations and the framework need some, too.
+_SHARE_FOR_PARAMETERS = 0.5
+
+
+def main(argv):
+  commands = {
+    "to_hf": to_hf,
+    "to_big_vision": to_big_vision,
+    "strip": strip,
+    "average": average,
+  }
+  if len(argv) != 2:
+    raise app.UsageError(
+      f"got {argv[1:]}, expected one command of {', '.join(commands)}"
+    )
+  if argv[1] not in commands:
+    raise unknown_name("the command", argv[1], commands)
+  absl.logging.set_verbosity(absl.logging.ERROR)
+  commands[argv[1]](pathlib.Path(_OUTPUT.value))
+
+
+def to_hf(folder: pathlib.Path):
+  """Weights, configs, tokenizer and rt2.json, and PyTorch run on them."""
+  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
+  model = VLMConfig.from_dict(checkpoint.meta["model"])
+  params = checkpoint.read_params()
+  export.to_huggingface(
+    params, model, checkpoint.meta, checkpoint.tokenizer, folder
+  )
+  print(f"wrote {folder}")
+  whole = fits_in_memory(checkpoint)
+  ours, inputs = run_ours(checkpoint, params, whole)
+  del params  # room for the other side
+  from rt2_jax.torch_policy import TorchPolicy
+
+  source = next(iter(checkpoint.meta["action_tokenizers"]))
+  if whole:
+    theirs = TorchPolicy.from_folder(folder, source)
+  else:
+    theirs = TorchPolicy.around(torch_ends(folder), folder, source)
+  report(ours, agreement.torch_outputs(theirs, inputs), whole)
+
+
+def to_big_vision(path: pathlib.Path):
+  """One file, read back by `pretrained`."""
+  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
+  params = checkpoint.read_params()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  export.to_big_vision(params, path)
+  print(f"wrote {path}")
+  whole = fits_in_memory(checkpoint)
+  ours, _ = run_ours(checkpoint, params, whole)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
+  dtype = jax.tree.leaves(params)[0].dtype
+  del params
+  model = VLMConfig.from_dict(checkpoint.meta["model"])
+  read = pretrained.load(path, model, shardings, str(dtype))
+  report(ours, run_ours(checkpoint, read, whole)[0], whole)
+
+
+def strip(workdir: pathlib.Path):
+  """A checkpoint to act from, a third of the size."""
+  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
+  print(f"wrote {checkpoint.strip(workdir)}")
+  whole = fits_in_memory(checkpoint)
+  before, _ = run_ours(checkpoint, checkpoint.read_params(), whole)
+  stripped = StoredCheckpoint.open(workdir)
+  after, _ = run_ours(stripped, stripped.read_params(), whole)
+  report(before, after, whole)
+
+
+def average(workdir: pathlib.Path):
+  """A checkpoint whose parameters are the mean of several."""
+  checkpoints = [
+    StoredCheckpoint.open(_WORKDIR.value, int(step)) for step in _STEPS.value
+  ]
+  print(f"wrote {stored_checkpoint.average(checkpoints, workdir)}")
+
+
+def fits_in_memory(checkpoint: StoredCheckpoint) -> bool:
+  """Whether the whole model can run in float32 beside the stored one."""
+  numbers = sum(leaf.size for leaf in checkpoint.shapes.values())
+  free = psutil.virtual_memory().available * _SHARE_FOR_PARAMETERS
+  return 4 * numbers < free
+
+
+def run_ours(
+  checkpoint: StoredCheckpoint, params: dict, whole: bool
+) -> tuple[Outputs, Inputs]:
+  """What our model makes of the fixed inputs, which are returned, too."""
+  model = VLMConfig.from_dict(checkpoint.meta["model"])
+  if not whole:
+    model, params = agreement.ends(model, params)
+  tokenizers = checkpoint.meta["action_tokenizers"]
+  policy = Policy(
+    agreement.as_float32(model),
+    jax.tree.map(lambda leaf: leaf.astype("float32"), params),
+    Prompt(Tokenizer(checkpoint.tokenizer), **checkpoint.meta["prompt"]),
+    ActionTokenizer.from_dict(next(iter(tokenizers.values()))),
+  )
+  inputs = agreement.fixed_inputs(policy)
+  return agreement.flax_outputs(policy, inputs), inputs
+
+
+def torch_ends(folder: pathlib.Path):
+  """The first and last layers of the model in a folder, in PyTorch, float32."""
+  import torch
+  import transformers
+
+  config = transformers.AutoConfig.from_pretrained(folder)
+  layers = {}
+  for part, prefix in (
+    (config.vision_config, "vision_tower.encoder.layers."),
+    (config.text_config, "language_model.layers."),
+  ):
+    layers[f"{prefix}0."] = f"{prefix}0."
+    layers[f"{prefix}{part.num_hidden_layers - 1}."] = f"{prefix}1."
+    part.num_hidden_layers = 2
+  if hasattr(config.text_config, "layer_types"):
+    config.text_config.layer_types = config.text_config.layer_types[:2]
+  model = transformers.PaliGemmaForConditionalGeneration(config).float()
+  state = dict(model.model.named_parameters())
+  loaded = set()
+  for stored, tensor in weight_files.open_safetensors(folder).items():
+    name = huggingface.table_name(stored)
+    start = re.match(r".*\.layers\.\d+\.", name)
+    if start:
+      if start[0] not in layers:
+        continue
+      name = layers[start[0]] + name.removeprefix(start[0])
+    with torch.no_grad():
+      state[name].copy_(torch.from_numpy(tensor.read().astype("float32")))
+    loaded.add(name)
+  assert loaded == set(state), loaded ^ set(state)
+  return model
+
+
+def report(ours: Outputs, theirs: Outputs, whole: bool):
+  """Prints the proof; ends the program when it fails."""
+  result = agreement.compare(ours, theirs)
+  print(
+    "both sides in float32 on the same inputs"
+    + ("" if whole else ", the first and last layers only (memory)")
+  )
+  print(result)
+  if not result.holds:
+    sys.exit("got another model than the checkpoint's: do not use the output")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["workdir", "output"])
+  app.run(main)

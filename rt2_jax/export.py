@@ -1,0 +1,155 @@
+"""Weights out: a folder for stock transformers, or a file for big_vision.
+
+The folder holds all that `PaliGemmaForConditionalGeneration` and
+`AutoProcessor` load without any code of ours, and `rt2.json` with what makes
+the model a robot policy. The host holds one parameter and one file at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from rt2_jax import huggingface, processor, trees
+from rt2_jax.huggingface import EMBEDDING
+from rt2_jax.models.variants import VLMConfig
+from rt2_jax.tokenizer import BOS, EOS, PAD
+
+_INDEX = "model.safetensors.index.json"
+
+
+def to_big_vision(params: dict, path: pathlib.Path):
+  """Writes an `.npz` as big_vision has it: layers stacked, under `params/`.
+
+  Args:
+    params: the parameter tree; bfloat16 becomes two bytes without a type.
+    path: of the file.
+  """
+  with zipfile.ZipFile(path, "w") as archive:
+    for name, leaf in trees.flatten(params).items():
+      array = np.asarray(leaf)
+      if array.dtype == "bfloat16":
+        array = array.view("V2")
+      with archive.open(f"params/{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def to_huggingface(
+  params: dict,
+  config: VLMConfig,
+  meta: Mapping[str, Any],
+  tokenizer: bytes,
+  folder: pathlib.Path,
+  shard_bytes: int = 2**31,
+):
+  """Writes a folder for transformers.
+
+  Args:
+    params: the parameter tree, all of one type.
+    config: its model.
+    meta: of the checkpoint.
+    tokenizer: the SentencePiece model.
+    folder: is created; what it held of another model is replaced.
+    shard_bytes: most bytes of tensors in one file.
+
+  Raises:
+    ValueError: a decoder or a tokenizer that transformers does not have.
+  """
+  flat = trees.flatten(params)
+  dtype = str(flat[EMBEDDING].dtype)
+  fields = huggingface.to_config(config, dtype)
+  folder.mkdir(parents=True, exist_ok=True)
+  processor.write(tokenizer, config.img, folder)
+  _write_json(folder / "config.json", fields)
+  _write_json(folder / "generation_config.json", _generation_fields(config))
+  _write_json(folder / "rt2.json", robot_fields(config, meta))
+  _write_tensors(flat, config, folder, shard_bytes)
+
+
+def robot_fields(config: VLMConfig, meta: Mapping[str, Any]) -> dict[str, Any]:
+  """rt2.json: what a policy needs beside the model, for each source."""
+  size = config.img.image_size
+  return {
+    "action_tokenizers": meta["action_tokenizers"],
+    "prompt": meta["prompt"],
+    "image": {
+      "frames": config.num_frames,
+      "size": [size, size],
+      "resize": "bilinear with antialias, aspect ratio not kept",
+      "range": [-1.0, 1.0],
+    },
+    "tokenizer_sha256": meta["tokenizer_sha256"],
+    "versions": meta.get("versions", {}),
+  }
+
+
+def _generation_fields(config: VLMConfig) -> dict[str, Any]:
+  """generation_config.json; rows that are padding must not be generated."""
+  vocab_size = config.llm.vocab_size
+  padding = range(vocab_size, huggingface.padded_rows(vocab_size))
+  return {
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+    "bos_token_id": BOS,
+    "suppress_tokens": list(padding),
+  }
+
+
+def _write_json(path: pathlib.Path, content: Any):
+  path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_tensors(
+  flat: Mapping[str, Any],
+  config: VLMConfig,
+  folder: pathlib.Path,
+  shard_bytes: int,
+):
+  """model.safetensors; or, when it would be too large, shards and an index."""
+  for old in (*folder.glob("*.safetensors"), folder / _INDEX):
+    old.unlink(missing_ok=True)
+  shards: list[list[str]] = []
+  total = 0
+  for tensors in _shards(flat, config, shard_bytes):
+    file = folder / f"{len(shards)}.safetensors"
+    safetensors.numpy.save_file(tensors, file, {"format": "pt"})
+    # The library keeps them from all other users, who may read the rest.
+    shutil.copymode(folder / "config.json", file)
+    shards.append(list(tensors))
+    total += sum(tensor.nbytes for tensor in tensors.values())
+  if len(shards) == 1:
+    (folder / "0.safetensors").rename(folder / "model.safetensors")
+    return
+  weight_map = {}
+  for i, names in enumerate(shards):
+    name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+    (folder / f"{i}.safetensors").rename(folder / name)
+    weight_map |= dict.fromkeys(names, name)
+  index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+  _write_json(folder / _INDEX, index)
+
+
+def _shards(
+  flat: Mapping[str, Any], config: VLMConfig, shard_bytes: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """The tensors of one file after another, by their names in it."""
+  shard: dict[str, np.ndarray] = {}
+  size = 0
+  for rule in huggingface.rules(config):
+    for name, tensor in rule.split(np.asarray(flat[rule.ours])):
+      if rule.ours == EMBEDDING:
+        padding = huggingface.padded_rows(len(tensor)) - len(tensor)
+        tensor = np.pad(tensor, ((0, padding), (0, 0)))
+      if shard and size + tensor.nbytes > shard_bytes:
+        yield shard
+        shard, size = {}, 0
+      shard[huggingface.stored_name(name)] = np.ascontiguousarray(tensor)
+      size += tensor.nbytes
+  yield shard

@@ -1,0 +1,279 @@
+"""An exported folder as a robot policy in PyTorch, without JAX.
+
+Needs torch, transformers and the words of this package: the same prompt, the
+same image path and the same action grammar as `policy.Policy`, which is why it
+gives the same action.
+
+Shapes: B robots, F frames (oldest first), H x W camera pixels, R x R encoder
+pixels, P prefix columns, S suffix columns, L tokens of an action, D dimensions
+of an action, E decoder width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import transformers
+
+from rt2_jax.actions import ActionSpace, ActionTokenizer
+from rt2_jax.errors import unknown_name
+from rt2_jax.images import resize_weights
+from rt2_jax.prompt import Prompt
+from rt2_jax.tokenizer import Tokenizer
+
+
+class TorchPolicy:
+  """Acts on what a folder of `launch/convert.py to_hf` holds."""
+
+  def __init__(
+    self,
+    model: transformers.PaliGemmaForConditionalGeneration,
+    prompt: Prompt,
+    tokenizer: ActionTokenizer,
+    num_frames: int,
+  ):
+    self.model = model.eval()
+    self.prompt = prompt
+    self.tokenizer = tokenizer
+    self.num_frames = num_frames
+
+  @classmethod
+  def from_folder(
+    cls,
+    folder: str | pathlib.Path,
+    source: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+  ) -> TorchPolicy:
+    """Loads a policy.
+
+    Args:
+      folder: what `launch/convert.py to_hf` wrote.
+      source: whose action space and bounds to act in; may be left out when
+        the folder has one.
+      device: where to compute, e.g. "cuda".
+      dtype: what to compute in; the conversion is proven in "float32".
+
+    Raises:
+      ValueError: not such a folder, or no such source in it.
+    """
+    _find_robot_file(folder)
+    model = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
+      folder, dtype=getattr(torch, dtype), local_files_only=True
+    )
+    return cls.around(model.to(device), folder, source)
+
+  @classmethod
+  def around(
+    cls,
+    model: transformers.PaliGemmaForConditionalGeneration,
+    folder: str | pathlib.Path,
+    source: str | None = None,
+  ) -> TorchPolicy:
+    """A policy of this model, with all else from a folder.
+
+    Args:
+      model: e.g. compiled, quantised or fine-tuned further.
+      folder: as in `from_folder`.
+      source: likewise.
+
+    Raises:
+      ValueError: as `from_folder`.
+    """
+    file = _find_robot_file(folder)
+    robot = json.loads(file.read_text())
+    tokenizer = _choose(robot["action_tokenizers"], source)
+    text = Tokenizer.from_file(file.parent / "tokenizer.model")
+    prompt = Prompt(text, **robot["prompt"])
+    return cls(model, prompt, tokenizer, robot["image"]["frames"])
+
+  @property
+  def action_space(self) -> ActionSpace:
+    """What the numbers of an action mean."""
+    return self.tokenizer.space
+
+  def __call__(
+    self, image: np.ndarray, instruction: str | Sequence[str]
+  ) -> np.ndarray:
+    """The action to take now, in physical units.
+
+    Args:
+      image: uint8[H, W, 3], or uint8[F, H, W, 3] for a model of F frames; with
+        a leading B for several robots.
+      instruction: what to do; B of them for several robots.
+
+    Returns:
+      float32[D], or float32[B, D] for several robots.
+
+    Raises:
+      ValueError: an image of another shape or type, or an instruction that is
+        longer than the prompt.
+    """
+    if isinstance(instruction, str):
+      return self(np.asarray(image)[None], [instruction])[0]
+    return self.tokenizer.decode(self.token_ids(image, instruction))
+
+  @torch.inference_mode()
+  def token_ids(
+    self, image: np.ndarray, instructions: Sequence[str]
+  ) -> np.ndarray:
+    """The tokens of B actions, int32[B, L]; arguments as in the call."""
+    pixels = self.prepare(np.asarray(image), len(instructions))
+    prefix, mask_input = self.prompt.robot_prefixes(instructions)
+    grammar = self.tokenizer.grammar
+    ids = self._tensor(grammar.ids).long()
+    allowed = self._tensor(grammar.allowed)
+    next_state = self._tensor(grammar.next_state).long()
+    inputs = self.inputs(prefix, mask_input)
+    place = torch.zeros(len(prefix), dtype=torch.long, device=ids.device)
+    cache = transformers.DynamicCache(config=self.model.config)
+    tokens = []
+    for _ in range(grammar.length):
+      hidden = self.model.model(
+        **inputs, pixel_values=pixels, past_key_values=cache, use_cache=True
+      ).last_hidden_state[:, -1]
+      logits = self._logits_of(hidden, ids)
+      best = logits.masked_fill(~allowed[place], -torch.inf).argmax(-1)
+      place = next_state[place, best]
+      tokens.append(ids[best])
+      pixels, inputs = None, _following(inputs, ids[best])
+    return torch.stack(tokens, 1).cpu().numpy().astype(np.int32)
+
+  @torch.inference_mode()
+  def image_tokens(self, image: np.ndarray) -> np.ndarray:
+    """What the decoder reads: uint8[B, F, H, W, 3] -> float32[B, F * n, E]."""
+    pixels = self.prepare(image, len(image))
+    features = self.model.get_image_features(pixels).pooler_output
+    return _numpy(features.reshape(len(image), -1, features.shape[-1]))
+
+  @torch.inference_mode()
+  def logits(
+    self,
+    image: np.ndarray,
+    prefix: np.ndarray,
+    mask_input: np.ndarray,
+    suffix: np.ndarray,
+  ) -> np.ndarray:
+    """The logits of an answer that is known, as `VLM` gives them in training.
+
+    Args:
+      image: uint8[B, F, H, W, 3].
+      prefix: int32[B, P], padded on the left.
+      mask_input: bool[B, P].
+      suffix: int32[B, S].
+
+    Returns:
+      float32[B, S, V]; `[:, i]` predicts `suffix[:, i]`.
+    """
+    inputs = self.inputs(prefix, mask_input, suffix[:, :-1])
+    outputs = self.model(
+      **inputs,
+      pixel_values=self.prepare(image, len(image)),
+      logits_to_keep=suffix.shape[1],
+    )
+    vocab_size = self.model.config.image_token_id  # the rest is padding
+    return _numpy(outputs.logits[..., :vocab_size])
+
+  def prepare(self, image: np.ndarray, batch: int) -> torch.Tensor:
+    """The one image path: uint8[B, F, H, W, 3] -> dtype[B * F, 3, R, R].
+
+    Raises:
+      ValueError: images of another shape or type.
+    """
+    frames = self.num_frames
+    if frames == 1 and image.ndim == 4:
+      image = image[:, None]
+    shape = (batch, frames, *image.shape[2:4], 3)
+    if image.dtype != np.uint8 or image.shape != shape:
+      wanted = "[H, W, 3]" if frames == 1 else f"[{frames}, H, W, 3]"
+      raise ValueError(
+        f"got images {image.dtype}{list(image.shape)} for {batch} "
+        f"instructions, expected uint8{wanted} for each of them"
+      )
+    resolution = self.model.config.vision_config.image_size
+    rows, columns = (
+      self._tensor(resize_weights(0.0, float(side), side, side, resolution))
+      for side in image.shape[2:4]
+    )
+    # Columns first, as the JAX side does it.
+    pixels = self._tensor(image).float().flatten(0, 1)
+    narrow = torch.einsum("fhwc,xw->fhxc", pixels, columns)
+    resized = torch.einsum("fhxc,yh->fcyx", narrow, rows) / 127.5 - 1.0
+    return resized.to(self.model.dtype)
+
+  def inputs(
+    self,
+    prefix: np.ndarray,
+    mask_input: np.ndarray,
+    suffix: np.ndarray | None = None,
+  ) -> dict[str, torch.Tensor]:
+    """A row [image | prefix | suffix] in the words of transformers.
+
+    Token type 0 sees everything of its type, type 1 what came before. Positions
+    count real tokens only, so that the prefix's padding moves nothing.
+    """
+    batch, config = len(prefix), self.model.config
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2 * self.num_frames
+    if suffix is None:
+      suffix = np.empty((batch, 0), np.int32)
+    image = np.full((batch, patches), config.image_token_id)
+    real = [np.ones_like(image), mask_input, np.ones_like(suffix)]
+    types = [np.zeros_like(image), np.zeros_like(prefix), np.ones_like(suffix)]
+    real = self._tensor(np.concatenate(real, 1)).long()
+    return {
+      "input_ids": self._tensor(np.concatenate([image, prefix, suffix], 1)),
+      "attention_mask": real,
+      "token_type_ids": self._tensor(np.concatenate(types, 1)).long(),
+      "position_ids": real.cumsum(1),
+    }
+
+  def _logits_of(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """dtype[B, E], int64[K] -> float32[B, K], with the final softcap."""
+    table = self.model.get_input_embeddings().weight
+    logits = (hidden @ table[ids].T).float()
+    cap = getattr(
+      self.model.config.text_config, "final_logit_softcapping", None
+    )
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+  def _tensor(self, array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
+
+
+def _following(
+  inputs: dict[str, torch.Tensor], token: torch.Tensor
+) -> dict[str, torch.Tensor]:
+  """The inputs that append int64[B] to what the cache holds."""
+  real = inputs["attention_mask"]
+  return {
+    "input_ids": token[:, None],
+    "attention_mask": torch.cat([real, torch.ones_like(real[:, :1])], 1),
+    "position_ids": inputs["position_ids"][:, -1:] + 1,
+  }
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+  return tensor.float().cpu().numpy()
+
+
+def _find_robot_file(folder: str | pathlib.Path) -> pathlib.Path:
+  file = pathlib.Path(folder) / "rt2.json"
+  if not file.is_file():
+    raise ValueError(
+      f"got {folder} without rt2.json, expected a folder that "
+      "`launch/convert.py to_hf` wrote"
+    )
+  return file
+
+
+def _choose(tokenizers: dict, source: str | None) -> ActionTokenizer:
+  if source is None and len(tokenizers) == 1:
+    source = next(iter(tokenizers))
+  if source not in tokenizers:
+    raise unknown_name("the source to act as", str(source), tokenizers)
+  return ActionTokenizer.from_dict(tokenizers[source])

@@ -1,0 +1,186 @@
+"""The programs, as a person runs them on a checkpoint of a run."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from rt2_jax import pretrained, trees
+from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.models.variants import VLMConfig
+from rt2_jax.policy import Policy
+from rt2_jax.stored_checkpoint import StoredCheckpoint, average
+from rt2_jax.torch_policy import TorchPolicy
+from tests import tiny_models
+from tests.conftest import ROOT
+
+# The same command, in a process that believes that it has no memory.
+SMALL = (
+  "from launch import convert; from absl import app; "
+  "convert.fits_in_memory = lambda checkpoint: False; app.run(convert.main)"
+)
+
+
+# Or that writes other weights than it should.
+WRONG = (
+  "from launch import convert; from absl import app; import jax; "
+  "write = convert.export.to_huggingface; "
+  "convert.export.to_huggingface = lambda params, *rest: write("
+  "jax.tree.map(lambda x: x * 1.01, params), *rest); app.run(convert.main)"
+)
+
+
+def start(*command: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, *map(str, command)],
+    cwd=ROOT,
+    env=os.environ | {"OMP_NUM_THREADS": "1"},
+    capture_output=True,
+    text=True,
+  )
+
+
+def run(*command: str) -> str:
+  done = start(*command)
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
+
+
+def fail(*command: str) -> str:
+  done = start(*command)
+  assert done.returncode != 0, done.stdout
+  return (done.stdout + done.stderr)[-2000:]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, tokenizer):
+  """Two steps of a run in bfloat16, computing in bfloat16."""
+  workdir = tmp_path_factory.mktemp("run")
+  model = tiny_models.config("gemma2", tokenizer.vocab_size)
+  meta = tiny_models.meta(model, tokenizer)
+  meta["model"]["img"]["dtype"] = meta["model"]["llm"]["dtype"] = "bfloat16"
+  checkpoints = Checkpoints(workdir / "checkpoints")
+  for step in 10, 20:
+    params = tiny_models.params(model, "bfloat16", seed=step)
+    checkpoints.save(step, params, {"mu": params}, meta, tokenizer.model)
+  checkpoints.close()
+  return workdir
+
+
+def params_of(workdir, step=None) -> dict:
+  return StoredCheckpoint.open(workdir, step).read_params()
+
+
+def test_to_hf_and_its_proof(workdir, tmp_path):
+  out = run(
+    *("launch/convert.py", "to_hf", "--step=10"),
+    *(f"--workdir={workdir}", f"--output={tmp_path}"),
+  )
+  assert "both sides in float32 on the same inputs\n" in out
+  assert "equal action ids     4 of 4 actions" in out
+  model = VLMConfig.from_dict(StoredCheckpoint.open(workdir).meta["model"])
+  params = params_of(workdir, 10)
+  shardings = tiny_models.on_one_device(params)
+  read = pretrained.load(tmp_path, model, shardings, "bfloat16")
+  tiny_models.assert_identical(read, params)
+  image = np.zeros((60, 80, 3), np.uint8)
+  assert TorchPolicy.from_folder(tmp_path)(image, "stop").shape == (8,)
+
+
+def test_a_model_too_large_is_proven_on_its_ends(workdir, tmp_path):
+  command = ("to_hf", f"--workdir={workdir}", f"--output={tmp_path}")
+  out = run("-c", SMALL, *command)
+  assert "the first and last layers only (memory)" in out
+  assert "equal action ids     4 of 4 actions" in out
+
+
+def test_other_weights_fail_the_proof(workdir, tmp_path):
+  command = ("to_hf", f"--workdir={workdir}", f"--output={tmp_path}")
+  assert "do not use the output" in fail("-c", WRONG, *command)
+
+
+def test_to_big_vision_and_its_proof(workdir, tmp_path):
+  path = tmp_path / "weights.npz"
+  out = run(
+    *("launch/convert.py", "to_big_vision"),
+    *(f"--workdir={workdir}", f"--output={path}"),
+  )
+  assert "max |Δ| logits       0.0e+00" in out
+  names = {name.removeprefix("params/") for name in np.load(path).files}
+  assert names == set(trees.flatten(params_of(workdir)))
+
+
+def test_strip_keeps_what_acting_needs(workdir, tmp_path):
+  out = run(
+    *("launch/convert.py", "strip"),
+    *(f"--workdir={workdir}", f"--output={tmp_path}"),
+  )
+  assert "equal action ids     4 of 4 actions" in out
+  tiny_models.assert_identical(params_of(tmp_path), params_of(workdir))
+  assert not (tmp_path / "checkpoints/20/opt_state").exists()
+  image = np.zeros((60, 80, 3), np.uint8)
+  np.testing.assert_array_equal(
+    Policy.from_checkpoint(tmp_path)(image, "stop"),
+    Policy.from_checkpoint(workdir)(image, "stop"),
+  )
+  again = ("launch/convert.py", "strip", f"--workdir={workdir}")
+  assert "which exists; choose another" in fail(*again, f"--output={tmp_path}")
+
+
+def test_average_is_the_mean(workdir, tmp_path):
+  run(
+    *("launch/convert.py", "average", "--steps=10,20"),
+    *(f"--workdir={workdir}", f"--output={tmp_path}"),
+  )
+  expected = jax.tree.map(
+    lambda a, b: ((a.astype("float32") + b) / 2).astype("bfloat16"),
+    params_of(workdir, 10),
+    params_of(workdir, 20),
+  )
+  tiny_models.assert_identical(params_of(tmp_path), expected)
+  assert Policy.from_checkpoint(tmp_path).action_space.name == "rt2"
+
+
+def test_average_of_one_or_of_different_models_is_refused(
+  workdir, tmp_path, tokenizer
+):
+  one = StoredCheckpoint.open(workdir, 10)
+  with pytest.raises(ValueError, match="expected two or more"):
+    average([one], tmp_path / "out")
+  model = tiny_models.config("gemma1", tokenizer.vocab_size)
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  meta = tiny_models.meta(model, tokenizer)
+  params = tiny_models.params(model)
+  checkpoints.save(1, params, {"mu": params}, meta, tokenizer.model)
+  checkpoints.close()
+  with pytest.raises(ValueError, match="which are different models"):
+    average([StoredCheckpoint.open(tmp_path), one], tmp_path / "out")
+
+
+def test_describe_says_what_a_checkpoint_is(workdir, tokenizer):
+  out = run("launch/describe.py", workdir)
+  for part in (
+    "step 20",
+    "with optimizer state",
+    "bfloat16",
+    "Gemma 2: width 48, 3 layers; 3,200 tokens",
+    "kitchen: dataset=bridge_dataset",
+    "dx           -1 .. +1.008 m",
+    "what action should the robot take to {instruction}?",
+    f"sha256 {tokenizer.sha256}",
+    "jax 0.10.2",
+  ):
+    assert part in out
+  total = sum(leaf.size for leaf in jax.tree.leaves(params_of(workdir)))
+  assert f"{total:,}" in out
+
+
+def test_wrong_commands_are_named(tmp_path):
+  flags = (f"--workdir={tmp_path}/no", f"--output={tmp_path}/out")
+  assert "did you mean 'to_hf'" in fail("launch/convert.py", "to_fh", *flags)
+  assert "does not exist; pass the --workdir" in fail(
+    "launch/convert.py", "strip", *flags
+  )
