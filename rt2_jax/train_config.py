@@ -135,8 +135,8 @@ class TrainConfig:
     for name, source in (*self.sources.items(), *self.web.items()):
       if source.weight <= 0:
         raise ValueError(
-          f"got weight {source.weight} for source {name!r}, expected a positive "
-          "number; remove a source that should not be used"
+          f"got weight {source.weight} for source {name!r}, expected a "
+          "positive number; remove a source that should not be used"
         )
     share = self.robot_share
     if not (0.0 < share < 1.0 if self.web else share == 1.0):
