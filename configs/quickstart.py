@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
         "dtype": "float32",
         "remat": False,
       },
+      "pretrained": "",
       "tokenizer": "data/small_tokenizer.model",
       "prompt": {"prefix_length": 24, "suffix_length": 9},
       "actions": {"route": "rare", "rt1_compat": False},

@@ -56,6 +56,8 @@ class TrainConfig:
 
   Attributes:
     model: sizes; the vocabulary is the tokenizer's.
+    pretrained: weights to start from: an `.npz` of big_vision, a Hugging Face
+      folder, or {"img": …, "llm": …}; "" starts from scratch.
     tokenizer: the SentencePiece model.
     prompt: lengths of the text fields and the robot's question.
     actions: how actions are written.
@@ -76,6 +78,7 @@ class TrainConfig:
   """
 
   model: variants.VLMConfig
+  pretrained: str | Mapping[str, str]
   tokenizer: Tokenizer
   prompt: PromptConfig
   actions: ActionConfig

@@ -76,6 +76,16 @@ class Trainer:
     with jax.set_mesh(self.mesh):
       return jax.jit(self._init, out_shardings=shardings)()
 
+  def state_from(self, params: Any) -> TrainState:
+    """A state at step 0 around parameters that were loaded."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
+    with jax.set_mesh(self.mesh):
+      opt_state = jax.jit(
+        self.optimizer.init, out_shardings=shardings.opt_state
+      )(params)
+    step = jax.device_put(np.zeros((), np.int32), shardings.step)
+    return TrainState(step, params, opt_state)
+
   def compile_step(self) -> Callable[[TrainState, Batch], tuple]:
     """`train_step` compiled for the mesh; the old state's memory is reused."""
     shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())

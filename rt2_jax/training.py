@@ -16,7 +16,7 @@ import tensorboardX
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from rt2_jax import checkpoint, optimizer, sharding
+from rt2_jax import checkpoint, optimizer, pretrained, sharding
 from rt2_jax.actions import ActionSpace, ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.input_pipeline import datasets, examples, loader, mixture, web
@@ -64,7 +64,7 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     workdir / "checkpoints", config.keep_checkpoints
   )
   meta = make_meta(config, fields, tokenizers)
-  state = restore_or_init(trainer, checkpoints, meta)
+  state = restore_or_init(trainer, checkpoints, meta, config.pretrained)
   start = int(state.step)
   log_start(config, state, mesh)
   writer = tensorboardX.SummaryWriter(
@@ -176,15 +176,24 @@ def make_meta(
 
 
 def restore_or_init(
-  trainer: Trainer, checkpoints: checkpoint.Checkpoints, meta: Mapping
+  trainer: Trainer,
+  checkpoints: checkpoint.Checkpoints,
+  meta: Mapping[str, Any],
+  weights: str | Mapping[str, str],
 ) -> TrainState:
-  """The newest state of the run, or a fresh one.
+  """The newest state of the run; or a fresh one, from `weights` if given.
 
   Raises:
     ValueError: the checkpoint is of another model, tokenizer or action space.
   """
-  if checkpoints.latest_step() is None:
+  if checkpoints.latest_step() is None and not weights:
     return trainer.init_state()
+  if checkpoints.latest_step() is None:
+    abstract = trainer.abstract_state().params
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return trainer.state_from(
+      pretrained.load(weights, trainer.model, shardings, seed=trainer.seed)
+    )
   stored, _ = checkpoints.restore_meta()
   for item in ("model", "action_tokenizers", "tokenizer_sha256"):
     differences = list(differing(stored[item], to_json(meta[item]), item))

@@ -1,16 +1,19 @@
 """Configs and workdirs: what is accepted, and what each refusal says."""
 
 import copy
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from tensorboard.backend.event_processing import event_accumulator
 
 from configs import bridge_debug, quickstart
 from data import make_reach_episodes
-from rt2_jax import training
+from rt2_jax import export, training
+from rt2_jax.models.vlm import init_params
 from rt2_jax.train_config import TrainConfig
 from tests import tiny_datasets
 from tests.conftest import ROOT
@@ -68,6 +71,29 @@ def test_a_run_goes_on_with_another_mesh(fields, tmp_path):
     jax.device_get(whole.params),
     jax.device_get(resumed.params),
   )
+
+
+def test_training_starts_from_pretrained_weights(fields, tmp_path):
+  config = TrainConfig.from_dict(fields | {"pretrained": ""})
+  params = init_params(config.model, jax.random.key(7))
+  export.to_big_vision(params, tmp_path / "weights.npz")
+  fields["pretrained"] = str(tmp_path / "weights.npz")
+  fields["optimizer"]["learning_rate"] = 0.0
+  state = training.train(fields, tmp_path / "run")
+  jax.tree.map(np.testing.assert_array_equal, state.params, params)
+  linear = state.params["llm"]["layers"]["mlp"]["linear"]
+  assert linear.sharding.spec == P(None, "model", "fsdp")
+
+
+def test_weights_of_another_model_are_refused(fields, tmp_path):
+  config = TrainConfig.from_dict(fields)
+  other = dataclasses.replace(config.model.llm, depth=3)
+  other = dataclasses.replace(config.model, llm=other)
+  params = init_params(other, jax.random.key(7))
+  export.to_big_vision(params, tmp_path / "weights.npz")
+  fields["pretrained"] = str(tmp_path / "weights.npz")
+  with pytest.raises(ValueError, match=r"llm/layers/mlp/linear"):
+    training.train(fields, tmp_path / "run")
 
 
 def test_tensorboard_gets_every_metric_of_every_source(fields, tmp_path):
