@@ -1,4 +1,4 @@
-"""How an image is resized: the same numbers on TPU, in numpy and in PyTorch."""
+"""What camera images must be, and how they are resized, in any framework."""
 
 from types import ModuleType
 from typing import Any
@@ -36,3 +36,29 @@ def resize_weights(
   distance = xp.abs(output[:, None] - inputs) / xp.maximum(step, 1.0)
   weights = xp.maximum(1.0 - distance, 0.0) * (inputs < valid)
   return (weights / weights.sum(1, keepdims=True)).astype(xp.float32)
+
+
+def as_frames(image: np.ndarray, batch: int, frames: int) -> np.ndarray:
+  """Checks what robots saw, and gives it the axis of frames.
+
+  Args:
+    image: uint8[B, F, H, W, 3], or uint8[B, H, W, 3] when F is 1.
+    batch: B.
+    frames: F.
+
+  Returns:
+    uint8[B, F, H, W, 3].
+
+  Raises:
+    ValueError: images of another shape or type.
+  """
+  if frames == 1 and image.ndim == 4:
+    image = image[:, None]
+  shape = (batch, frames, *image.shape[2:4], 3)
+  if image.dtype != np.uint8 or image.ndim != 5 or image.shape != shape:
+    wanted = "[H, W, 3]" if frames == 1 else f"[{frames}, H, W, 3]"
+    raise ValueError(
+      f"got images {image.dtype}{list(image.shape)} for {batch} instructions, "
+      f"expected uint8{wanted} for each of them"
+    )
+  return image

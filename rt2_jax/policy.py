@@ -13,6 +13,7 @@ from rt2_jax.actions import ActionSpace, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints, abstract
 from rt2_jax.decode import decode_actions
 from rt2_jax.errors import unknown_name
+from rt2_jax.images import as_frames
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, init_params
 from rt2_jax.prompt import Prompt
@@ -95,7 +96,9 @@ class Policy:
     self, image: np.ndarray, instructions: Sequence[str]
   ) -> np.ndarray:
     """The tokens of B actions, int32[B, L]; arguments as in the call."""
-    images = self.frames(np.asarray(image), len(instructions))
+    images = as_frames(
+      np.asarray(image), len(instructions), self.model.num_frames
+    )
     prefix, mask_input = self.prompt.robot_prefixes(instructions)
     return np.asarray(self._decode(self.params, images, prefix, mask_input))
 
@@ -109,20 +112,6 @@ class Policy:
       mask_input,
       self.tokenizer.grammar,
     )
-
-  def frames(self, image: np.ndarray, batch: int) -> np.ndarray:
-    """Checks the images and returns them as uint8[B, F, H, W, 3]."""
-    frames = self.model.num_frames
-    if frames == 1 and image.ndim == 4:
-      image = image[:, None]
-    shape = (batch, frames, *image.shape[2:4], 3)
-    if image.dtype != np.uint8 or image.ndim != 5 or image.shape != shape:
-      wanted = "[H, W, 3]" if frames == 1 else f"[{frames}, H, W, 3]"
-      raise ValueError(
-        f"got images {image.dtype}{list(image.shape)} for {batch} "
-        f"instructions, expected uint8{wanted} for each of them"
-      )
-    return image
 
 
 def _choose(tokenizers: dict, source: str | None) -> ActionTokenizer:

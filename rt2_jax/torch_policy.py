@@ -21,7 +21,7 @@ import transformers
 
 from rt2_jax.actions import ActionSpace, ActionTokenizer
 from rt2_jax.errors import unknown_name
-from rt2_jax.images import resize_weights
+from rt2_jax.images import as_frames, resize_weights
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Tokenizer
 
@@ -184,16 +184,7 @@ class TorchPolicy:
     Raises:
       ValueError: images of another shape or type.
     """
-    frames = self.num_frames
-    if frames == 1 and image.ndim == 4:
-      image = image[:, None]
-    shape = (batch, frames, *image.shape[2:4], 3)
-    if image.dtype != np.uint8 or image.shape != shape:
-      wanted = "[H, W, 3]" if frames == 1 else f"[{frames}, H, W, 3]"
-      raise ValueError(
-        f"got images {image.dtype}{list(image.shape)} for {batch} "
-        f"instructions, expected uint8{wanted} for each of them"
-      )
+    image = as_frames(image, batch, self.num_frames)
     resolution = self.model.config.vision_config.image_size
     rows, columns = (
       self._tensor(resize_weights(0.0, float(side), side, side, resolution))

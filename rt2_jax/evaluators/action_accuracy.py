@@ -20,6 +20,7 @@ import numpy as np
 from rt2_jax import augment
 from rt2_jax.action_tokens import NUM_BINS, RareTokens
 from rt2_jax.actions import ActionTokenizer
+from rt2_jax.images import as_frames
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM
 from rt2_jax.policy import Policy
@@ -128,7 +129,7 @@ def evaluate(
 
 def _forced(policy, images, instructions, actions) -> np.ndarray:
   """bool[b, D]: which tokens are right, given the recorded ones before."""
-  images = policy.frames(images, len(instructions))
+  images = as_frames(images, len(instructions), policy.model.num_frames)
   prefix, mask_input = policy.prompt.robot_prefixes(instructions)
   suffix = policy.tokenizer.encode(actions)
   predicted = _predict(
