@@ -28,7 +28,8 @@ format: .venv/installed
 bench: .venv/installed
 	$(RUN) -m data.make_reach_episodes --output_dir=runs/bench \
 	  --train_episodes=200 --val_episodes=1 --sensor_noise=4
-	$(RUN) launch/benchmark.py
+	$(RUN) launch/benchmark.py \
+	  --data=runs/bench/fractal20220817_data/0.1.0
 
 # Conversion to PyTorch is tested against the real thing.
 .venv/installed-torch: .venv/installed

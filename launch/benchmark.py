@@ -2,8 +2,8 @@
 
   python launch/benchmark.py [loader|train|policy …]     (default: all three)
 
-loader: index and read RLDS episodes, in examples per second of this process's
-  CPU time, decoding on the host (`make bench` renders the episodes).
+loader: read the sources of --config, in examples per second of this process's
+  CPU time, decoding on the host (`make bench` renders episodes for it).
 train: the training step of configs/quickstart.py on a synthetic batch.
 policy: one action of the same model, from image to float32[8].
 
@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import runpy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -35,10 +36,11 @@ from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.train_state import Trainer
 
+_CONFIG = flags.DEFINE_string(
+  "config", "configs/quickstart.py", "The sources that `loader` reads."
+)
 _DATA = flags.DEFINE_string(
-  "data",
-  "runs/bench/fractal20220817_data/0.1.0",
-  "What `loader` reads, in the format of fractal20220817_data.",
+  "data", None, "Instead of the path of the config's first robot source."
 )
 _TOKENIZER = flags.DEFINE_string(
   "tokenizer", "data/small_tokenizer.model", "SentencePiece model."
@@ -55,6 +57,7 @@ _SOAK_BATCHES = flags.DEFINE_integer(
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.")
 
 _SETTLING_BATCHES = 300  # until the allocator has met every thread
+_HOST_RESIZE = 224  # pixels
 _CAMERA = (256, 320)  # RT-1's
 _PREFIX, _SUFFIX = 24, 9
 
@@ -77,20 +80,24 @@ def machine() -> str:
 
 def loader() -> dict:
   # Here alone: the other two benchmarks run on machines without TensorFlow.
-  from rt2_jax.input_pipeline import datasets, examples, mixture
-  from rt2_jax.input_pipeline import loader as pipeline
+  from rt2_jax import training
+  from rt2_jax.input_pipeline import datasets
+  from rt2_jax.input_pipeline.loader import Loader
+  from rt2_jax.train_config import TrainConfig
 
-  tokenizer = Tokenizer.from_file(_TOKENIZER.value)
-  config = datasets.SourceConfig("fractal20220817_data", _DATA.value)
-  source = datasets.open_source(config, "train")
+  fields = runpy.run_path(_CONFIG.value)["get_config"]().to_dict()
+  if _DATA.value:
+    next(iter(fields["sources"].values()))["path"] = _DATA.value
+  config = TrainConfig.from_dict(fields)
+  first = next(iter(config.sources.values()))
   index_s = seconds(
-    lambda: datasets.open_source(config, "train"), clock=time.process_time
+    lambda: datasets.open_source(first, first.split), clock=time.process_time
   )
-  actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
-  robot = examples.RobotExamples(source, actions, make_prompt(tokenizer))
-  order = mixture.Mixture((len(robot),), (1.0,), seed=0)
-  rows = 64
-  batches = pipeline.Loader([robot], order, rows, range(rows), 224)
+  one = dict.fromkeys(sharding.MESH_AXES, 1)
+  mesh = sharding.make_mesh(one, jax.devices()[:1])
+  batches = training.make_loader(config, config.action_tokenizers(), mesh)
+  robot = batches.examples[0]
+  rows = len(batches.rows)
   start = time.process_time()
   iterator = batches.batches(0, 10**9)
   next(iterator)
@@ -104,12 +111,17 @@ def loader() -> dict:
   grown = resident_mb() - before
   iterator.close()
   robot.shrinks = True  # as web images do: made smaller on the host
-  resized = pipeline.Loader([robot], order, rows, range(rows), 224)
+  resized = Loader(
+    batches.examples, batches.mixture, rows, batches.rows, _HOST_RESIZE
+  )
   resized_cpu_s, _ = throughput(resized.batches(0, 10**9))
+  kilobytes = robot.source.index.length.mean() / 1000
   return {
-    "image": f"256x320 JPEG of {source.index.length.mean() / 1000:.1f} kB",
-    "steps": len(source),
-    "index_steps_per_cpu_s": round(len(source) / index_s),
+    "config": _CONFIG.value,
+    "image": "{}x{} canvas, ".format(*batches.canvas) + f"{kilobytes:.1f} kB",
+    "batch_size": rows,
+    "steps": len(robot),
+    "index_steps_per_cpu_s": round(len(robot) / index_s),
     "first_batch_cpu_s": round(first_batch_s, 2),
     "examples_per_cpu_s": round(rows / cpu_s),
     "examples_per_s": round(rows / wall_s),
@@ -149,7 +161,7 @@ def stages(robot) -> dict[str, float]:
     "read": each(lambda i: robot.storage.read(requests[i])),
     "tokens": each(lambda i: robot.row(i, 0, data[i])),
     "decode": each(lambda i: decode_image(data[i][0], "")),
-    "resize_to_224": each(lambda i: place(pixels, 224, 224)),
+    "resize_on_host": each(lambda i: place(pixels, _HOST_RESIZE, _HOST_RESIZE)),
   }
   return {name: round(value, 3) for name, value in milliseconds.items()}
 
