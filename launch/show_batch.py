@@ -25,7 +25,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-from rt2_jax import augment, sharding, training
+from rt2_jax import sharding, training
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.train_config import TrainConfig
@@ -77,12 +77,12 @@ def main(argv):
   logging.getLogger("rt2_jax").setLevel(logging.INFO)
   config = TrainConfig.from_dict(_CONFIG.value.to_dict())
   tokenizers = config.action_tokenizers()
-  batch = load(config, tokenizers, _STEP.value)
+  batch, images = load(config, tokenizers, _STEP.value)
   names = np.asarray(config.source_names)[batch.source]
   shares = ", ".join(
     f"{name} {count}" for name, count in collections.Counter(names).items()
   )
-  cards = make_cards(config, tokenizers, batch, _STEP.value, _ROWS.value)
+  cards = make_cards(config, tokenizers, batch, images, _ROWS.value)
   title = f"step {_STEP.value}: {len(cards)} of {len(names)} rows; {shares}"
   path = pathlib.Path(_OUTPUT.value)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,33 +94,29 @@ def load(
   config: TrainConfig,
   tokenizers: dict[str, ActionTokenizer],
   step: int,
-) -> Batch:
-  """The global batch of a step; which mesh trains does not change it."""
+) -> tuple[Batch, np.ndarray]:
+  """The global batch of a step, and its images as the model sees them.
+
+  Which mesh trains changes neither, so one device will do.
+  """
   one_device = dict.fromkeys(sharding.MESH_AXES, 1)
   mesh = sharding.make_mesh(one_device, jax.devices()[:1])
   batches = training.make_loader(config, tokenizers, mesh)
-  return next(batches.batches(step, step + 1))
+  batch = next(batches.batches(step, step + 1))
+  trainer = training.make_trainer(config, tokenizers, mesh)
+  return batch, np.asarray(trainer.training_images(batch, step))
 
 
 def make_cards(
   config: TrainConfig,
   tokenizers: dict[str, ActionTokenizer],
   batch: Batch,
-  step: int,
+  images: np.ndarray,
   rows: int,
 ) -> list[Card]:
   """The first `rows` rows of a batch."""
   batch = Batch(*(column[:rows] for column in batch))
-  # As in `Trainer.train_step`.
-  key = jax.random.fold_in(jax.random.key(config.seed), step)
-  images = augment.augment(
-    batch.image,
-    config.model.img.image_size,
-    config.augmentation,
-    key,
-    batch.image_size,
-  )
-  shown = (np.asarray(images) + 1.0) / 2
+  shown = (images[:rows] + 1.0) / 2
   cards = []
   for b, source in enumerate(batch.source):
     name = config.source_names[source]

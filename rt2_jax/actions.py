@@ -78,7 +78,7 @@ class ActionSpace:
   the same function, and bounds in metres can be read by a person.
 
   Attributes:
-    name: key in `ACTION_SPACES`.
+    name: whose robots or paper it comes from.
     frame: the coordinate frame of its translations and rotations.
     dimensions: what each number means.
   """
@@ -197,15 +197,6 @@ LANGUAGE_TABLE = ActionSpace(
     for name in ("dx", "dy")
   ),
 )
-
-ACTION_SPACES = {s.name: s for s in (RT2, RT1, LANGUAGE_TABLE)}
-
-
-def action_space(name: str) -> ActionSpace:
-  """Looks up an action space. Raises ValueError naming the known ones."""
-  if name not in ACTION_SPACES:
-    raise unknown_name("action space", name, ACTION_SPACES)
-  return ACTION_SPACES[name]
 
 
 @dataclasses.dataclass(frozen=True)

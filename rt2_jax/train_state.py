@@ -106,6 +106,20 @@ class Trainer:
 
     return on_mesh
 
+  def training_images(self, batch: Batch, step: int | jax.Array) -> jax.Array:
+    """What the model sees of a batch, float32[B, F, R, R, 3] in [-1, 1].
+
+    A constant key and the step's number: the same images after a restart.
+    """
+    key = jax.random.fold_in(jax.random.key(self.seed), step)
+    return augment.augment(
+      batch.image,
+      self.model.img.image_size,
+      self.augmentation,
+      key,
+      batch.image_size,
+    )
+
   def train_step(
     self, state: TrainState, batch: Batch
   ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -119,15 +133,7 @@ class Trainer:
       The state after the step, and metrics: sums over the examples of each
       source, see `batch_metrics`, and global norms.
     """
-    # A constant key and the step's number: the same images after a restart.
-    key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-    images = augment.augment(
-      batch.image,
-      self.model.img.image_size,
-      self.augmentation,
-      key,
-      batch.image_size,
-    )
+    images = self.training_images(batch, state.step)
 
     def loss_fn(params):
       logits = VLM(self.model).apply(
