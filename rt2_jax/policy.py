@@ -1,4 +1,7 @@
-"""A checkpoint as a robot policy: image and instruction in, action out."""
+"""A checkpoint as a robot policy: image and instruction in, action out.
+
+The same model answers questions about images in free text.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,20 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from rt2_jax import augment
+from rt2_jax import augment, sharding
 from rt2_jax.actions import ActionSpace, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints, abstract
-from rt2_jax.decode import decode_actions
+from rt2_jax.decode import decode_actions, decode_text
 from rt2_jax.errors import unknown_name
 from rt2_jax.images import as_frames
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, init_params
 from rt2_jax.prompt import Prompt
-from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.tokenizer import EOS, Tokenizer
 
 
 class Policy:
@@ -32,12 +37,26 @@ class Policy:
     params: dict,
     prompt: Prompt,
     tokenizer: ActionTokenizer,
+    mesh: Mesh | None = None,
   ):
+    """Takes over the parameters.
+
+    Args:
+      model: sizes of the model.
+      params: its parameters, on the devices of the mesh.
+      prompt: how robots and questions are put into words.
+      tokenizer: what action tokens mean.
+      mesh: where the model computes; default: one device.
+    """
     self.model = model
     self.params = params
     self.prompt = prompt
     self.tokenizer = tokenizer
-    self._decode = jax.jit(self._image_to_ids)
+    self.mesh = mesh or one_device()
+    whole = sharding.replicated(self.mesh)
+    self._decode = jax.jit(self._image_to_ids, out_shardings=whole)
+    self._answer = jax.jit(self._image_to_text, out_shardings=whole)
+    self._force = jax.jit(self._image_to_forced, out_shardings=whole)
 
   @classmethod
   def from_checkpoint(
@@ -45,6 +64,7 @@ class Policy:
     folder: str | pathlib.Path,
     source: str | None = None,
     step: int | None = None,
+    mesh: Mesh | None = None,
   ) -> Policy:
     """Loads a policy.
 
@@ -53,6 +73,7 @@ class Policy:
       source: whose action space and bounds to act in; may be left out when
         the checkpoint was trained on one robot source.
       step: which checkpoint; default: the newest.
+      mesh: where the model computes; default: one device.
 
     Raises:
       ValueError: no checkpoint there, or no such source in it.
@@ -61,10 +82,14 @@ class Policy:
     meta, model_file = checkpoints.restore_meta(step)
     tokenizer = _choose(meta["action_tokenizers"], source)
     model = VLMConfig.from_dict(meta["model"])
-    params = checkpoints.restore_params(_on_one_device(model), step)
+    mesh = mesh or one_device()
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    params = checkpoints.restore_params(
+      abstract(shapes, sharding.state_shardings(shapes, mesh)), step
+    )
     checkpoints.close()
     prompt = Prompt(Tokenizer(model_file), **meta["prompt"])
-    return cls(model, params, prompt, tokenizer)
+    return cls(model, params, prompt, tokenizer, mesh)
 
   @property
   def action_space(self) -> ActionSpace:
@@ -96,14 +121,67 @@ class Policy:
     self, image: np.ndarray, instructions: Sequence[str]
   ) -> np.ndarray:
     """The tokens of B actions, int32[B, L]; arguments as in the call."""
-    images = as_frames(
-      np.asarray(image), len(instructions), self.model.num_frames
-    )
-    prefix, mask_input = self.prompt.robot_prefixes(instructions)
-    return np.asarray(self._decode(self.params, images, prefix, mask_input))
+    prompts = self.prompt.robot_prefixes(instructions)
+    return self._run(self._decode, image, None, *prompts)
 
-  def _image_to_ids(self, params, images, prefix, mask_input):
-    prepared = augment.prepare(images, self.model.img.image_size)
+  def answer(
+    self,
+    image: np.ndarray,
+    questions: Sequence[str],
+    image_size: np.ndarray | None = None,
+  ) -> tuple[str, ...]:
+    """Free text about B images, over the whole vocabulary.
+
+    Args:
+      image: as in the call, with the leading B.
+      questions: B whole prompts, such as "Answer in en: what is this?".
+      image_size: int32[B, 2], height and width of each image, when what lies
+        below and right of it is padding.
+
+    Returns:
+      B answers, each at most as long as the prompt's suffix.
+    """
+    prompts = self.prompt.prefixes(questions)
+    ids = self._run(self._answer, image, image_size, *prompts)
+    return tuple(self.prompt.tokenizer.decode(row) for row in ids)
+
+  def forced_ids(
+    self,
+    image: np.ndarray,
+    prompts: tuple[np.ndarray, np.ndarray],
+    suffix: np.ndarray,
+    image_size: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """The likeliest token at each place of a known answer (teacher forcing).
+
+    Args:
+      image: as in the call, with the leading B.
+      prompts: prefix int32[B, P] and mask_input bool[B, P], from the prompt.
+      suffix: int32[B, S], the answers.
+      image_size: as in `answer`.
+
+    Returns:
+      int32[B, S], over the whole vocabulary, as in training.
+    """
+    return self._run(self._force, image, image_size, *prompts, suffix)
+
+  def _run(self, call, image, image_size, *columns) -> np.ndarray:
+    """One compiled call, its rows filled up to the parts of the mesh."""
+    rows = len(columns[0])
+    images = as_frames(np.asarray(image), rows, self.model.num_frames)
+    if image_size is None:
+      image_size = np.tile(np.int32(images.shape[2:4]), (rows, 1))
+    missing = -rows % sharding.batch_shards(self.mesh)
+    filled = [
+      np.concatenate([x, np.repeat(x[-1:], missing, 0)])
+      for x in (images, image_size, *columns)
+    ]
+    with sharding.scope(self.mesh):
+      placed = sharding.same_rows_to_devices(filled, self.mesh)
+      return np.asarray(call(self.params, *placed))[:rows]
+
+  def _image_to_ids(self, params, images, image_size, prefix, mask_input):
+    prepared = self._prepared(images, image_size)
     return decode_actions(
       VLM(self.model),
       params,
@@ -112,6 +190,30 @@ class Policy:
       mask_input,
       self.tokenizer.grammar,
     )
+
+  def _image_to_text(self, params, images, image_size, prefix, mask_input):
+    prepared = self._prepared(images, image_size)
+    return decode_text(
+      VLM(self.model),
+      params,
+      prepared,
+      prefix,
+      mask_input,
+      self.prompt.suffix_length,
+      EOS,
+    )
+
+  def _image_to_forced(
+    self, params, images, image_size, prefix, mask_input, suffix
+  ):
+    prepared = self._prepared(images, image_size)
+    logits = VLM(self.model).apply(
+      {"params": params}, prepared, prefix, mask_input, suffix
+    )
+    return jnp.argmax(logits, -1)
+
+  def _prepared(self, images, image_size):
+    return augment.prepare(images, self.model.img.image_size, image_size)
 
 
 def _choose(tokenizers: dict, source: str | None) -> ActionTokenizer:
@@ -122,8 +224,6 @@ def _choose(tokenizers: dict, source: str | None) -> ActionTokenizer:
   return ActionTokenizer.from_dict(tokenizers[source])
 
 
-def _on_one_device(model: VLMConfig) -> dict:
-  """ShapeDtypeStructs of the parameters, on the first device."""
-  shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return abstract(shapes, jax.tree.map(lambda _: device, shapes))
+def one_device() -> Mesh:
+  """A mesh of this process's first device."""
+  return sharding.make_mesh({}, jax.local_devices()[:1])

@@ -9,7 +9,7 @@ Shapes: P prefix columns, S suffix columns.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -17,6 +17,16 @@ from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
 
 # Paper, section 3.2.
 ROBOT_TEMPLATE = "Q: what action should the robot take to {instruction}? A:"
+
+
+def question_ids(tokenizer: Tokenizer, question: str) -> list[int]:
+  """`[bos] question [newline]`, of any length."""
+  return [BOS, *tokenizer.encode(question + "\n")]
+
+
+def answer_ids(answer: Iterable[int]) -> list[int]:
+  """`answer [eos]`, of any length."""
+  return [*map(int, answer), EOS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +62,11 @@ class Prompt:
     self, instructions: Sequence[str]
   ) -> tuple[np.ndarray, np.ndarray]:
     """B instructions: ids int32[B, P] and mask_input bool[B, P]."""
-    rows = [self.robot_prefix(instruction) for instruction in instructions]
-    ids, mask_input = zip(*rows, strict=True)
-    return np.stack(ids), np.stack(mask_input)
+    return _stacked(map(self.robot_prefix, instructions))
+
+  def prefixes(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """B questions: ids int32[B, P] and mask_input bool[B, P]."""
+    return _stacked(map(self.prefix, questions))
 
   def prefix(self, question: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns ids int32[P] and mask_input bool[P], True on real tokens.
@@ -62,7 +74,7 @@ class Prompt:
     Raises:
       ValueError: the question is longer than the prefix.
     """
-    ids = [BOS, *self.tokenizer.encode(question + "\n")]
+    ids = question_ids(self.tokenizer, question)
     pad = self.prefix_length - len(ids)
     if pad < 0:
       raise ValueError(
@@ -79,7 +91,7 @@ class Prompt:
     Raises:
       ValueError: the answer is longer than the suffix.
     """
-    ids = [*map(int, answer), EOS]
+    ids = answer_ids(answer)
     pad = self.suffix_length - len(ids)
     if pad < 0:
       raise ValueError(
@@ -88,3 +100,8 @@ class Prompt:
       )
     mask_loss = (np.arange(self.suffix_length) < len(ids)).astype(np.float32)
     return np.asarray(ids + [PAD] * pad, np.int32), mask_loss
+
+
+def _stacked(rows: Iterable[tuple]) -> tuple[np.ndarray, np.ndarray]:
+  ids, mask_input = zip(*rows, strict=True)
+  return np.stack(ids), np.stack(mask_input)

@@ -1,30 +1,42 @@
 """Where every array lives: one table for parameters, one for activations.
 
-Mesh axes: "data" repeats the model, "fsdp" splits parameters and batch,
-"model" splits heads and hidden units (tensor parallelism). Everything is
-`jax.jit` with `NamedSharding`; models name their axes and know no mesh.
+Mesh axes, from the slowest network to the fastest: "slice" repeats the model
+on slices that only the data centre's network connects, "data" repeats it within
+a slice, "fsdp" splits parameters and batch, "model" splits heads and hidden
+units (tensor parallelism). Everything is `jax.jit` with `NamedSharding`; models
+name their axes and know no mesh.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rt2_jax import trees
 
-MESH_AXES = ("data", "fsdp", "model")
+MESH_AXES = ("slice", "data", "fsdp", "model")
+_BATCH_AXES = ("slice", "data", "fsdp")
+
+# Beyond this many chips, gathering a layer's weights over the torus costs more
+# than the memory that a finer split would save.
+_LARGEST_FSDP = 256
 
 # Name pattern -> how the last dimensions are split; the first match wins. Axes
 # to the left, such as the stacked layers, stay whole, so that a scan over
 # layers moves no data. Optimizer states end in their parameter's name and
 # follow it.
 PARAM_RULES: Sequence[tuple[str, P]] = (
+  # Adafactor's row and column statistics: small, and a dimension short.
+  (r"(^|/)v_(row|col)/", P()),
   (r"(scale|bias)$", P()),
   (r"img/embedding/kernel$", P("fsdp")),
   (r"img/pos_embedding$", P("fsdp")),
@@ -44,40 +56,92 @@ PARAM_RULES: Sequence[tuple[str, P]] = (
 
 # Logical axis of an activation -> mesh axes, for flax's logical constraints.
 ACTIVATION_RULES = (
-  ("batch", ("data", "fsdp")),
+  ("batch", _BATCH_AXES),
   ("length", None),
   ("embed", None),
   ("vocab", None),
 )
 
 
+def mesh_shape(
+  wanted: Mapping[str, int], params: Any, num_devices: int, num_slices: int = 1
+) -> dict[str, int]:
+  """Devices along each of `MESH_AXES`, with every -1 chosen.
+
+  "slice" becomes the number of slices, "model" 1, "fsdp" the largest number
+  that divides both a slice and every dimension it splits, "data" the rest. On
+  256 chips that is 2 x 128 for PaliGemma: its encoder is 1152 = 9 * 128 wide,
+  which 256 does not divide.
+
+  Args:
+    wanted: devices along each axis, -1 for what suits; an axis left out is 1.
+    params: of the model; arrays or ShapeDtypeStructs.
+    num_devices: in all slices together.
+    num_slices: parts that only the data centre's network connects.
+
+  Raises:
+    ValueError: the numbers do not multiply to the number of devices.
+  """
+  assert set(wanted) <= set(MESH_AXES), wanted
+  sizes = {axis: wanted.get(axis, 1) for axis in MESH_AXES}
+  if sizes["slice"] == -1:
+    sizes["slice"] = num_slices
+  if sizes["model"] == -1:
+    sizes["model"] = 1
+  known = math.prod(size for size in sizes.values() if size != -1)
+  rest = num_devices // known if known > 0 else 0
+  if sizes["fsdp"] == -1:
+    divides = [n for n in range(1, _LARGEST_FSDP + 1) if not rest % n]
+    sizes["fsdp"] = max(
+      n for n in divides if n == 1 or _divides(params, sizes | {"fsdp": n})
+    )
+    rest //= sizes["fsdp"]
+  if sizes["data"] == -1:
+    sizes["data"] = rest
+  if math.prod(sizes.values()) != num_devices or sizes["slice"] % num_slices:
+    raise ValueError(
+      f"got config.mesh {dict(wanted)}, which takes "
+      f"{math.prod(sizes.values())} devices at most, expected axes that "
+      f"multiply to {num_devices} devices in {num_slices} slices; -1 chooses"
+    )
+  return sizes
+
+
 def make_mesh(
   shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """A mesh over all devices.
+  """A mesh whose inner axes follow the chips' own network.
 
   Args:
-    shape: devices along each of `MESH_AXES`; one of them may be -1, "the rest".
+    shape: devices along each of `MESH_AXES`, from `mesh_shape`; an axis left
+      out is 1.
     devices: default: all of them.
 
   Raises:
     ValueError: the numbers do not multiply to the number of devices.
   """
-  devices = list(devices or jax.devices())
-  assert set(shape) == set(MESH_AXES), shape
-  sizes = [shape[axis] for axis in MESH_AXES]
-  if -1 in sizes:
-    known = math.prod(s for s in sizes if s != -1)
-    sizes[sizes.index(-1)] = len(devices) // max(known, 1)
-  if math.prod(sizes) != len(devices):
-    raise ValueError(
-      f"got config.mesh {dict(shape)}, which takes {math.prod(sizes)} devices "
-      f"at most, expected axes that multiply to {len(devices)} devices"
+  devices = sorted(devices or jax.devices(), key=_slice_index)
+  sizes = mesh_shape(shape, {}, len(devices), num_slices(devices))
+  sizes = tuple(sizes.values())
+  slices = [
+    mesh_utils.create_device_mesh(
+      sizes[1:], list(chips), allow_split_physical_axes=True
     )
+    for chips in np.split(np.asarray(devices), sizes[0])
+  ]
   # Auto: the partitioner completes what the two tables leave open.
-  return jax.make_mesh(
-    sizes, MESH_AXES, (AxisType.Auto,) * len(sizes), devices=devices
+  return Mesh(
+    np.stack(slices), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes)
   )
+
+
+def num_slices(devices: Sequence[jax.Device]) -> int:
+  """How many slices the devices belong to."""
+  return len(set(map(_slice_index, devices)))
+
+
+def _slice_index(device: jax.Device) -> int:
+  return getattr(device, "slice_index", 0)
 
 
 def state_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -95,51 +159,79 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
   shardings = []
   for path, leaf in leaves:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    # Counters have no dimension to split.
-    spec = trees.first_match(name, PARAM_RULES) if leaf.ndim else P()
-    shardings.append(NamedSharding(mesh, _placed(name, leaf.shape, spec, mesh)))
+    spec = _spec(name, leaf)
+    for size, axis in zip(leaf.shape, spec, strict=True):
+      if axis is not None and size % mesh.shape[axis]:
+        raise ValueError(
+          f"got parameter {name} of shape {tuple(leaf.shape)}, whose dimension "
+          f"{size} does not divide by the {mesh.shape[axis]} devices of mesh "
+          f"axis {axis!r}; choose a smaller config.mesh.{axis}"
+        )
+    shardings.append(NamedSharding(mesh, spec))
   return treedef.unflatten(shardings)
 
 
-def _placed(name: str, shape: Sequence[int], spec: P, mesh: Mesh) -> P:
-  """`spec` aligned to the last dimensions, once they are known to divide."""
-  spec = P(*[None] * (len(shape) - len(spec)), *spec)
-  for size, axis in zip(shape, spec, strict=True):
-    if axis is not None and size % mesh.shape[axis]:
-      raise ValueError(
-        f"got parameter {name} of shape {tuple(shape)}, whose dimension "
-        f"{size} does not divide by the {mesh.shape[axis]} devices of mesh "
-        f"axis {axis!r}; choose a smaller config.mesh.{axis}"
-      )
-  return spec
+def _spec(name: str, leaf: Any) -> P:
+  """The first rule that matches, aligned to the leaf's last dimensions."""
+  # Counters and placeholders have nothing to split.
+  rule = trees.first_match(name, PARAM_RULES) if leaf.size > 1 else P()
+  return P(*[None] * (leaf.ndim - len(rule)), *rule)
+
+
+def _divides(params: Any, sizes: Mapping[str, int]) -> bool:
+  """Whether "fsdp" divides every dimension that it would split."""
+  leaves = trees.flatten(params).items()
+  return not any(
+    size % sizes["fsdp"]
+    for name, leaf in leaves
+    for size, axis in zip(leaf.shape, _spec(name, leaf), strict=True)
+    if axis == "fsdp"
+  )
+
+
+@contextlib.contextmanager
+def scope(mesh: Mesh) -> Iterator[None]:
+  """The mesh in scope, and what its axes mean to the models' activations.
+
+  Without it flax drops logical constraints in silence.
+  """
+  with jax.set_mesh(mesh), nn.logical_axis_rules(ACTIVATION_RULES):
+    yield
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows of a batch are split over every device that holds whole rows."""
-  return NamedSharding(mesh, P(("data", "fsdp")))
+  return NamedSharding(mesh, P(_BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def host_rows(batch_size: int, mesh: Mesh) -> range:
+def host_rows(batch_size: int, mesh: Mesh, microbatches: int = 1) -> range:
   """The rows of the global batch that this process loads.
 
   Raises:
-    ValueError: the batch does not divide by the devices that split it.
+    ValueError: the batch does not divide by the devices that split it, times
+      the parts in which each of them computes its rows.
   """
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
-  if batch_size % shards:
+  shards = batch_shards(mesh)
+  if batch_size % (shards * microbatches):
     raise ValueError(
       f"got config.batch_size = {batch_size}, expected a multiple of "
-      f"data x fsdp = {shards} devices"
+      f"slice x data x fsdp = {shards} devices, times config.microbatches = "
+      f"{microbatches}"
     )
   index = batch_sharding(mesh).devices_indices_map((batch_size,))
   mine = [index[d][0] for d in mesh.local_devices]
   start = min(s.start or 0 for s in mine)
   stop = max(batch_size if s.stop is None else s.stop for s in mine)
   return range(start, stop)
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Parts in which a batch is split over the devices."""
+  return math.prod(mesh.shape[axis] for axis in _BATCH_AXES)
 
 
 def to_devices(tree: Any, mesh: Mesh) -> Any:
@@ -149,3 +241,17 @@ def to_devices(tree: Any, mesh: Mesh) -> Any:
     lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
     tree,
   )
+
+
+def same_rows_to_devices(tree: Any, mesh: Mesh) -> Any:
+  """Rows that every process holds whole -> global arrays, split as batches.
+
+  Their number must be a multiple of `batch_shards`.
+  """
+  sharding = batch_sharding(mesh)
+
+  def place(x):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(place, tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,8 +41,8 @@ class LoaderConfig:
 
   Attributes:
     num_threads: batches that are read and decoded at the same time.
-    max_skipped: damaged examples that may be replaced by the next one of their
-      source; 0 makes the first one an error.
+    max_skipped: damaged or too long examples that may be left out, or replaced
+      by the next one of their source; 0 makes the first one an error.
     index_folder: where indexes of shards are kept; "" keeps none.
   """
 
@@ -51,14 +52,33 @@ class LoaderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """What is measured on held-out data while training.
+
+  Attributes:
+    every: steps between evaluations; 0 never evaluates.
+    num_steps: robot steps of each source's `eval_split`, spread over it.
+    num_questions: web examples of each source's `eval_split`, likewise.
+    batch_size: of one call.
+  """
+
+  every: int = 0
+  num_steps: int = 512
+  num_questions: int = 512
+  batch_size: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """One experiment; the fields of a file in `configs/`.
 
+  Reads no file, so that a run can be planned where its data are not.
+
   Attributes:
-    model: sizes; the vocabulary is the tokenizer's.
+    model: sizes of the parts.
     pretrained: weights to start from: an `.npz` of big_vision, a Hugging Face
       folder, or {"img": …, "llm": …}; "" starts from scratch.
-    tokenizer: the SentencePiece model.
+    tokenizer_file: the SentencePiece model.
     prompt: lengths of the text fields and the robot's question.
     actions: how actions are written.
     sources: robot data, by name.
@@ -67,9 +87,12 @@ class TrainConfig:
       RT-2-PaLI-X and 0.66 for RT-2-PaLM-E; 1.0 without web data.
     loader: threads, tolerance and where indexes are kept.
     augmentation: how training images are changed.
-    optimizer: schedule and AdamW.
-    mesh: devices along each of `sharding.MESH_AXES`.
+    optimizer: what happens to a gradient, and what does not train.
+    evaluation: what is measured while training.
+    mesh: devices along each of `sharding.MESH_AXES`; -1 chooses.
     batch_size: rows of the global batch.
+    microbatches: parts that a batch is computed in, one after the other, to
+      save memory.
     num_steps: length of training.
     seed: of parameters, data order and augmentation.
     log_every: steps between progress lines.
@@ -79,7 +102,7 @@ class TrainConfig:
 
   model: variants.VLMConfig
   pretrained: str | Mapping[str, str]
-  tokenizer: Tokenizer
+  tokenizer_file: str
   prompt: PromptConfig
   actions: ActionConfig
   sources: Mapping[str, datasets.SourceConfig]
@@ -88,8 +111,10 @@ class TrainConfig:
   loader: LoaderConfig
   augmentation: Augmentation
   optimizer: OptimizerConfig
+  evaluation: EvaluationConfig
   mesh: Mapping[str, int]
   batch_size: int
+  microbatches: int
   num_steps: int
   seed: int
   log_every: int
@@ -105,16 +130,14 @@ class TrainConfig:
         refuses.
     """
     fields = dict(fields)
-    tokenizer = Tokenizer.from_file(fields.get("tokenizer", ""))
-    model = dict(fields.get("model", {}), vocab_size=tokenizer.vocab_size)
-    fields["tokenizer"] = tokenizer
-    fields["model"] = construct(variants.vlm, "model", model)
     for name, part in (
+      ("model", variants.vlm),
       ("prompt", PromptConfig),
       ("actions", ActionConfig),
       ("augmentation", Augmentation),
       ("optimizer", OptimizerConfig),
       ("loader", LoaderConfig),
+      ("evaluation", EvaluationConfig),
     ):
       fields[name] = construct(part, name, fields.get(name, {}))
     for group, part in (
@@ -147,6 +170,28 @@ class TrainConfig:
         f"got config.robot_share = {share} with {len(self.web)} web sources, "
         "expected a part between 0 and 1 with web sources, 1.0 without"
       )
+
+    for name in ("batch_size", "microbatches", "log_every", "checkpoint_every"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"got config.{name} = {getattr(self, name)}, expected at least 1"
+        )
+
+  @functools.cached_property
+  def tokenizer(self) -> Tokenizer:
+    """The text tokenizer.
+
+    Raises:
+      ValueError: no such file, or it does not fit the model.
+    """
+    tokenizer = Tokenizer.from_file(self.tokenizer_file)
+    if tokenizer.vocab_size != self.model.llm.vocab_size:
+      raise ValueError(
+        f"got tokenizer {self.tokenizer_file!r} with {tokenizer.vocab_size} "
+        "ids, expected config.model.vocab_size = "
+        f"{self.model.llm.vocab_size}; change one of them"
+      )
+    return tokenizer
 
   @property
   def source_names(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ vocabulary, D action dimensions, M sources of the mixture.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rt2_jax import augment, checkpoint, losses, sharding
+from rt2_jax import augment, checkpoint, losses, sharding, trees
 from rt2_jax.action_tokens import NUM_BINS, RareTokens
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
@@ -35,12 +36,31 @@ class TrainState:
   Attributes:
     step: int32[], steps done.
     params: the model's parameters, float32.
-    opt_state: the optimizer's.
+    opt_state: the optimizer's, of the parameters that train.
+    ema: running mean of the parameters; None when the trainer keeps none.
   """
 
   step: jax.Array
   params: Any
   opt_state: Any
+  ema: Any = None
+
+  @property
+  def acting(self) -> Any:
+    """The parameters that a policy should act with: the mean, if kept."""
+    return self.params if self.ema is None else self.ema
+
+  def to_items(self) -> tuple[Any, Any]:
+    """(`acting`, all else that training needs to go on), for a checkpoint."""
+    if self.ema is None:
+      return self.params, self.opt_state
+    return self.ema, {"params": self.params, "optimizer": self.opt_state}
+
+  def from_items(self, step: jax.Array, acting: Any, rest: Any) -> TrainState:
+    """The state whose items these are; this one has the same structure."""
+    if self.ema is None:
+      return TrainState(step, acting, rest)
+    return TrainState(step, rest["params"], rest["optimizer"], acting)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +74,10 @@ class Trainer:
     tokenizers: the action tokenizer of each source, None for a web source.
     seed: of the parameters and the augmentation.
     mesh: where everything lives.
+    microbatches: parts that a batch is computed in, one after the other; more
+      of them need less memory for activations and give the same update.
+    frozen: patterns of parameter names that do not train.
+    ema_decay: of the running mean of the parameters, 0 for none.
   """
 
   model: VLMConfig
@@ -62,9 +86,17 @@ class Trainer:
   tokenizers: Sequence[ActionTokenizer | None]
   seed: int
   mesh: Mesh
+  microbatches: int = 1
+  frozen: tuple[str, ...] = ()
+  ema_decay: float = 0.0
 
   def abstract_state(self) -> TrainState:
-    """ShapeDtypeStructs with shardings; allocates nothing."""
+    """ShapeDtypeStructs with shardings; allocates nothing.
+
+    Raises:
+      ValueError: a frozen pattern that no name holds, or a parameter that the
+        mesh cannot split.
+    """
     shapes = jax.eval_shape(self._init)
     return checkpoint.abstract(
       shapes, sharding.state_shardings(shapes, self.mesh)
@@ -72,39 +104,30 @@ class Trainer:
 
   def init_state(self) -> TrainState:
     """A fresh state, drawn where it will live."""
-    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
     with jax.set_mesh(self.mesh):
-      return jax.jit(self._init, out_shardings=shardings)()
+      return jax.jit(self._init, out_shardings=self._state_shardings())()
 
   def state_from(self, params: Any) -> TrainState:
-    """A state at step 0 around parameters that were loaded."""
-    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
+    """A state at step 0 around loaded parameters, whose memory it takes."""
+    start = jax.jit(
+      self._start, out_shardings=self._state_shardings(), donate_argnums=0
+    )
     with jax.set_mesh(self.mesh):
-      opt_state = jax.jit(
-        self.optimizer.init, out_shardings=shardings.opt_state
-      )(params)
-    step = jax.device_put(np.zeros((), np.int32), shardings.step)
-    return TrainState(step, params, opt_state)
+      return start(params)
 
   def compile_step(self) -> Callable[[TrainState, Batch], tuple]:
     """`train_step` compiled for the mesh; the old state's memory is reused."""
-    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state())
-    step = jax.jit(
-      self.train_step,
-      in_shardings=(shardings, sharding.batch_sharding(self.mesh)),
-      out_shardings=(shardings, sharding.replicated(self.mesh)),
-      donate_argnums=0,
+    return self._on_mesh(self._jitted_step())
+
+  def lower_step(self, batch: Batch) -> jax.stages.Lowered:
+    """`train_step` before compilation, for machines that are not here.
+
+    Args:
+      batch: of ShapeDtypeStructs.
+    """
+    return self._on_mesh(self._jitted_step().lower)(
+      self.abstract_state(), batch
     )
-
-    def on_mesh(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
-      # Without a mesh in scope flax drops logical constraints in silence.
-      with (
-        jax.set_mesh(self.mesh),
-        nn.logical_axis_rules(sharding.ACTIVATION_RULES),
-      ):
-        return step(state, batch)
-
-    return on_mesh
 
   def training_images(self, batch: Batch, step: int | jax.Array) -> jax.Array:
     """What the model sees of a batch, float32[B, F, R, R, 3] in [-1, 1].
@@ -134,31 +157,103 @@ class Trainer:
       source, see `batch_metrics`, and global norms.
     """
     images = self.training_images(batch, state.step)
-
-    def loss_fn(params):
-      logits = VLM(self.model).apply(
-        {"params": params}, images, batch.prefix, batch.mask_input, batch.suffix
-      )
-      loss = losses.answer_loss(logits, batch.suffix, batch.mask_loss)
-      return loss.mean(), (loss, logits)
-
-    grads, (loss, logits) = jax.grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = self.optimizer.update(
-      grads, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
-    metrics = batch_metrics(loss, logits, batch, self.tokenizers)
+    frozen, trained = self._split(state.params)
+    grads, metrics = self._gradients(trained, frozen, images, batch)
+    updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
+    trained = optax.apply_updates(trained, updates)
+    params = trees.join(frozen, trained)
     metrics |= {
       "gradient_norm": optax.tree.norm(grads),
       "update_norm": optax.tree.norm(updates),
       "parameter_norm": optax.tree.norm(params),
     }
-    return TrainState(state.step + 1, params, opt_state), metrics
+    ema = self._moved_mean(state.ema, params)
+    return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+  def _gradients(self, trained, frozen, images, batch):
+    """The mean gradient over the microbatches, and the sums of metrics."""
+
+    def gradients_of(part):
+      return jax.grad(self._loss, has_aux=True)(trained, frozen, *part)
+
+    if self.microbatches == 1:
+      return gradients_of((images, batch))
+    parts = jax.tree.map(self._parts, (images, batch))
+    one = jax.tree.map(lambda x: x[0], parts)
+    nothing = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients_of, one)
+    )
+
+    def add(total, part):
+      return jax.tree.map(jnp.add, total, gradients_of(part)), None
+
+    (grads, metrics), _ = jax.lax.scan(add, nothing, parts)
+    return jax.tree.map(lambda g: g / self.microbatches, grads), metrics
+
+  def _loss(self, trained, frozen, images, batch):
+    """The mean loss of the examples, and `batch_metrics`."""
+    logits = VLM(self.model).apply(
+      {"params": trees.join(frozen, trained)},
+      images,
+      batch.prefix,
+      batch.mask_input,
+      batch.suffix,
+    )
+    loss = losses.answer_loss(logits, batch.suffix, batch.mask_loss)
+    return loss.mean(), batch_metrics(loss, logits, batch, self.tokenizers)
+
+  def _parts(self, x: jax.Array) -> jax.Array:
+    """[B, …] -> [microbatches, B / microbatches, …] without moving a row.
+
+    Part i takes rows i, i + microbatches, …, so that each device's own rows
+    are spread over all parts.
+    """
+    x = x.reshape(-1, self.microbatches, *x.shape[1:]).swapaxes(0, 1)
+    names = (None, "batch") + (None,) * (x.ndim - 2)
+    return nn.with_logical_constraint(x, names)
+
+  def _moved_mean(self, mean, params):
+    if not self.ema_decay:
+      return None
+    decay = self.ema_decay
+    return jax.tree.map(lambda m, p: decay * m + (1 - decay) * p, mean, params)
 
   def _init(self) -> TrainState:
-    params = init_params(self.model, jax.random.key(self.seed))
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, self.optimizer.init(params))
+    return self._start(init_params(self.model, jax.random.key(self.seed)))
+
+  def _start(self, params: Any) -> TrainState:
+    _, trained = self._split(params)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=self.optimizer.init(trained),
+      # Its own memory: both are given to the step, which reuses them.
+      ema=jax.tree.map(jnp.copy, params) if self.ema_decay else None,
+    )
+
+  def _split(self, params: Any) -> tuple[dict, dict]:
+    """(frozen, trained)"""
+    return trees.split(params, self.frozen, "config.optimizer.frozen")
+
+  def _state_shardings(self) -> TrainState:
+    return jax.tree.map(lambda x: x.sharding, self.abstract_state())
+
+  def _jitted_step(self):
+    shardings = self._state_shardings()
+    return jax.jit(
+      self.train_step,
+      in_shardings=(shardings, sharding.batch_sharding(self.mesh)),
+      out_shardings=(shardings, sharding.replicated(self.mesh)),
+      donate_argnums=0,
+    )
+
+  def _on_mesh(self, call: Callable) -> Callable:
+    @functools.wraps(call)
+    def on_mesh(*args):
+      with sharding.scope(self.mesh):
+        return call(*args)
+
+    return on_mesh
 
 
 def batch_metrics(

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import pathlib
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,12 +13,14 @@ import jax
 import numpy as np
 import tensorboardX
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from rt2_jax import checkpoint, optimizer, pretrained, sharding
-from rt2_jax.actions import ActionSpace, ActionTokenizer
+from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
+from rt2_jax.evaluation import Evaluation
 from rt2_jax.input_pipeline import datasets, examples, loader, mixture, web
+from rt2_jax.models.vlm import init_params
+from rt2_jax.progress import Progress
 from rt2_jax.train_config import TrainConfig
 from rt2_jax.train_state import Trainer, TrainState
 
@@ -28,6 +29,8 @@ _LOG = logging.getLogger(__name__)
 # Fields that may change when a run goes on: the batches stay the same.
 _FREE_FIELDS = (
   "mesh",
+  "microbatches",
+  "evaluation",
   "loader",
   "log_every",
   "checkpoint_every",
@@ -55,15 +58,16 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
   """
   config = TrainConfig.from_dict(fields)
   workdir = pathlib.Path(workdir)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = make_mesh(config)
   tokenizers = config.action_tokenizers()
   batches = make_loader(config, tokenizers, mesh)
   trainer = make_trainer(config, tokenizers, mesh)
+  meta = make_meta(config, fields, tokenizers)
   claim_workdir(workdir, fields)
   checkpoints = checkpoint.Checkpoints(
     workdir / "checkpoints", config.keep_checkpoints
   )
-  meta = make_meta(config, fields, tokenizers)
+  evaluation = make_evaluation(config, tokenizers, mesh)
   state = restore_or_init(trainer, checkpoints, meta, config.pretrained)
   start = int(state.step)
   log_start(config, state, mesh)
@@ -79,13 +83,25 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     state, metrics = step_fn(state, batch)
     done = step + 1
     progress.add(done, metrics)
-    if done % config.checkpoint_every == 0 or done == config.num_steps:
-      checkpoints.save(
-        done, state.params, state.opt_state, meta, config.tokenizer.model
-      )
+    last = done == config.num_steps
+    if done % config.checkpoint_every == 0 or last:
+      checkpoints.save(done, *state.to_items(), meta, config.tokenizer.model)
+    if evaluation and (done % config.evaluation.every == 0 or last):
+      progress.add_evaluation(done, evaluation(state.acting))
   checkpoints.close()
   writer.close()
   return state
+
+
+def make_mesh(config: TrainConfig) -> Mesh:
+  """The mesh that the config asks for, its -1 chosen for the model."""
+  shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
+  devices = jax.devices()
+  return sharding.make_mesh(
+    sharding.mesh_shape(
+      config.mesh, shapes, len(devices), sharding.num_slices(devices)
+    )
+  )
 
 
 def make_trainer(
@@ -99,7 +115,19 @@ def make_trainer(
     tokenizers=tuple(tokenizers.get(name) for name in config.source_names),
     seed=config.seed,
     mesh=mesh,
+    microbatches=config.microbatches,
+    frozen=tuple(config.optimizer.frozen),
+    ema_decay=config.optimizer.ema_decay,
   )
+
+
+def make_evaluation(
+  config: TrainConfig, tokenizers: Mapping[str, ActionTokenizer], mesh: Mesh
+) -> Evaluation | None:
+  """Held-out data, opened; None when the config measures nothing."""
+  if not config.evaluation.every:
+    return None
+  return Evaluation(config, tokenizers, mesh)
 
 
 def log_start(config: TrainConfig, state: TrainState, mesh: Mesh):
@@ -123,16 +151,26 @@ def make_loader(
   prompt = config.make_prompt()
   folder = config.loader.index_folder or None
   frames = config.model.num_frames
+  max_skipped = config.loader.max_skipped
   robots = [
     examples.RobotExamples(
-      datasets.open_source(source, source.split, frames, folder),
+      datasets.open_source(
+        source, source.split, frames, folder, max_skipped=max_skipped
+      ),
       tokenizers[name],
       prompt,
     )
     for name, source in config.sources.items()
   ]
   webs = [
-    examples.WebExamples(web.open_source(source, folder), prompt, frames)
+    examples.WebExamples(
+      web.open_source(
+        source, config.tokenizer, folder, max_skipped=max_skipped
+      ),
+      prompt,
+      frames,
+      max_skipped,
+    )
     for source in config.web.values()
   ]
   order = mixture.Mixture(
@@ -144,10 +182,10 @@ def make_loader(
     robots + webs,
     order,
     config.batch_size,
-    sharding.host_rows(config.batch_size, mesh),
+    sharding.host_rows(config.batch_size, mesh, config.microbatches),
     config.model.img.image_size,
     config.loader.num_threads,
-    config.loader.max_skipped,
+    max_skipped,
   )
 
 
@@ -170,6 +208,11 @@ def make_meta(
     "model": dataclasses.asdict(config.model),
     "prompt": dataclasses.asdict(config.prompt),
     "action_tokenizers": {n: t.to_dict() for n, t in tokenizers.items()},
+    "statistics": {
+      name: source.read_statistics()
+      for name, source in config.sources.items()
+      if source.statistics
+    },
     "tokenizer_sha256": config.tokenizer.sha256,
     "versions": checkpoint.versions(),
   }
@@ -204,12 +247,9 @@ def restore_or_init(
         "--workdir"
       )
   abstract = trainer.abstract_state()
-  step, params, opt_state = checkpoints.restore_state(
-    abstract.params, abstract.opt_state
-  )
-  return TrainState(
-    jax.device_put(np.int32(step), abstract.step.sharding), params, opt_state
-  )
+  step, acting, rest = checkpoints.restore_state(*abstract.to_items())
+  step = jax.device_put(np.int32(step), abstract.step.sharding)
+  return abstract.from_items(step, acting, rest)
 
 
 def claim_workdir(workdir: pathlib.Path, fields: Mapping[str, Any]):
@@ -248,81 +288,3 @@ def differing(old: Any, new: Any, name: str) -> Iterator[str]:
       yield from differing(old.get(key), new.get(key), f"{name}.{key}")
   elif old != new:
     yield f"{name} is {new!r:.80}, was {old!r:.80}"
-
-
-class Progress:
-  """Collects metrics and, every `log_every` steps, prints and writes them."""
-
-  def __init__(
-    self,
-    config: TrainConfig,
-    spaces: Mapping[str, ActionSpace],
-    writer: tensorboardX.SummaryWriter,
-    start: int,
-  ):
-    self._config = config
-    self._spaces = spaces
-    self._writer = writer
-    self._schedule = optimizer.learning_rate(config.optimizer, config.num_steps)
-    self._pending: list[dict] = []
-    self._logged_step, self._logged_time = start, time.monotonic()
-
-  def add(self, done: int, metrics: dict[str, jax.Array]):
-    """Takes one step's metrics; waits for the devices when it logs."""
-    self._pending.append(metrics)
-    last = done == self._config.num_steps
-    if done % self._config.log_every and not last:
-      return
-    fetched = jax.device_get(self._pending)
-    self._pending = []
-    scalars = self._scalars(fetched)
-    now = time.monotonic()
-    steps_per_s = (done - self._logged_step) / (now - self._logged_time)
-    self._logged_step, self._logged_time = done, now
-    scalars["examples_per_s"] = steps_per_s * self._config.batch_size
-    scalars["learning_rate"] = float(self._schedule(done))
-    for name, value in scalars.items():
-      self._writer.add_scalar(f"train/{name}", value, done)
-    self._print(done, scalars, steps_per_s)
-
-  def _scalars(self, steps: list[dict]) -> dict[str, float]:
-    """Means over the logged steps, by source and dimension."""
-    total = jax.tree.map(lambda *x: np.sum(x, 0), *steps)
-    examples = np.maximum(total["examples"], 1)
-    scalars = {
-      "loss": total["loss"].sum() / examples.sum(),
-      **{
-        name: total[name] / len(steps)
-        for name in ("gradient_norm", "update_norm", "parameter_norm")
-      },
-    }
-    for m, source in enumerate(self._config.source_names):
-      scalars[f"{source}/loss"] = total["loss"][m] / examples[m]
-      accuracy = total["token_accuracy"][m] / examples[m]
-      scalars[f"{source}/accuracy"] = accuracy
-      scalars[f"{source}/share"] = total["examples"][m] / examples.sum()
-      if f"correct/{m}" not in total:
-        continue
-      accuracy = total[f"correct/{m}"] / examples[m]
-      l1 = total[f"l1/{m}"] / examples[m]
-      for i, d in enumerate(self._spaces[source].dimensions):
-        scalars[f"{source}/accuracy/{d.name}"] = accuracy[i]
-        unit = d.unit.replace("/", "_")
-        scalars[f"{source}/l1/{d.name}_{unit}"] = l1[i]
-    return {name: float(value) for name, value in scalars.items()}
-
-  def _print(self, done: int, scalars: dict[str, float], steps_per_s: float):
-    left = (self._config.num_steps - done) / steps_per_s
-    sources = "  ".join(
-      f"{name}: loss {scalars[f'{name}/loss']:.3f}, "
-      f"accuracy {scalars[f'{name}/accuracy']:.3f}"
-      for name in self._config.source_names
-    )
-    _LOG.info(
-      "step %d/%d  %s  %.0f examples/s  %s left",
-      done,
-      self._config.num_steps,
-      sources,
-      scalars["examples_per_s"],
-      tqdm.format_interval(left),
-    )

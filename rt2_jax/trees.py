@@ -129,6 +129,37 @@ def first_match(name: str, rules: Sequence[tuple[str, Any]]) -> Any:
   )
 
 
+def split(
+  tree: Mapping[str, Any], patterns: Sequence[str], what: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The leaves whose names some pattern is found in, and the others.
+
+  Raises:
+    ValueError: a pattern that is found in no name, called `what`.
+  """
+  flat = flatten(tree)
+  found = matching(flat, patterns, what)
+  return (
+    unflatten({name: leaf for name, leaf in flat.items() if name in found}),
+    unflatten({name: leaf for name, leaf in flat.items() if name not in found}),
+  )
+
+
+def join(*trees: Mapping[str, Any]) -> dict[str, Any]:
+  """One tree of the leaves of several: the inverse of `split`.
+
+  Raises:
+    ValueError: two of them hold the same name.
+  """
+  flat: dict[str, Any] = {}
+  for tree in map(flatten, trees):
+    twice = flat.keys() & tree.keys()
+    if twice:
+      raise ValueError(f"got {min(twice)!r} in two trees")
+    flat |= tree
+  return unflatten(flat)
+
+
 def matching(
   names: Iterable[str], patterns: Sequence[str], what: str
 ) -> set[str]:

@@ -24,10 +24,11 @@ FLOORS = [
   {"train_state", "policy"},
   {"evaluators"},
   {"train_config"},
+  {"evaluation", "progress"},
   {"training"},
 ]
 INSIDE = {
-  "models": [{"variants"}, {"siglip", "gemma"}, {"vlm"}],
+  "models": [{"remat"}, {"variants"}, {"siglip", "gemma"}, {"vlm"}],
   "input_pipeline": [
     {"storage", "mixture"},
     {"records", "index"},
@@ -36,7 +37,7 @@ INSIDE = {
     {"examples"},
     {"loader"},
   ],
-  "evaluators": [{"action_accuracy", "agreement"}],
+  "evaluators": [{"action_accuracy", "agreement", "vqa"}],
 }
 
 

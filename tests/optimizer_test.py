@@ -1,8 +1,11 @@
 """Schedule, decay by name, clipping."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from rt2_jax import optimizer, trees
@@ -30,11 +33,11 @@ def test_every_matrix_decays_and_nothing_else(llm):
   assert decayed > 0.99 * (optimizer.count_parameters(params) - embedding)
 
 
-def test_a_rule_that_matches_nothing_is_an_error():
-  with pytest.raises(
-    ValueError, match=r"got weight decay rule 'kernel\$', whi"
-  ):
-    optimizer.decay_mask({"llm": {"final_norm": {"scale": 0}}})
+@pytest.mark.parametrize("llm", list(variants.DECODERS))
+def test_every_decay_rule_matches_something(llm):
+  config = variants.vlm("tiny/16", llm, image_size=32)
+  params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  trees.matching(trees.flatten(params), optimizer.DECAYED, "decay rule")
 
 
 def test_the_schedule_warms_up_and_ends():
@@ -44,12 +47,66 @@ def test_the_schedule_warms_up_and_ends():
   )
 
 
+def test_a_constant_schedule_stays_at_its_peak():
+  constant = dataclasses.replace(CONFIG, schedule="constant")
+  rate = optimizer.learning_rate(constant, 100)
+  np.testing.assert_allclose(
+    [rate(0), rate(5), rate(10), rate(100)], [0, 5e-3, 1e-2, 1e-2], atol=1e-7
+  )
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("name", "adam", "'adam' for config.optimizer.name, .* mean 'adamw'"),
+    ("schedule", "step", "'step' for config.optimizer.schedule, expected one"),
+    ("ema_decay", 1.0, r"ema_decay = 1\.0, expected at least 0 .* less than 1"),
+  ],
+)
+def test_a_wrong_choice_is_named(field, value, message):
+  with pytest.raises(ValueError, match=message):
+    optimizer.make_optimizer(dataclasses.replace(CONFIG, **{field: value}), 100)
+
+
+def test_adamw_is_optax_adamw():
+  """The parts are chained by hand so that all optimizers share the others."""
+  params = {"img": {"head": {"kernel": jnp.full((3, 2), 0.5)}}}
+  grads = {"img": {"head": {"kernel": jnp.array([[1.0, -2], [3, 4], [0, 9]])}}}
+  ours = optimizer.make_optimizer(
+    dataclasses.replace(CONFIG, clip_norm=0.0), 100
+  )
+  theirs = optax.adamw(optimizer.learning_rate(CONFIG, 100), weight_decay=0.1)
+  ours_state, theirs_state = ours.init(params), theirs.init(params)
+  for _ in range(4):
+    a, ours_state = ours.update(grads, ours_state, params)
+    b, theirs_state = theirs.update(grads, theirs_state, params)
+  np.testing.assert_allclose(
+    a["img"]["head"]["kernel"], b["img"]["head"]["kernel"], rtol=1e-6
+  )
+
+
+def test_adafactor_keeps_almost_no_state():
+  params = {"img": {"head": {"kernel": jnp.ones((512, 256))}}}
+  config = dataclasses.replace(CONFIG, name="adafactor")
+  state = optimizer.make_optimizer(config, 100).init(params)
+  assert optimizer.count_parameters(state) < 800
+
+
+def test_a_first_moment_in_half_the_memory():
+  params = {"img": {"head": {"kernel": jnp.ones((4, 2))}}}
+  config = dataclasses.replace(CONFIG, moment_dtype="bfloat16")
+  state = optimizer.make_optimizer(config, 100).init(params)
+  dtypes = [str(x.dtype) for x in jax.tree.leaves(state) if x.ndim]
+  assert sorted(dtypes) == ["bfloat16", "float32"]
+
+
 def test_warmup_longer_than_training_is_refused():
   with pytest.raises(ValueError, match="warmup_steps = 10, expected less than"):
     optimizer.learning_rate(CONFIG, 10)
 
 
-def test_a_step_on_a_quadratic_goes_down():
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_a_step_on_a_quadratic_goes_down(name):
   params = {
     "img": {"head": {"kernel": jnp.full((2, 2), 3.0)}},
     "llm": {
@@ -57,7 +114,8 @@ def test_a_step_on_a_quadratic_goes_down():
       "mlp": {"linear": jnp.ones((2, 2))},
     },
   }
-  transform = optimizer.make_optimizer(CONFIG, 100)
+  config = dataclasses.replace(CONFIG, name=name)
+  transform = optimizer.make_optimizer(config, 100)
   state = transform.init(params)
   for _ in range(30):
     updates, state = transform.update(params, state, params)

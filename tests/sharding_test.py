@@ -4,6 +4,7 @@ import re
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -12,10 +13,11 @@ from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params
 from rt2_jax.sharding import make_mesh
 
-ONE = {"data": 1, "fsdp": 1, "model": 1}
+CHOSEN = dict.fromkeys(sharding.MESH_AXES, -1)
 
 
 def abstract_params(llm="gemma_tiny", img="tiny/16", image_size=64):
+  image_size = 224 if img.endswith("/14") else image_size
   config = variants.vlm(img, llm, image_size=image_size, vocab_size=3200)
   return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
@@ -35,6 +37,11 @@ def test_every_rule_is_used_by_some_variant():
     for llm in variants.DECODERS
     for name in trees.flatten(abstract_params(llm))
   }
+  adafactor = jax.eval_shape(optax.adafactor().init, abstract_params())
+  leaves, _ = jax.tree_util.tree_flatten_with_path(adafactor)
+  names |= {
+    jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
+  }
   for pattern, _ in sharding.PARAM_RULES:
     assert any(re.search(pattern, name) for name in names), pattern
 
@@ -52,7 +59,7 @@ def test_an_unknown_parameter_is_named():
   shape = jax.ShapeDtypeStruct((4, 4), np.float32)
   with pytest.raises(ValueError, match="'llm/adapter/w', which no rule match"):
     sharding.state_shardings(
-      {"llm": {"adapter": {"w": shape}}}, make_mesh(ONE | {"data": 8})
+      {"llm": {"adapter": {"w": shape}}}, make_mesh({"data": 8})
     )
 
 
@@ -67,16 +74,44 @@ def test_a_dimension_that_does_not_divide_is_named():
     sharding.state_shardings(abstract_params(), mesh)
 
 
-def test_one_axis_may_take_the_rest():
-  mesh = make_mesh({"data": -1, "fsdp": 2, "model": 2})
-  assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "model": 2}
+@pytest.mark.parametrize(
+  ("img", "llm", "chips", "slices", "chosen"),
+  [
+    ("So400m/14", "gemma_2b", 1, 1, (1, 1, 1, 1)),
+    ("So400m/14", "gemma_2b", 64, 1, (1, 1, 64, 1)),
+    # 1152 divides by 128 and not by 256.
+    ("So400m/14", "gemma_2b", 256, 1, (1, 2, 128, 1)),
+    ("So400m/14", "gemma_2b", 512, 1, (1, 4, 128, 1)),
+    ("So400m/14", "gemma_2b", 512, 2, (2, 2, 128, 1)),
+    ("22B/14", "ul2_32b", 1024, 1, (1, 4, 256, 1)),
+    ("22B/14", "ul2_32b", 6144, 2, (2, 12, 256, 1)),
+    ("e/14", "gemma_7b", 24, 1, (1, 3, 8, 1)),
+  ],
+)
+def test_the_chosen_mesh(img, llm, chips, slices, chosen):
+  params = abstract_params(llm, img)
+  sizes = sharding.mesh_shape(CHOSEN, params, chips, slices)
+  assert tuple(sizes.values()) == chosen
+
+
+def test_what_is_given_is_kept_and_the_rest_is_chosen():
+  params = abstract_params()
+  sizes = sharding.mesh_shape(CHOSEN | {"model": 2}, params, 8)
+  assert sizes == {"slice": 1, "data": 1, "fsdp": 4, "model": 2}
+  sizes = sharding.mesh_shape({"data": -1, "fsdp": 2, "model": 2}, params, 8)
+  assert sizes == {"slice": 1, "data": 2, "fsdp": 2, "model": 2}
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (4, 4, 1), (-1, 3, 1), (1, 1, 1)])
 def test_a_mesh_that_does_not_multiply_is_refused(shape):
-  named = dict(zip(sharding.MESH_AXES, shape, strict=True))
+  named = dict(zip(("data", "fsdp", "model"), shape, strict=True))
   with pytest.raises(ValueError, match=r"got config.mesh .* 8 devices"):
     make_mesh(named)
+
+
+def test_a_mesh_that_joins_slices_is_refused():
+  with pytest.raises(ValueError, match=r"multiply to 512 devices in 2 slices"):
+    sharding.mesh_shape({"data": 4, "fsdp": 128}, {}, 512, 2)
 
 
 def test_a_batch_that_does_not_divide_is_refused():
@@ -87,7 +122,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_rows_reach_the_devices_in_order():
-  mesh = make_mesh({"data": 2, "fsdp": 2, "model": 2})
+  mesh = make_mesh({"slice": 2, "fsdp": 2, "model": 2})
   rows = np.arange(8)[:, None] * np.ones((1, 3))
   placed = sharding.to_devices({"x": rows}, mesh)["x"]
   np.testing.assert_array_equal(placed, rows)

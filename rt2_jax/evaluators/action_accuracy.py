@@ -10,19 +10,12 @@ Shapes: N steps, b steps of one chunk, D dimensions, F frames.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rt2_jax import augment
 from rt2_jax.action_tokens import NUM_BINS, RareTokens
 from rt2_jax.actions import ActionTokenizer
-from rt2_jax.images import as_frames
-from rt2_jax.models.variants import VLMConfig
-from rt2_jax.models.vlm import VLM
 from rt2_jax.policy import Policy
 
 NEAR = 2  # bins: "close to the recorded action"
@@ -129,19 +122,6 @@ def evaluate(
 
 def _forced(policy, images, instructions, actions) -> np.ndarray:
   """bool[b, D]: which tokens are right, given the recorded ones before."""
-  images = as_frames(images, len(instructions), policy.model.num_frames)
-  prefix, mask_input = policy.prompt.robot_prefixes(instructions)
+  prompts = policy.prompt.robot_prefixes(instructions)
   suffix = policy.tokenizer.encode(actions)
-  predicted = _predict(
-    policy.model, policy.params, images, prefix, mask_input, suffix
-  )
-  return np.asarray(predicted) == suffix
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _predict(model: VLMConfig, params, images, prefix, mask_input, suffix):
-  prepared = augment.prepare(images, model.img.image_size)
-  logits = VLM(model).apply(
-    {"params": params}, prepared, prefix, mask_input, suffix
-  )
-  return jnp.argmax(logits, -1)
+  return policy.forced_ids(images, prompts, suffix) == suffix

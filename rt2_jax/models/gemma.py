@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rt2_jax.models.remat import rematerialized
 from rt2_jax.models.variants import GemmaConfig
 
 # Not -inf: a position that may attend to nothing must not turn into NaN.
@@ -288,10 +289,7 @@ class Gemma(nn.Module):
     def layer(block, x):
       return block(x, mask, positions), None
 
-    if self.config.remat:
-      # The loop itself already keeps XLA from merging the recomputation.
-      layer = nn.remat(layer, prevent_cse=False)
-    x, _ = self._run(layer, x)
+    x, _ = self._run(rematerialized(layer, self.config.remat), x)
     return self.final_norm(x)
 
   def extend(

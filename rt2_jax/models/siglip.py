@@ -10,6 +10,7 @@ Shapes: B images, H x W pixels, n patches, D encoder width, E decoder width.
 import flax.linen as nn
 import jax
 
+from rt2_jax.models.remat import rematerialized
 from rt2_jax.models.variants import SiglipConfig
 
 # How activations are laid out between blocks. `sharding.py` says what the names
@@ -61,12 +62,8 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """dtype[B, n, D] -> float32[B, n, D]."""
-    block = EncoderBlock
-    if self.config.remat:
-      # The loop itself already keeps XLA from merging the recomputation.
-      block = nn.remat(block, prevent_cse=False)
     blocks = nn.scan(
-      block,
+      rematerialized(EncoderBlock, self.config.remat),
       variable_axes={"params": 0},
       split_rngs={"params": True},
       length=self.config.depth,

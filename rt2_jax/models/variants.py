@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rt2_jax.errors import unknown_name
+from rt2_jax.models.remat import POLICIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class SiglipConfig:
     patch_size: side of a square patch, in pixels.
     image_size: side of the square input image, in pixels.
     dtype: what matrix products compute in; parameters are float32.
-    remat: recompute each layer in the backward pass instead of storing it.
+    remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
 
   Raises:
     ValueError: the image is no whole number of patches, or the heads do not
@@ -39,7 +40,7 @@ class SiglipConfig:
   patch_size: int = 14
   image_size: int = 224
   dtype: str = "float32"
-  remat: bool = False
+  remat: str = "none"
 
   def __post_init__(self):
     if self.image_size <= 0 or self.image_size % self.patch_size:
@@ -79,7 +80,7 @@ class GemmaConfig:
     query_scale: factor on the queries; None is head_dim**-0.5.
     post_norms: also normalise what a sublayer adds to the residual.
     dtype: what matrix products compute in; parameters are float32.
-    remat: recompute each layer in the backward pass instead of storing it.
+    remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
 
   Raises:
     ValueError: num_kv_heads does not divide num_heads.
@@ -97,7 +98,7 @@ class GemmaConfig:
   query_scale: float | None = None
   post_norms: bool = False
   dtype: str = "float32"
-  remat: bool = False
+  remat: str = "none"
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -178,7 +179,7 @@ def vlm(
   vocab_size: int = 257152,
   num_frames: int = 1,
   dtype: str = "float32",
-  remat: bool = False,
+  remat: str = "none",
   final_softcap: float | None = None,
 ) -> VLMConfig:
   """A model by the names of its parts. The defaults are PaliGemma 3B.
@@ -190,7 +191,7 @@ def vlm(
     vocab_size: rows of the token table.
     num_frames: images per example.
     dtype: what matrix products compute in; parameters are float32.
-    remat: recompute each layer in the backward pass instead of storing it.
+    remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
     final_softcap: bound on the output logits, 0 for none; None keeps the
       decoder's own.
 
@@ -201,6 +202,8 @@ def vlm(
     raise unknown_name("encoder", img, ENCODERS)
   if llm not in DECODERS:
     raise unknown_name("decoder", llm, DECODERS)
+  if remat not in POLICIES:
+    raise unknown_name("remat policy", str(remat), POLICIES)
   encoder = dataclasses.replace(
     ENCODERS[img], image_size=image_size, dtype=dtype, remat=remat
   )

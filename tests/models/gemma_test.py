@@ -115,7 +115,8 @@ def test_only_differences_of_positions_matter(config, params, inputs):
   assert np.abs(here - stretched).max() > 1e-2
 
 
-def test_remat_changes_neither_hidden_nor_gradients():
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_remat_changes_neither_hidden_nor_gradients(policy):
   x = jax.random.normal(jax.random.key(3), (2, LENGTH, 24))
   mask = jnp.tril(jnp.ones((2, LENGTH, LENGTH), bool))
   positions = jnp.tile(jnp.arange(LENGTH), (2, 1))
@@ -126,7 +127,7 @@ def test_remat_changes_neither_hidden_nor_gradients():
 
   grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
   plain = grad(draw(GEMMA2), GEMMA2)
-  remat = grad(draw(GEMMA2), dataclasses.replace(GEMMA2, remat=True))
+  remat = grad(draw(GEMMA2), dataclasses.replace(GEMMA2, remat=policy))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
     plain,

@@ -83,13 +83,14 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(images):
   assert 0 < np.abs(rounded - exact).max() < 0.1
 
 
-def test_remat_changes_neither_tokens_nor_gradients(params, images):
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_remat_changes_neither_tokens_nor_gradients(params, images, policy):
   def loss(params, config):
     return (Siglip(config, 24).apply({"params": params}, images) ** 2).sum()
 
   grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
   plain = grad(params, CONFIG)
-  remat = grad(params, dataclasses.replace(CONFIG, remat=True))
+  remat = grad(params, dataclasses.replace(CONFIG, remat=policy))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
     plain,

@@ -181,7 +181,7 @@ def test_vlm_passes_every_choice_on():
     vocab_size=512,
     num_frames=2,
     dtype="bfloat16",
-    remat=True,
+    remat="full",
     final_softcap=0.0,
   )
   assert config.img.num_tokens == 64
@@ -190,7 +190,7 @@ def test_vlm_passes_every_choice_on():
   assert config.llm.final_softcap == 0.0
   assert config.llm.attn_softcap == 50.0
   assert config.img.dtype == config.llm.dtype == "bfloat16"
-  assert config.img.remat and config.llm.remat
+  assert config.img.remat == config.llm.remat == "full"
   assert variants.vlm(llm="gemma2_2b").llm.final_softcap == 30.0
   assert variants.vlm(llm="gemma_2b").llm.final_softcap == 0.0
 

@@ -1,0 +1,84 @@
+"""Held-out data, measured while training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from rt2_jax.actions import ActionTokenizer
+from rt2_jax.evaluators import action_accuracy, vqa
+from rt2_jax.input_pipeline import datasets, loader, web
+from rt2_jax.policy import Policy
+from rt2_jax.train_config import TrainConfig
+
+
+class Evaluation:
+  """Every source's held-out split, opened once; call it with parameters."""
+
+  def __init__(
+    self,
+    config: TrainConfig,
+    tokenizers: Mapping[str, ActionTokenizer],
+    mesh: Mesh,
+  ):
+    """Opens the splits, so that a missing one stops a run at its start.
+
+    Args:
+      config: whose sources and `evaluation` are used.
+      tokenizers: of the robot sources.
+      mesh: where the parameters live.
+
+    Raises:
+      ValueError: no such split, or bad data.
+    """
+    self._config = config.evaluation
+    folder = config.loader.index_folder or None
+    self._steps = {
+      name: datasets.open_source(
+        source, source.eval_split, config.model.num_frames, folder
+      )
+      for name, source in config.sources.items()
+    }
+    self._questions = {
+      name: web.open_source(
+        dataclasses.replace(source, split=source.eval_split),
+        config.tokenizer,
+        folder,
+      )
+      for name, source in config.web.items()
+      if source.eval_split
+    }
+    prompt = config.make_prompt()
+    self._policies = {
+      name: Policy(config.model, None, prompt, tokenizer, mesh)
+      for name, tokenizer in tokenizers.items()
+    }
+
+  def __call__(self, params: Any) -> dict[str, float]:
+    """`{source}/{metric}` -> number; the same on every process.
+
+    Every process reads the same examples and computes its devices' part.
+    """
+    metrics = {}
+    for name, policy in self._policies.items():
+      policy.params = params
+      steps = loader.read_steps(
+        self._steps[name], self._config.batch_size, self._config.num_steps
+      )
+      result = action_accuracy.evaluate(policy, steps).metrics()
+      metrics |= {f"{name}/{key}": value for key, value in result.items()}
+    answering = next(iter(self._policies.values()))
+    for name, source in self._questions.items():
+      answering.params = params
+      questions = loader.read_questions(
+        source,
+        answering.model.img.image_size,
+        self._config.batch_size,
+        self._config.num_questions,
+      )
+      result = vqa.evaluate(answering, questions)
+      metrics |= {f"{name}/{key}": value for key, value in result.items()}
+    return metrics
