@@ -4,6 +4,11 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 QUICKSTART ?= runs/quickstart
 
+# The simulated tabletop is drawn without a screen by one of these libraries.
+DRAWING := ldconfig -p | grep -qE 'lib(EGL|OSMesa)\.so'
+INSTALL_DRAWING := { apt-get -qq update && apt-get -qq install -y \
+  libegl1 libegl-mesa0 libgl1-mesa-dri; }
+
 .PHONY: quickstart test lint format bench clean
 
 quickstart: .venv/installed
@@ -27,7 +32,7 @@ format: .venv/installed
 
 bench: .venv/installed
 	$(RUN) -m data.make_reach_episodes --output_dir=runs/bench \
-	  --train_episodes=200 --val_episodes=1 --sensor_noise=4
+	  --train_episodes=200 --val_episodes=1 --sensor_noise=4 --rate_hz=12
 	$(RUN) launch/benchmark.py \
 	  --data=runs/bench/fractal20220817_data/0.1.0
 
@@ -47,5 +52,7 @@ clean:
 	  make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q --disable-pip-version-check \
-	  -c constraints.txt -e '.[test]'
+	  -c constraints.txt -e '.[plan,sim,test]'
+	$(DRAWING) || $(INSTALL_DRAWING) || echo "make: the tabletop cannot \
+	  be drawn; as root, run: $(INSTALL_DRAWING)"
 	touch $@

@@ -38,6 +38,10 @@ setuptools.setup(
   ],
   extras_require={
     "tpu": ["jax[tpu]>=0.10"],
+    # The TPU's compiler, for launch/plan.py on machines without a TPU.
+    "plan": [
+      "libtpu>=0.0.40; sys_platform == 'linux' and platform_machine == 'x86_64'"
+    ],
     "gpu": ["jax[cuda12]>=0.10"],
     "gcs": ["gcsfs>=2024.6"],
     # Large with CUDA; its index of CPU builds serves machines without a GPU.
@@ -46,6 +50,12 @@ setuptools.setup(
       "tokenizers>=0.21",
       "torch>=2.6",
       "transformers>=5.0,<6",
+    ],
+    # The simulated tabletop; drawing also needs libegl1 or libosmesa6.
+    "sim": [
+      "gymnasium>=1.0",
+      "mujoco>=4.0,<5",
+      "pillow>=10",
     ],
     "test": [
       "hypothesis>=6.100",

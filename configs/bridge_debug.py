@@ -12,6 +12,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     {
+      "topology": "v5e:1x1",
       "model": {
         "img": "tiny/16",
         "llm": "gemma_tiny",

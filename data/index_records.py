@@ -7,10 +7,13 @@ indexes the training split of every source of a config, robot and web, and
   python -m data.index_records --index_folder=DIR \\
     --dataset=bridge_dataset --path=…/bridge_dataset/1.0.0 --split=train
 
-one split of one dataset; `--dataset=web` stands for image-text records. Shards
-are indexed in parallel, and an interrupted program goes on with what is
-missing. `--verify` first compares every record with its checksum, which reads
-all data once. Give the job the same folder: `--config.loader.index_folder=DIR`.
+one split of one dataset; `--dataset=web` stands for image-text records and
+needs `--tokenizer`. Shards are indexed in parallel, every record is compared
+with its checksum, and an interrupted program goes on with what is missing. Give
+the job the same folder: `--config.loader.index_folder=DIR`.
+
+A damaged record is an error, unless the config's `loader.max_skipped`, or
+`--max_skipped`, allows some: they are left out, and listed by file and offset.
 """
 
 import sys
@@ -18,12 +21,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import tqdm
 from absl import app, flags
 from ml_collections import config_flags
 
-from rt2_jax.input_pipeline import datasets, records, rlds, web
-from rt2_jax.input_pipeline.storage import open_storage
+from rt2_jax.input_pipeline import datasets, rlds, web
+from rt2_jax.tokenizer import Tokenizer
 
 Config = datasets.SourceConfig | web.WebConfig
 WEB = "web"  # in place of a robot dataset's name
@@ -49,69 +51,45 @@ def named_source(dataset: str, path: str, split: str) -> dict[str, Config]:
   return {path: datasets.SourceConfig(dataset, path, split)}
 
 
-def open_source(
-  config: Config, folder: str, num_workers: int | None
-) -> rlds.StepSource | web.WebSource:
-  """Indexes the training split of a source."""
-  if isinstance(config, web.WebConfig):
-    return web.open_source(config, folder, num_workers)
-  return datasets.open_source(
-    config, config.split, index_folder=folder, num_workers=num_workers
-  )
-
-
-def verify(config: Config) -> None:
-  """Compares every record of a source with its checksum.
-
-  Raises:
-    ValueError: a record's bytes are not those that were written.
-  """
-  storage = open_storage(config.path)
-  if isinstance(config, web.WebConfig):
-    files = web.find_shards(storage, config)
-  else:
-    files = records.find_shards(storage, config.path, config.split)
-  sizes = {path: storage.size(path) for path in files}
-  with tqdm.tqdm(
-    desc="verify", total=sum(sizes.values()), unit="B", unit_scale=True
-  ) as progress:
-    for path in files:
-      records.check_data(storage, path)
-      progress.update(sizes[path])
-
-
 def index_all(
   sources: Mapping[str, Config],
+  tokenizer: Tokenizer | None,
   folder: str,
   num_workers: int | None = None,
-  check: bool = False,
+  max_skipped: int = 0,
 ) -> None:
-  """Indexes every source, and prints what each one holds.
+  """Indexes every source's training split, and prints what each one holds.
 
   Args:
     sources: by name.
+    tokenizer: counts the tokens of web data; robot data needs none.
     folder: gets one small file per shard.
     num_workers: processes; None: one per CPU.
-    check: verify the data first.
+    max_skipped: damaged records of a source that may be left out.
   """
+  kept = (folder, num_workers, max_skipped)
   for name, config in sources.items():
-    if check:
-      verify(config)
     start = time.monotonic()
-    index = open_source(config, folder, num_workers).index
+    if isinstance(config, web.WebConfig):
+      index = web.open_source(config, tokenizer, *kept).index
+    else:
+      index = datasets.open_source(config, config.split, 1, *kept).index
     seconds = time.monotonic() - start
     what = "steps" if isinstance(index, rlds.StepIndex) else "examples"
     print(
       f"{name}: {len(index):,} {what} in {len(index.files)} shards, "
       f"{index.nbytes:,} bytes of index, {seconds:.1f} s"
     )
+    for damage in index.damaged:
+      print(f"  left out: {damage}")
 
 
-def asked_for(args: flags.FlagValues) -> tuple[dict[str, Config], str]:
-  """Sources and index folder, from a config or from single flags.
+def asked_for(args: flags.FlagValues) -> dict[str, Any]:
+  """The arguments of `index_all`, from a config or from single flags.
 
   Raises:
-    ValueError: neither or both are given, or no folder.
+    ValueError: neither or both are given, no folder, or no tokenizer for web
+      data.
   """
   has_config, named = args.config is not None, (args.dataset, args.path)
   if any(named) == has_config or any(named) != all(named):
@@ -120,23 +98,36 @@ def asked_for(args: flags.FlagValues) -> tuple[dict[str, Config], str]:
       f"{args.dataset} and --path={args.path}; expected either --config, or "
       "--dataset and --path"
     )
-  folder = args.index_folder
+  folder, tokenizer = args.index_folder, args.tokenizer
+  max_skipped = args.max_skipped
   if not has_config:
     sources = named_source(args.dataset, args.path, args.split)
   else:
     fields = args.config.to_dict()
     sources = config_sources(fields)
     folder = folder or fields["loader"]["index_folder"]
+    tokenizer = tokenizer or fields["tokenizer_file"]
+    max_skipped = max_skipped or fields["loader"]["max_skipped"]
   if not folder:
     raise ValueError("got no folder for the indexes; pass --index_folder=DIR")
-  return sources, folder
+  if not tokenizer and args.dataset == WEB:
+    raise ValueError(
+      "got image-text records without a tokenizer, whose tokens are counted; "
+      "pass --tokenizer=FILE, the job's own"
+    )
+  return {
+    "sources": sources,
+    "tokenizer": Tokenizer.from_file(tokenizer) if tokenizer else None,
+    "folder": folder,
+    "num_workers": args.num_workers,
+    "max_skipped": max_skipped,
+  }
 
 
 def main(_):
   args = flags.FLAGS
   try:
-    sources, folder = asked_for(args)
-    index_all(sources, folder, args.num_workers, args.verify)
+    index_all(**asked_for(args))
   except ValueError as error:
     sys.exit(str(error))
 
@@ -149,6 +140,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("path", None, "Without a config: the dataset's folder")
   flags.DEFINE_string("split", "train", "Without a config: its split")
   flags.DEFINE_string("index_folder", None, "Default: the config's own")
+  flags.DEFINE_string("tokenizer", None, "For web data; default: the config's")
+  flags.DEFINE_integer("max_skipped", 0, "Default: the config's own", 0)
   flags.DEFINE_integer("num_workers", None, "Default: one per CPU", 1)
-  flags.DEFINE_boolean("verify", False, "Compare all data with checksums")
   app.run(main)

@@ -7,8 +7,8 @@ writes `DIR/fractal20220817_data/0.1.0/` with the splits `train` and `val`,
 through TFDS's own writer and with the exact features of that data set, so that
 whatever reads it reads RT-1's real data too. The scenes are those of
 `reach_scene.py`: a gripper picks an object or moves it near another, driven by
-a scripted oracle at 3 Hz. The images mean something: a model that learns from
-`train` can be measured on `val`.
+a scripted oracle at RT-1's 3 Hz, or at `--rate_hz`. The images mean something:
+a model that learns from `train` can be measured on `val`.
 
 Every episode is a pure function of (seed, split, number); the files' bytes are
 not, since protocol buffers keep their fields in no order. Running the program
@@ -108,7 +108,9 @@ FEATURES = tfds.features.FeaturesDict(
 
 
 def episode(
-  rng: np.random.Generator, sensor_noise: float = 0.0
+  rng: np.random.Generator,
+  sensor_noise: float = 0.0,
+  rate: float = reach_scene.RATE,
 ) -> dict[str, Any]:
   """One episode as RT-1 records it: T steps, each an image and what follows.
 
@@ -118,10 +120,12 @@ def episode(
   Args:
     rng: gives the scene.
     sensor_noise: standard deviation of the camera's noise, in grey levels.
+    rate: steps per second, in Hz.
   """
-  scene, state = reach_scene.sample(rng)
+  scene, state = reach_scene.sample(rng, rate)
+  max_steps = round(reach_scene.MAX_STEPS / scene.pace)
   steps = []
-  for t in range(reach_scene.MAX_STEPS):
+  for t in range(max_steps):
     action = reach_scene.oracle(scene, state)
     steps.append(
       {
@@ -140,8 +144,8 @@ def episode(
       return {**episode_fields(scene, success), "steps": steps}
     state = reach_scene.step(scene, state, action)
   raise RuntimeError(
-    f"the oracle did not {scene.instruction!r} in {reach_scene.MAX_STEPS} "
-    "steps; expected fewer than 25: see oracle() in data/reach_scene.py"
+    f"the oracle did not {scene.instruction!r} in {max_steps} steps; expected "
+    "two thirds of them at most: see oracle() in data/reach_scene.py"
   )
 
 
@@ -250,7 +254,8 @@ class Fractal20220817Data(
     numbers = range(self.settings[f"{split}_episodes"])
     for number in tqdm.tqdm(numbers, desc=split, mininterval=1):
       rng = np.random.default_rng([*key, number])
-      yield number, episode(rng, self.settings["sensor_noise"])
+      noise, rate = self.settings["sensor_noise"], self.settings["rate_hz"]
+      yield number, episode(rng, noise, rate)
 
 
 def make(
@@ -259,9 +264,11 @@ def make(
   val_episodes: int,
   seed: int,
   sensor_noise: float = 0.0,
+  rate_hz: float = reach_scene.RATE,
 ) -> Path:
   """Writes the episodes unless they are there already; returns their folder."""
   settings = {
+    "rate_hz": rate_hz,
     "scene_version": SCENE_VERSION,
     "seed": seed,
     "sensor_noise": sensor_noise,
@@ -314,6 +321,7 @@ def main(_):
       args.val_episodes,
       args.seed,
       args.sensor_noise,
+      args.rate_hz,
     )
   except FileExistsError as error:
     sys.exit(str(error))
@@ -332,5 +340,12 @@ if __name__ == "__main__":
     "Standard deviation of the camera's noise in grey levels; 4 gives JPEGs "
     "as large as RT-1's",
     lower_bound=0.0,
+  )
+  flags.DEFINE_float(
+    "rate_hz",
+    reach_scene.RATE,
+    "Steps per second; the gripper is as fast at any rate, so that 12 gives "
+    "episodes of 40 steps on average",
+    lower_bound=1.0,
   )
   app.run(main)

@@ -30,8 +30,9 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 # The task world.
 LOW = np.array([0.46, -0.20, 0.0])  # corners of the workspace
 HIGH = np.array([0.76, 0.20, 0.30])
-MAX_STEP = 0.06  # m per step and axis
-MAX_TURN = 0.4  # rad per step
+RATE = 3.0  # Hz, RT-1's
+MAX_STEP = 0.06  # m per step and axis at that rate
+MAX_TURN = 0.4  # rad per step at that rate
 GRASP_Z = 0.02  # fingertips when they grasp or release
 HOVER_Z = 0.14  # fingertips when they travel, above every object
 REACH = 0.03  # closing fingers catch an object this near to their middle
@@ -40,7 +41,7 @@ CLEARANCE = 0.110  # no two centres are nearer to each other than this
 FAR = 0.200  # distance that makes moving one object near another worthwhile
 TOLERANCE = 0.008  # the oracle's idea of "there"
 TURN_TOLERANCE = 0.05
-MAX_STEPS = 40  # the longest task takes some 25
+MAX_STEPS = 40  # at that rate; the longest task takes some 25
 
 # What the camera sees.
 HEIGHT, WIDTH = 256, 320
@@ -110,11 +111,19 @@ class Task(NamedTuple):
 
 
 class Scene(NamedTuple):
-  """What stays: K objects' (colour, shape), the task, and the empty counter."""
+  """What stays in an episode.
+
+  Attributes:
+    objects: K objects' (colour, shape).
+    task: what to do with them.
+    counter: the empty counter.
+    pace: part of a step at `RATE` that one step may go.
+  """
 
   objects: tuple[tuple[str, str], ...]
   task: Task
   counter: Image.Image
+  pace: float = 1.0
 
   def shape(self, index: int) -> Shape:
     return SHAPES[self.objects[index][1]]
@@ -148,8 +157,13 @@ class Action(NamedTuple):
 # ------------------------------------------------------------------- the task
 
 
-def sample(rng: np.random.Generator) -> tuple[Scene, State]:
-  """Draws a scene whose task is possible, with the gripper anywhere above."""
+def sample(rng: np.random.Generator, rate: float = RATE) -> tuple[Scene, State]:
+  """Draws a scene whose task is possible, with the gripper anywhere above.
+
+  Args:
+    rng: gives the scene.
+    rate: steps per second, in Hz; the gripper is as fast at any rate.
+  """
   task = Task(target=0, reference=1 if rng.random() < 0.5 else None)
   while True:
     count = int(rng.integers(3, 5))
@@ -162,7 +176,8 @@ def sample(rng: np.random.Generator) -> tuple[Scene, State]:
       break
   # Target and reference come first in the list; nothing in the picture does.
   counter = draw_counter(int(rng.integers(len(SURFACES))), rng)
-  scene = Scene(tuple(zip(colours, shapes, strict=True)), task, counter)
+  objects = tuple(zip(colours, shapes, strict=True))
+  scene = Scene(objects, task, counter, RATE / rate)
   gripper = rng.uniform([*LOW[:2], 0.10, -0.5], [*HIGH[:2], 0.20, 0.5])
   closed = bool(rng.random() < 0.2)  # then the first thing to do is to open
   return scene, State(gripper, closed, None, poses)
@@ -198,9 +213,11 @@ def oracle(scene: Scene, state: State) -> Action:
   """The scripted expert: the next action, from what the camera can see."""
   target = scene.task.target
   if state.held == target:
-    return rise(state) if scene.task.reference is None else carry(scene, state)
+    if scene.task.reference is None:
+      return rise(scene, state)
+    return carry(scene, state)
   if scene.task.reference is not None and is_success(scene, state):
-    return rise(state)
+    return rise(scene, state)
   return reach(scene, state)
 
 
@@ -212,9 +229,9 @@ def reach(scene: Scene, state: State) -> Action:
   grip = -1.0 if state.closed else 0.0
   aligned = is_there(goal[:2], state) and abs(turn) < TURN_TOLERANCE
   if not aligned or state.closed:
-    return travel(state, goal[:2], HOVER_Z, turn, grip)
+    return travel(scene, state, goal[:2], HOVER_Z, turn, grip)
   if state.gripper[2] > GRASP_Z + TOLERANCE:
-    return travel(state, goal[:2], GRASP_Z)
+    return travel(scene, state, goal[:2], GRASP_Z)
   return Action(grip=1.0)
 
 
@@ -225,16 +242,16 @@ def carry(scene: Scene, state: State) -> Action:
   here, z = state.gripper[:2], state.gripper[2]
   if not is_there(goal, state):
     high_enough = z > HOVER_Z - TOLERANCE  # objects must not be bowled over
-    return travel(state, goal if high_enough else here, HOVER_Z)
+    return travel(scene, state, goal if high_enough else here, HOVER_Z)
   if z > GRASP_Z + TOLERANCE:
-    return travel(state, here, GRASP_Z)
+    return travel(scene, state, here, GRASP_Z)
   return Action(grip=-1.0)
 
 
-def rise(state: State) -> Action:
+def rise(scene: Scene, state: State) -> Action:
   """Goes straight up, with or without an object, then ends the episode."""
   if state.gripper[2] < HOVER_Z - TOLERANCE:
-    return travel(state, state.gripper[:2], HOVER_Z)
+    return travel(scene, state, state.gripper[:2], HOVER_Z)
   return Action(terminate=True)
 
 
@@ -244,13 +261,19 @@ def is_there(goal: np.ndarray, state: State) -> bool:
 
 
 def travel(
-  state: State, goal: np.ndarray, z: float, turn: float = 0.0, grip: float = 0.0
+  scene: Scene,
+  state: State,
+  goal: np.ndarray,
+  z: float,
+  turn: float = 0.0,
+  grip: float = 0.0,
 ) -> Action:
   """One step of a straight line to the goal float64[2], and one towards z."""
+  max_step, max_turn = scene.pace * MAX_STEP, scene.pace * MAX_TURN
   way = goal - state.gripper[:2]
-  way = way * min(1.0, MAX_STEP / max(np.abs(way).max(), 1e-9))
-  climb = np.clip(z - state.gripper[2], -MAX_STEP, MAX_STEP)
-  turn = float(np.float32(np.clip(turn, -MAX_TURN, MAX_TURN)))
+  way = way * min(1.0, max_step / max(np.abs(way).max(), 1e-9))
+  climb = np.clip(z - state.gripper[2], -max_step, max_step)
+  turn = float(np.float32(np.clip(turn, -max_turn, max_turn)))
   return Action(np.array([*way, climb], np.float32), turn, grip)
 
 

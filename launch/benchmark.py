@@ -2,16 +2,25 @@
 
   python launch/benchmark.py [loader|train|policy …]     (default: all three)
 
-loader: read the sources of --config, in examples per second of this process's
+All of them take --config (default: configs/quickstart.py).
+
+loader: read the config's sources, in examples per second of this process's
   CPU time, decoding on the host (`make bench` renders episodes for it).
-train: the training step of configs/quickstart.py on a synthetic batch.
+train: the config's training step on a synthetic batch. `mfu` is useful FLOP
+  (see `planning.useful_flops`) / (step_s * devices * matmul_flops), where
+  matmul_flops is what one device reaches here on a large matrix product in the
+  config's dtype.
 policy: one action of the same model, from image to float32[8].
 
-Speeds are medians. `train` and `policy` import no TensorFlow.
+Speeds are medians. `train` and `policy` import no TensorFlow and read no data;
+a tokenizer that is not here is replaced by data/small_tokenizer.model, which
+changes words and not costs.
 """
 
+import dataclasses
 import json
 import os
+import pathlib
 import platform
 import resource
 import runpy
@@ -25,31 +34,25 @@ import numpy as np
 import psutil
 from absl import app, flags
 
-from rt2_jax import optimizer, sharding
-from rt2_jax.actions import RT2, ActionTokenizer
-from rt2_jax.augment import Augmentation
+from rt2_jax import optimizer, planning, sharding
+from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
-from rt2_jax.models import variants
+from rt2_jax.errors import ends_in_one_message
 from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Tokenizer
-from rt2_jax.train_state import Trainer
+from rt2_jax.train_config import TrainConfig
 
 _CONFIG = flags.DEFINE_string(
-  "config", "configs/quickstart.py", "The sources that `loader` reads."
+  "config", "configs/quickstart.py", "One experiment; file.py or file.py:data."
 )
 _DATA = flags.DEFINE_string(
   "data", None, "Instead of the path of the config's first robot source."
 )
-_TOKENIZER = flags.DEFINE_string(
-  "tokenizer", "data/small_tokenizer.model", "SentencePiece model."
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", None, "Instead of the config's, for `train`."
 )
-_IMG = flags.DEFINE_string("img", "tiny/16", "Encoder of train and policy.")
-_LLM = flags.DEFINE_string("llm", "gemma_tiny", "Decoder of train and policy.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Encoder pixels.")
-_DTYPE = flags.DEFINE_string("dtype", "float32", "Compute dtype.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 48, "Examples per step.")
 _BATCHES = flags.DEFINE_integer("batches", 60, "Timed batches of `loader`.")
 _SOAK_BATCHES = flags.DEFINE_integer(
   "soak_batches", 500, "Batches over which memory may not grow."
@@ -59,9 +62,12 @@ _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.")
 _SETTLING_BATCHES = 300  # until the allocator has met every thread
 _HOST_RESIZE = 224  # pixels
 _CAMERA = (256, 320)  # RT-1's
-_PREFIX, _SUFFIX = 24, 9
+_INSTRUCTION = "pick coke can"
+_MATMUL = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # rows of a square matrix
+_SMALL_TOKENIZER = "data/small_tokenizer.model"
 
 
+@ends_in_one_message
 def main(argv):
   absl.logging.set_verbosity(absl.logging.WARNING)
   benchmarks = {"loader": loader, "train": train, "policy": policy}
@@ -83,9 +89,8 @@ def loader() -> dict:
   from rt2_jax import training
   from rt2_jax.input_pipeline import datasets
   from rt2_jax.input_pipeline.loader import Loader
-  from rt2_jax.train_config import TrainConfig
 
-  fields = runpy.run_path(_CONFIG.value)["get_config"]().to_dict()
+  fields = read_config()
   if _DATA.value:
     next(iter(fields["sources"].values()))["path"] = _DATA.value
   config = TrainConfig.from_dict(fields)
@@ -93,8 +98,7 @@ def loader() -> dict:
   index_s = seconds(
     lambda: datasets.open_source(first, first.split), clock=time.process_time
   )
-  one = dict.fromkeys(sharding.MESH_AXES, 1)
-  mesh = sharding.make_mesh(one, jax.devices()[:1])
+  mesh = sharding.make_mesh({}, jax.devices()[:1])
   batches = training.make_loader(config, config.action_tokenizers(), mesh)
   robot = batches.examples[0]
   rows = len(batches.rows)
@@ -170,20 +174,22 @@ def resident_mb() -> float:
   return psutil.Process().memory_info().rss / 2**20
 
 
+def read_config() -> dict:
+  path, _, argument = _CONFIG.value.partition(":")
+  get_config = runpy.run_path(path)["get_config"]
+  return (get_config(argument) if argument else get_config()).to_dict()
+
+
 def train() -> dict:
-  tokenizer = Tokenizer.from_file(_TOKENIZER.value)
-  actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
-  config = optimizer.OptimizerConfig(learning_rate=1e-3, warmup_steps=1)
-  trainer = Trainer(
-    model=make_model(tokenizer),
-    optimizer=optimizer.make_optimizer(config, 100),
-    augmentation=Augmentation(),
-    tokenizers=(actions,),
-    seed=0,
-    mesh=sharding.make_mesh({"data": -1, "fsdp": 1, "model": 1}),
-  )
-  batch = synthetic_batch(actions, make_prompt(tokenizer))
-  batch = sharding.to_devices(batch, trainer.mesh)
+  fields = read_config()
+  if _BATCH_SIZE.value:
+    fields["batch_size"] = _BATCH_SIZE.value
+  config = TrainConfig.from_dict(fields)
+  mesh = config.make_mesh(jax.devices())
+  sharding.host_rows(config.batch_size, mesh, config.microbatches)
+  prompt, tokenizers = make_words(config)
+  trainer = config.make_trainer(tokenizers, mesh)
+  batch = sharding.to_devices(synthetic_batch(config, prompt, tokenizers), mesh)
   state, step = trainer.init_state(), trainer.compile_step()
 
   def run():
@@ -192,56 +198,89 @@ def train() -> dict:
     jax.block_until_ready(metrics)
 
   step_s = seconds(run)
+  flops = matmul_flops(config.model.llm.dtype)
+  useful = planning.useful_flops(config)
   return {
-    "model": f"{_IMG.value} + {_LLM.value}, {_DTYPE.value}",
+    "config": _CONFIG.value,
     "parameters": optimizer.count_parameters(state.params),
-    "batch_size": _BATCH_SIZE.value,
+    "dtype": config.model.llm.dtype,
+    "mesh": "x".join(str(size) for size in mesh.shape.values()),
+    "batch_size": config.batch_size,
     "step_s": round(step_s, 4),
-    "examples_per_s": round(_BATCH_SIZE.value / step_s, 1),
+    "examples_per_s": round(config.batch_size / step_s, 1),
+    "useful_tflop": round(useful / 1e12, 4),
+    "matmul_flops": float(f"{flops:.3g}"),
+    "mfu": round(useful / (step_s * mesh.size * flops), 3),
+    "peak_memory_gb": round(peak_memory() / 1e9, 2),
   }
 
 
+def matmul_flops(dtype: str) -> float:
+  """FLOP/s of one device on a large matrix product."""
+  size = _MATMUL[jax.default_backend()]
+  x = jax.jit(lambda: jax.numpy.ones((size, size), dtype))()
+  product = jax.jit(lambda x: x @ x)
+  return 2 * size**3 / seconds(lambda: product(x).block_until_ready())
+
+
+def peak_memory() -> float:
+  """Bytes: of the fullest device; of this process on a CPU."""
+  peaks = [
+    (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+    for device in jax.local_devices()
+  ]
+  resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return max(peaks) or resident
+
+
 def policy() -> dict:
-  tokenizer = Tokenizer.from_file(_TOKENIZER.value)
-  model = make_model(tokenizer)
+  config = TrainConfig.from_dict(read_config())
+  prompt, tokenizers = make_words(config)
   actor = Policy(
-    model,
-    jax.jit(lambda: init_params(model, jax.random.key(0)))(),
-    make_prompt(tokenizer),
-    ActionTokenizer(RT2, tokenizer.action_route("rare")),
+    config.model,
+    jax.jit(lambda: init_params(config.model, jax.random.key(0)))(),
+    prompt,
+    next(iter(tokenizers.values())),
   )
-  image = np.zeros((*_CAMERA, 3), np.uint8)
-  action_s = seconds(lambda: actor(image, "pick coke can"))
+  frames = (config.model.num_frames,) * (config.model.num_frames > 1)
+  image = np.zeros((*frames, *_CAMERA, 3), np.uint8)
+  action_s = seconds(lambda: actor(image, _INSTRUCTION))
   return {
-    "model": f"{_IMG.value} + {_LLM.value}, {_DTYPE.value}",
+    "config": _CONFIG.value,
+    "dtype": config.model.llm.dtype,
     "action_ms": round(1e3 * action_s, 2),
     "actions_per_s": round(1 / action_s, 1),
   }
 
 
-def make_model(tokenizer: Tokenizer) -> variants.VLMConfig:
-  return variants.vlm(
-    _IMG.value,
-    _LLM.value,
-    image_size=_IMAGE_SIZE.value,
-    vocab_size=tokenizer.vocab_size,
-    dtype=_DTYPE.value,
-  )
+def make_words(
+  config: TrainConfig,
+) -> tuple[Prompt, dict[str, ActionTokenizer]]:
+  """The config's prompt and action tokenizers, or a stand-in's."""
+  file = config.tokenizer_file
+  if not pathlib.Path(file).is_file():
+    file = _SMALL_TOKENIZER
+  tokenizer = Tokenizer.from_file(file)
+  route = tokenizer.action_route(config.actions.route)
+  return Prompt(tokenizer, **dataclasses.asdict(config.prompt)), {
+    name: ActionTokenizer(source.space, route)
+    for name, source in config.sources.items()
+  }
 
 
-def make_prompt(tokenizer: Tokenizer) -> Prompt:
-  return Prompt(tokenizer, _PREFIX, _SUFFIX)
-
-
-def synthetic_batch(actions: ActionTokenizer, prompt: Prompt) -> Batch:
+def synthetic_batch(
+  config: TrainConfig, prompt: Prompt, tokenizers: dict[str, ActionTokenizer]
+) -> Batch:
   """Random images and actions, fixed by a seed."""
   rng = np.random.default_rng(0)
-  rows = _BATCH_SIZE.value
+  rows = config.batch_size
+  actions = next(iter(tokenizers.values()))
   bins = rng.integers(0, actions.sizes, (rows, len(actions.space)))
   suffixes = map(prompt.suffix, actions.encode(actions.to_action(bins)))
   suffix, mask_loss = map(np.stack, zip(*suffixes, strict=True))
-  prefix, mask_input = prompt.robot_prefixes(["pick coke can"] * rows)
-  image = rng.integers(0, 256, (rows, 1, *_CAMERA, 3), np.uint8)
+  prefix, mask_input = prompt.robot_prefixes([_INSTRUCTION] * rows)
+  frames = config.model.num_frames
+  image = rng.integers(0, 256, (rows, frames, *_CAMERA, 3), np.uint8)
   source = np.zeros(rows, np.int32)
   size = np.full((rows, 2), _CAMERA, np.int32)
   return Batch(image, size, prefix, mask_input, suffix, mask_loss, source)

@@ -1,12 +1,13 @@
 """Converts a checkpoint, and proves it: `python launch/convert.py COMMAND …`.
 
     to_hf          a folder for stock transformers, and for `TorchPolicy`
+    from_hf        such a folder (--folder) as a checkpoint to act from
     to_big_vision  an .npz file as big_vision has it
     strip          the same checkpoint without optimizer state
     average        the mean of several steps, e.g. --steps=1000,2000
 
-The first three end by running both sides in float32 on the same inputs; the
-program fails when they disagree. to_hf needs the extra [torch].
+All but the last end by running both sides in float32 on the same inputs; the
+program fails when they disagree. to_hf and from_hf need the extra [torch].
 """
 
 import pathlib
@@ -23,10 +24,11 @@ from rt2_jax import (
   huggingface,
   pretrained,
   stored_checkpoint,
+  trees,
   weight_files,
 )
 from rt2_jax.actions import ActionTokenizer
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import ends_in_one_message, unknown_name
 from rt2_jax.evaluators import agreement
 from rt2_jax.evaluators.agreement import Inputs, Outputs
 from rt2_jax.models.variants import VLMConfig
@@ -36,6 +38,7 @@ from rt2_jax.stored_checkpoint import StoredCheckpoint
 from rt2_jax.tokenizer import Tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
+_FOLDER = flags.DEFINE_string("folder", None, "What to_hf wrote, for from_hf.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
 _STEPS = flags.DEFINE_list("steps", [], "Checkpoints to average.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where the result goes.")
@@ -43,9 +46,11 @@ _OUTPUT = flags.DEFINE_string("output", None, "Where the result goes.")
 _SHARE_FOR_PARAMETERS = 0.5
 
 
+@ends_in_one_message
 def main(argv):
   commands = {
     "to_hf": to_hf,
+    "from_hf": from_hf,
     "to_big_vision": to_big_vision,
     "strip": strip,
     "average": average,
@@ -56,6 +61,9 @@ def main(argv):
     )
   if argv[1] not in commands:
     raise unknown_name("the command", argv[1], commands)
+  source = _FOLDER if argv[1] == "from_hf" else _WORKDIR
+  if source.value is None:
+    raise app.UsageError(f"got no --{source.name}, which {argv[1]} reads")
   absl.logging.set_verbosity(absl.logging.ERROR)
   commands[argv[1]](pathlib.Path(_OUTPUT.value))
 
@@ -66,12 +74,38 @@ def to_hf(folder: pathlib.Path):
   model = VLMConfig.from_dict(checkpoint.meta["model"])
   params = checkpoint.read_params()
   export.to_huggingface(
-    params, model, checkpoint.meta, checkpoint.tokenizer, folder
+    params,
+    model,
+    checkpoint.meta,
+    checkpoint.tokenizer,
+    folder,
+    checkpoint.step,
   )
   print(f"wrote {folder}")
-  whole = fits_in_memory(checkpoint)
-  ours, inputs = run_ours(checkpoint, params, whole)
   del params  # room for the other side
+  prove(checkpoint, folder)
+
+
+def from_hf(workdir: pathlib.Path):
+  """A checkpoint of the weights and of all that rt2.json keeps."""
+  folder = pathlib.Path(_FOLDER.value)
+  meta, tokenizer, step = export.read_meta(folder)
+  model = VLMConfig.from_dict(meta["model"])
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  names = pretrained.parameter_shapes(model)
+  shardings = trees.unflatten(dict.fromkeys(names, device))
+  dtype = pretrained.read_dtype(folder)
+  params = pretrained.load(folder, model, shardings, dtype)
+  write = stored_checkpoint.write
+  print(f"wrote {write(params, meta, tokenizer, step, workdir)}")
+  del params  # room for the other side
+  prove(StoredCheckpoint.open(workdir), folder)
+
+
+def prove(checkpoint: StoredCheckpoint, folder: pathlib.Path):
+  """Runs a checkpoint, and PyTorch on the folder of the same policy."""
+  whole = fits_in_memory(checkpoint)
+  ours, inputs = run_ours(checkpoint, checkpoint.read_params(), whole)
   from rt2_jax.torch_policy import TorchPolicy
 
   source = next(iter(checkpoint.meta["action_tokenizers"]))
@@ -102,9 +136,11 @@ def to_big_vision(path: pathlib.Path):
 def strip(workdir: pathlib.Path):
   """A checkpoint to act from, a third of the size."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
-  print(f"wrote {checkpoint.strip(workdir)}")
+  params = checkpoint.read_params()
+  save(params, checkpoint, workdir)
   whole = fits_in_memory(checkpoint)
-  before, _ = run_ours(checkpoint, checkpoint.read_params(), whole)
+  before, _ = run_ours(checkpoint, params, whole)
+  del params  # room for the other side
   stripped = StoredCheckpoint.open(workdir)
   after, _ = run_ours(stripped, stripped.read_params(), whole)
   report(before, after, whole)
@@ -115,7 +151,15 @@ def average(workdir: pathlib.Path):
   checkpoints = [
     StoredCheckpoint.open(_WORKDIR.value, int(step)) for step in _STEPS.value
   ]
-  print(f"wrote {stored_checkpoint.average(checkpoints, workdir)}")
+  save(stored_checkpoint.average(checkpoints), checkpoints[-1], workdir)
+
+
+def save(params: dict, like: StoredCheckpoint, workdir: pathlib.Path):
+  """Writes parameters with all else from a checkpoint."""
+  folder = stored_checkpoint.write(
+    params, like.meta, like.tokenizer, like.step, workdir
+  )
+  print(f"wrote {folder}")
 
 
 def fits_in_memory(checkpoint: StoredCheckpoint) -> bool:
@@ -189,5 +233,5 @@ def report(ours: Outputs, theirs: Outputs, whole: bool):
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["workdir", "output"])
+  flags.mark_flag_as_required("output")
   app.run(main)

@@ -11,12 +11,14 @@ import absl.logging
 from absl import app, flags
 
 from rt2_jax.actions import ActionTokenizer
+from rt2_jax.errors import ends_in_one_message
 from rt2_jax.stored_checkpoint import StoredCheckpoint
 from rt2_jax.tokenizer import Tokenizer
 
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
 
 
+@ends_in_one_message
 def main(argv):
   if len(argv) != 2:
     raise app.UsageError(f"got {argv[1:]}, expected the workdir of one run")
@@ -41,7 +43,7 @@ def place(checkpoint: StoredCheckpoint) -> Iterator[str]:
   if checkpoint.has_optimizer:
     yield "with optimizer state: training can go on from it"
   else:
-    yield "without optimizer state: to act, or to start from"
+    yield "without optimizer state: to act from"
 
 
 def parameters(checkpoint: StoredCheckpoint) -> Iterator[str]:
@@ -81,9 +83,21 @@ def sources(meta: dict) -> Iterator[str]:
       tokens = ActionTokenizer.from_dict(meta["action_tokenizers"][name])
       yield from (f"  {line}" for line in str(tokens.space).splitlines())
       yield f"  written as {type(tokens.route).__name__}"
+    if name in meta.get("statistics", {}):
+      yield from (f"  {line}" for line in figures(meta["statistics"][name]))
   for name, fields in meta["config"].get("web", {}).items():
     details = ", ".join(f"{key}={value}" for key, value in fields.items())
     yield f"{name} (web): {details}"
+
+
+def figures(statistics: dict) -> Iterator[str]:
+  """What its actions were measured to be."""
+  yield (
+    f"1st to 99th percentile of {statistics['num_steps']:,} steps in "
+    f"{statistics['num_episodes']:,} episodes"
+  )
+  for name, row in statistics["dimensions"].items():
+    yield f"{name:<10}{row['q01']:>+11.4g} ..{row['q99']:>+11.4g} {row['unit']}"
 
 
 def prompt(meta: dict) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """Evaluates a run: `python launch/evaluate.py --workdir=DIR`.
 
-Prints, per action dimension, token accuracy and L1 in physical units on the
-evaluation split of each robot source, and draws predicted against recorded
-actions to `DIR/evaluation/`.
+On the evaluation split of each robot source: token accuracy and L1 in physical
+units per action dimension, and a picture of predicted against recorded actions.
+On that of each web source: how many answers are right, so that forgetting
+shows. Everything is also written to `DIR/evaluation/`.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -16,16 +18,21 @@ import matplotlib.pyplot as plt
 from absl import app, flags
 
 from rt2_jax.checkpoint import Checkpoints
-from rt2_jax.evaluators import action_accuracy
-from rt2_jax.input_pipeline import datasets, loader
+from rt2_jax.errors import ends_in_one_message
+from rt2_jax.evaluators import action_accuracy, vqa
+from rt2_jax.input_pipeline import datasets, examples, loader, web
 from rt2_jax.policy import Policy
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 50, "Steps in one call.")
+_LIMIT = flags.DEFINE_integer(
+  "limit", None, "Examples of each source, spread over it; default: all."
+)
 _MAX_DRAWN = 200  # steps in the picture
 
 
+@ends_in_one_message
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
@@ -33,27 +40,67 @@ def main(argv):
   workdir = pathlib.Path(_WORKDIR.value)
   checkpoints = Checkpoints.open_run(workdir)
   meta, _ = checkpoints.restore_meta(_STEP.value)
-  for name, fields in meta["config"]["sources"].items():
-    source = datasets.SourceConfig(**fields)
+  config = meta["config"]
+  folder = workdir / "evaluation"
+  folder.mkdir(exist_ok=True)
+  for name, fields in config["sources"].items():
     policy = Policy.from_checkpoint(workdir, name, _STEP.value)
-    steps = datasets.open_source(
-      source,
-      source.eval_split,
-      policy.model.num_frames,
-      meta["config"]["loader"]["index_folder"] or None,
-    )
-    result = action_accuracy.evaluate(
-      policy, loader.read_steps(steps, _BATCH_SIZE.value)
-    )
-    print(f"\n{name}: {source.dataset}, split {source.eval_split!r}")
-    print(result)
-    folder = workdir / "evaluation"
-    folder.mkdir(exist_ok=True)
-    numbers = folder / f"{name}.json"
-    numbers.write_text(json.dumps(result.metrics(), indent=2))
-    picture = folder / f"{name}.png"
-    draw(result, picture)
-    print(f"numbers: {numbers}\npicture of predicted actions: {picture}")
+    source = datasets.SourceConfig(**fields)
+    evaluate_actions(policy, name, source, config["loader"], folder)
+  for name, fields in config["web"].items():
+    source = web.WebConfig(**fields)
+    if source.eval_split:
+      evaluate_answers(policy, name, source, config["loader"], folder)
+
+
+def evaluate_actions(policy, name, source, reading, folder):
+  """One robot source: a table, a file of numbers and a picture."""
+  steps = datasets.open_source(
+    source,
+    source.eval_split,
+    policy.model.num_frames,
+    reading["index_folder"] or None,
+    max_skipped=reading["max_skipped"],
+  )
+  result = action_accuracy.evaluate(
+    policy, loader.read_steps(steps, _BATCH_SIZE.value, _LIMIT.value)
+  )
+  print(f"\n{name}: {source.dataset}, split {source.eval_split!r}")
+  print(result)
+  write(result.metrics(), folder / f"{name}.json")
+  picture = folder / f"{name}.png"
+  draw(result, picture)
+  print(f"picture of predicted actions: {picture}")
+
+
+def evaluate_answers(policy, name, source, reading, folder):
+  """One web source: how right the model's answers are."""
+  questions = examples.WebExamples(
+    web.open_source(
+      dataclasses.replace(source, split=source.eval_split),
+      policy.prompt.tokenizer,
+      reading["index_folder"] or None,
+      max_skipped=reading["max_skipped"],
+    ),
+    policy.prompt,
+    policy.model.num_frames,
+    reading["max_skipped"],
+  ).source
+  metrics = vqa.evaluate(
+    policy,
+    loader.read_questions(
+      questions, policy.model.img.image_size, _BATCH_SIZE.value, _LIMIT.value
+    ),
+  )
+  print(f"\n{name}: split {source.eval_split!r}")
+  for metric, value in metrics.items():
+    print(f"{metric:<28}{value:>10.3f}")
+  write(metrics, folder / f"{name}.json")
+
+
+def write(metrics: dict[str, float], path: pathlib.Path):
+  path.write_text(json.dumps(metrics, indent=2))
+  print(f"numbers: {path}")
 
 
 def draw(result: action_accuracy.ActionAccuracy, path: pathlib.Path):

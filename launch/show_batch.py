@@ -28,6 +28,7 @@ from ml_collections import config_flags
 from rt2_jax import sharding, training
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
+from rt2_jax.errors import ends_in_one_message
 from rt2_jax.train_config import TrainConfig
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -70,6 +71,7 @@ class Card:
   action: tuple[tuple[str, str], ...] = ()
 
 
+@ends_in_one_message
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
@@ -99,11 +101,10 @@ def load(
 
   Which mesh trains changes neither, so one device will do.
   """
-  one_device = dict.fromkeys(sharding.MESH_AXES, 1)
-  mesh = sharding.make_mesh(one_device, jax.devices()[:1])
+  mesh = sharding.make_mesh({}, jax.devices()[:1])
   batches = training.make_loader(config, tokenizers, mesh)
   batch = next(batches.batches(step, step + 1))
-  trainer = training.make_trainer(config, tokenizers, mesh)
+  trainer = config.make_trainer(tokenizers, mesh)
   return batch, np.asarray(trainer.training_images(batch, step))
 
 

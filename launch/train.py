@@ -16,7 +16,8 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from rt2_jax import training
+from rt2_jax import hosts, training
+from rt2_jax.errors import ends_in_one_message
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "One experiment, a file in configs/.", lock_config=True
@@ -41,15 +42,16 @@ _TIMEOUT = flags.DEFINE_integer(
 )
 
 
+@ends_in_one_message
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   if _MULTIHOST.value:
-    jax.distributed.initialize(
+    hosts.join(
       _COORDINATOR.value,
       _NUM_PROCESSES.value,
       _PROCESS_ID.value,
-      initialization_timeout=_TIMEOUT.value,
+      _TIMEOUT.value,
     )
   absl.logging.set_verbosity(absl.logging.WARNING)
   # Ours alone: a checkpoint library's thirty lines hide the one that counts.

@@ -3,7 +3,7 @@
 One Orbax checkpoint holds the items `params`, `opt_state`, `progress` (the
 step, which is also the position in the data), `meta` (config, model, prompt,
 action tokenizers, image path, versions) and `tokenizer` (the file itself). A
-`Policy` needs nothing else.
+`Policy` needs nothing else, and no `opt_state`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-_ITEMS = ("params", "opt_state", "progress", "meta", "tokenizer")
+_ARRAYS, _JSON = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
+_ITEMS = {
+  "params": _ARRAYS,
+  "opt_state": _ARRAYS,
+  "progress": _JSON,
+  "meta": _JSON,
+  "tokenizer": _ARRAYS,
+}
 _VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint")
 
 
@@ -35,7 +42,7 @@ class Checkpoints:
     self._folder = pathlib.Path(folder).absolute()
     self._manager = ocp.CheckpointManager(
       self._folder,
-      item_names=_ITEMS,
+      item_handlers={name: handler() for name, handler in _ITEMS.items()},
       options=ocp.CheckpointManagerOptions(max_to_keep=keep),
     )
 
@@ -71,17 +78,40 @@ class Checkpoints:
     """Writes a checkpoint; returns once the arrays have been copied.
 
     A process that dies while writing leaves the older checkpoints intact:
-    a checkpoint appears under its name only when it is complete.
+    a checkpoint appears under its name only when it is complete. Without
+    `opt_state` (None) it is one to act from.
     """
     model_file = np.frombuffer(tokenizer, np.uint8)
-    args = ocp.args.Composite(
-      params=ocp.args.StandardSave(params),
-      opt_state=ocp.args.StandardSave(opt_state),
-      progress=ocp.args.JsonSave({"step": step}),
-      meta=ocp.args.JsonSave(dict(meta)),
-      tokenizer=ocp.args.StandardSave({"model": model_file}),
-    )
-    self._manager.save(step, args=args, force=True)
+    items = {
+      "params": ocp.args.StandardSave(params),
+      "progress": ocp.args.JsonSave({"step": step}),
+      "meta": ocp.args.JsonSave(dict(meta)),
+      "tokenizer": ocp.args.StandardSave({"model": model_file}),
+    }
+    if opt_state is not None:
+      items["opt_state"] = ocp.args.StandardSave(opt_state)
+    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+  def step_folder(self, step: int | None = None) -> pathlib.Path:
+    """Where a checkpoint lies; default: the newest.
+
+    Raises:
+      ValueError: no such checkpoint.
+    """
+    return self._folder / str(self._existing(step))
+
+  def has_optimizer(self, step: int | None = None) -> bool:
+    """Whether training can go on from a checkpoint; default: the newest."""
+    return (self.step_folder(step) / "opt_state").is_dir()
+
+  def stored_params(self, step: int | None = None) -> Any:
+    """ShapeDtypeStructs of the parameters as they are stored; reads no array.
+
+    They are placed on one device, for `restore_params`.
+    """
+    tree = self._manager.item_metadata(self._existing(step)).params.tree
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return abstract(tree, jax.tree.map(lambda _: device, tree))
 
   def restore_meta(self, step: int | None = None) -> tuple[dict, bytes]:
     """The items `meta` and `tokenizer`.
@@ -115,8 +145,16 @@ class Checkpoints:
     Args:
       params: ShapeDtypeStructs with shardings.
       opt_state: likewise.
+
+    Raises:
+      ValueError: no checkpoint, or one to act from only.
     """
     step = self._existing(None)
+    if not self.has_optimizer(step):
+      raise ValueError(
+        f"got checkpoint {self.step_folder(step)} without optimizer state, "
+        "which is to act from; use the workdir of the run that it was made of"
+      )
     spec = ocp.args.Composite(
       params=ocp.args.StandardRestore(params),
       opt_state=ocp.args.StandardRestore(opt_state),

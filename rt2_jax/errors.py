@@ -1,7 +1,10 @@
-"""One wording for a mistake that many places can meet: an unknown name."""
+"""Mistakes that many places can meet: how they are worded, how programs end."""
 
 import difflib
-from collections.abc import Iterable
+import functools
+import sys
+import traceback
+from collections.abc import Callable, Iterable
 
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> ValueError:
@@ -13,3 +16,24 @@ def unknown_name(what: str, got: str, known: Iterable[str]) -> ValueError:
   return ValueError(
     f"got {got!r} for {what}, expected one of: {expected}{hint}"
   )
+
+
+def ends_in_one_message(main: Callable[[list[str]], None]) -> Callable:
+  """A program's `main` that ends in a mistake's message, without a traceback.
+
+  A ValueError that our own code raises is a user's mistake, and says what to
+  change; one from a library keeps its traceback.
+  """
+
+  @functools.wraps(main)
+  def run(argv: list[str]):
+    try:
+      main(argv)
+    except ValueError as error:
+      *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+      package = frame.f_globals["__name__"].partition(".")[0]
+      if package not in ("rt2_jax", "launch", "__main__"):
+        raise
+      sys.exit(str(error))
+
+  return run

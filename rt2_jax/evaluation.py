@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.evaluators import action_accuracy, vqa
 from rt2_jax.input_pipeline import datasets, loader, web
+from rt2_jax.input_pipeline.examples import WebExamples
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig
 
@@ -36,22 +37,33 @@ class Evaluation:
     """
     self._config = config.evaluation
     folder = config.loader.index_folder or None
+    max_skipped = config.loader.max_skipped
     self._steps = {
       name: datasets.open_source(
-        source, source.eval_split, config.model.num_frames, folder
+        source,
+        source.eval_split,
+        config.model.num_frames,
+        folder,
+        max_skipped=max_skipped,
       )
       for name, source in config.sources.items()
     }
+    prompt = config.make_prompt()
     self._questions = {
-      name: web.open_source(
-        dataclasses.replace(source, split=source.eval_split),
-        config.tokenizer,
-        folder,
-      )
+      name: WebExamples(
+        web.open_source(
+          dataclasses.replace(source, split=source.eval_split),
+          config.tokenizer,
+          folder,
+          max_skipped=max_skipped,
+        ),
+        prompt,
+        config.model.num_frames,
+        max_skipped,
+      ).source
       for name, source in config.web.items()
       if source.eval_split
     }
-    prompt = config.make_prompt()
     self._policies = {
       name: Policy(config.model, None, prompt, tokenizer, mesh)
       for name, tokenizer in tokenizers.items()

@@ -2,7 +2,8 @@
 
 The folder holds all that `PaliGemmaForConditionalGeneration` and
 `AutoProcessor` load without any code of ours, and `rt2.json` with what makes
-the model a robot policy. The host holds one parameter and one file at a time.
+the model a robot policy: what a checkpoint says of itself, so that the folder
+can become one again. The host holds one parameter and one file at a time.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import safetensors.numpy
 from rt2_jax import huggingface, processor, trees
 from rt2_jax.huggingface import EMBEDDING
 from rt2_jax.models.variants import VLMConfig
-from rt2_jax.tokenizer import BOS, EOS, PAD
+from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
 
+_ROBOT_FILE = "rt2.json"
 _INDEX = "model.safetensors.index.json"
 
 
@@ -47,6 +49,7 @@ def to_huggingface(
   meta: Mapping[str, Any],
   tokenizer: bytes,
   folder: pathlib.Path,
+  step: int = 0,
   shard_bytes: int = 2**31,
 ):
   """Writes a folder for transformers.
@@ -57,6 +60,7 @@ def to_huggingface(
     meta: of the checkpoint.
     tokenizer: the SentencePiece model.
     folder: is created; what it held of another model is replaced.
+    step: of the checkpoint.
     shard_bytes: most bytes of tensors in one file.
 
   Raises:
@@ -69,25 +73,49 @@ def to_huggingface(
   processor.write(tokenizer, config.img, folder)
   _write_json(folder / "config.json", fields)
   _write_json(folder / "generation_config.json", _generation_fields(config))
-  _write_json(folder / "rt2.json", robot_fields(config, meta))
+  _write_json(folder / _ROBOT_FILE, robot_fields(config, meta, step))
   _write_tensors(flat, config, folder, shard_bytes)
 
 
-def robot_fields(config: VLMConfig, meta: Mapping[str, Any]) -> dict[str, Any]:
+def robot_fields(
+  config: VLMConfig, meta: Mapping[str, Any], step: int
+) -> dict[str, Any]:
   """rt2.json: what a policy needs beside the model, for each source."""
   size = config.img.image_size
   return {
-    "action_tokenizers": meta["action_tokenizers"],
-    "prompt": meta["prompt"],
+    **meta,
+    "step": step,
     "image": {
       "frames": config.num_frames,
       "size": [size, size],
       "resize": "bilinear with antialias, aspect ratio not kept",
       "range": [-1.0, 1.0],
     },
-    "tokenizer_sha256": meta["tokenizer_sha256"],
-    "versions": meta.get("versions", {}),
   }
+
+
+def read_meta(folder: pathlib.Path) -> tuple[dict[str, Any], bytes, int]:
+  """What `to_huggingface` was given: meta, tokenizer and step.
+
+  Raises:
+    ValueError: a folder of another origin, or with another tokenizer.
+  """
+  file = folder / _ROBOT_FILE
+  if not file.is_file():
+    raise ValueError(
+      f"got {folder} without {_ROBOT_FILE}, expected a folder that "
+      "`launch/convert.py to_hf` wrote; to train a robot from these weights, "
+      f"pass --config.pretrained={folder} to launch/train.py"
+    )
+  meta = json.loads(file.read_text())
+  step, _ = meta.pop("step"), meta.pop("image")
+  tokenizer = Tokenizer.from_file(folder / "tokenizer.model")
+  if tokenizer.sha256 != meta["tokenizer_sha256"]:
+    raise ValueError(
+      f"got {folder}/tokenizer.model with sha256 {tokenizer.sha256}, expected "
+      f"{meta['tokenizer_sha256']} as {_ROBOT_FILE} says; convert it again"
+    )
+  return meta, tokenizer.model, step
 
 
 def _generation_fields(config: VLMConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """PaliGemma as Hugging Face transformers has it: names, axes, config.
 
-One table says what each parameter is called on both sides and how its axes
+Also its parts, SigLIP and Gemma, which have the same names behind others. One
+table says what each parameter is called on both sides and how its axes
 move. Reading and writing follow the same rows, so that they cannot disagree.
 
 Axes in the table: d encoder or decoder width, e decoder width, f MLP size,
@@ -26,6 +27,14 @@ POSITIONS = "img/pos_embedding"
 _CONTEXT = 8192
 # PaliGemmaConfig and its parts leave out fields that have these values.
 _DEFAULTS = {"image_size": 224, "head_dim": 256}
+# SiglipVisionConfig leaves out those of its base model.
+_SIGLIP_DEFAULTS = {
+  "hidden_size": 768,
+  "num_hidden_layers": 12,
+  "intermediate_size": 3072,
+  "num_attention_heads": 12,
+  "patch_size": 16,
+}
 _GEMMA2_DEFAULTS = {
   "query_pre_attn_scalar": 256,
   "attn_logit_softcapping": 50.0,
@@ -178,6 +187,21 @@ def table_name(stored: str) -> str:
   return name.replace("vision_tower.vision_model.", "vision_tower.", 1)
 
 
+def part_table_name(part: str, stored: str) -> str | None:
+  """The table's name of a tensor of SigLIP ("img") or Gemma ("llm") alone.
+
+  None for what PaliGemma has no use for: SigLIP's text tower, its scale and
+  its pooling head.
+  """
+  if part == "llm":
+    own = stored.removeprefix("model.")
+    return stored if stored == "lm_head.weight" else f"language_model.{own}"
+  own = stored.removeprefix("vision_model.")
+  if own.startswith(("text_model.", "logit_scale", "logit_bias", "head.")):
+    return None
+  return f"vision_tower.{own}"
+
+
 def to_config(config: VLMConfig, dtype: str) -> dict[str, Any]:
   """The fields of config.json.
 
@@ -272,6 +296,34 @@ def from_config(fields: Mapping[str, Any]) -> VLMConfig:
       "transformers writes for PaliGemma"
     ) from missing
   return VLMConfig(img, dataclasses.replace(llm, vocab_size=vocab_size))
+
+
+def from_part_config(
+  part: str, fields: Mapping[str, Any]
+) -> SiglipConfig | GemmaConfig:
+  """The encoder ("img") or decoder ("llm") that a config.json describes.
+
+  Raises:
+    ValueError: not SigLIP or Gemma 1 or 2, or a field is missing.
+  """
+  kind = fields.get("model_type")
+  if kind == "siglip":
+    fields = fields["vision_config"]
+  known = {"img": ("siglip", "siglip_vision_model"), "llm": ("gemma", "gemma2")}
+  if kind not in known[part]:
+    raise ValueError(
+      f"got model_type {kind!r} for {part!r}, expected one of "
+      f"{', '.join(known[part])}"
+    )
+  try:
+    if part == "img":
+      return _encoder_config(_DEFAULTS | _SIGLIP_DEFAULTS | fields)
+    return _decoder_config(_DEFAULTS | fields)
+  except KeyError as missing:
+    raise ValueError(
+      f"got a config without the field {missing}, expected those that "
+      f"transformers writes for {kind}"
+    ) from missing
 
 
 def _encoder_config(vision: Mapping[str, Any]) -> SiglipConfig:

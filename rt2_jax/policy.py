@@ -199,7 +199,7 @@ class Policy:
       prepared,
       prefix,
       mask_input,
-      self.prompt.suffix_length,
+      self.prompt.suffix_length - 1,  # room for eos, as answers are taught
       EOS,
     )
 

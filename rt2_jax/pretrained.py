@@ -1,8 +1,8 @@
 """Weights in: public checkpoints as a parameter tree, leaf by leaf.
 
 Reads big_vision's `.npz` (layers stacked or one by one; float32, float16 or
-bfloat16), separate SigLIP and Gemma `.npz`, and Hugging Face folders of
-safetensors. The host holds one parameter at a time; each goes straight to where
+bfloat16) and Hugging Face folders of safetensors, of PaliGemma or of SigLIP and
+Gemma. The host holds one parameter at a time; each goes straight to where
 its sharding says.
 
 Shapes: n image tokens, D width, V vocabulary.
@@ -15,8 +15,7 @@ import functools
 import json
 import math
 import pathlib
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -28,26 +27,21 @@ from rt2_jax import huggingface, trees
 from rt2_jax.huggingface import EMBEDDING, POSITIONS
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import init_params
+from rt2_jax.weight_checks import check_config, check_names, check_tied
 from rt2_jax.weight_files import (
+  Path,
   Shape,
   Stored,
   open_big_vision,
   open_safetensors,
 )
 
-Path = str | pathlib.Path
-
-# What no file decides: these fields change no parameter, or one that is
-# resampled or extended. big_vision trains PaliGemma 2 without final softcap.
-_CALLERS = ("image_size", "vocab_size", "final_softcap", "dtype", "remat")
 # A SigLIP file has a pooling head, which PaliGemma has no use for, and lacks
 # the projection into the decoder.
 _POOLING, _PROJECTION = "img/MAPHead_0/", ("img/head/kernel", "img/head/bias")
 # Gemma's own token table ends in 128 rows that no token uses.
 _GEMMA_ROWS, _GEMMA_TOKENS = 256_128, 256_000
 _NEW_ROW_STD = 0.02  # as in big_vision
-_GEMMA2_NORM = re.compile("post_ffw_norm|post_feedforward_layernorm")
-_OUTPUT_LAYERS = ("lm_head.weight", "language_model.lm_head.weight")
 
 
 def load(
@@ -64,9 +58,9 @@ def load(
   `config` says.
 
   Args:
-    source: an `.npz` file; a Hugging Face folder; or the `.npz` files of a
-      SigLIP and a Gemma as {"img": path, "llm": path}, whose projection from
-      one to the other is then drawn at random.
+    source: an `.npz` file or a Hugging Face folder; or those of a SigLIP and a
+      Gemma as {"img": path, "llm": path}, whose projection from one to the
+      other is then drawn at random.
     config: the model to fill.
     shardings: one for each parameter, as a tree.
     dtype: of the parameters.
@@ -85,7 +79,10 @@ def load(
     EMBEDDING: functools.partial(_add_rows, seed=seed),
   }
   flat, placements = {}, trees.flatten(shardings)
-  for name, shape in parameter_shapes(config).items():
+  shapes = parameter_shapes(config)
+  # The largest first: its second copy is gone before the host fills up.
+  for name in sorted(shapes, key=lambda name: -math.prod(shapes[name])):
+    shape = shapes[name]
     leaf = weights[name].read().astype(dtype, copy=False)
     if leaf.shape != shape:
       leaf = fit[name](leaf, shape)
@@ -93,7 +90,7 @@ def load(
       shape, placements[name], leaf.__getitem__
     )
     del leaf  # before the next one is read
-  return trees.unflatten(flat)
+  return trees.unflatten({name: flat[name] for name in shapes})
 
 
 def read_config(folder: Path) -> VLMConfig:
@@ -102,13 +99,33 @@ def read_config(folder: Path) -> VLMConfig:
   Raises:
     ValueError: it does not say that it is PaliGemma.
   """
+  return _read_config(folder, huggingface.from_config)
+
+
+def _read_config(folder: Path, read: Callable[[Mapping[str, Any]], Any]) -> Any:
   path = pathlib.Path(folder) / "config.json"
   if not path.is_file():
     raise ValueError(f"got no {path}, expected a Hugging Face folder")
   try:
-    return huggingface.from_config(json.loads(path.read_text()))
+    return read(json.loads(path.read_text()))
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from error
+
+
+def read_dtype(folder: Path) -> str:
+  """The type of the tensors in a Hugging Face folder.
+
+  Raises:
+    ValueError: there is more than one.
+  """
+  tensors = open_safetensors(pathlib.Path(folder))
+  types = sorted({str(tensor.dtype) for tensor in tensors.values()})
+  if len(types) > 1:
+    raise ValueError(
+      f"got {folder} with tensors of the types {', '.join(types)}, expected "
+      "one; save it in one type"
+    )
+  return types[0]
 
 
 @functools.lru_cache(maxsize=8)
@@ -125,46 +142,78 @@ def _open(
   """All parameters under our names, checked, in the shapes of the file."""
   if isinstance(source, Mapping):
     return _open_parts(source, config, seed)
+  path = _existing(source)
+  if path.is_dir():
+    return _open_folder(path, config)
+  weights = open_big_vision(path)
+  stored = _as_stored(path, weights, config)
+  check_names(path, weights, parameter_shapes(stored))
+  return weights
+
+
+def _existing(source: Path) -> pathlib.Path:
   path = pathlib.Path(source)
   if not path.exists():
     raise ValueError(
       f"got weights {str(path)!r}, which does not exist; pass an .npz file or "
       "a Hugging Face folder"
     )
-  if path.is_dir():
-    return _open_folder(path, config)
-  weights = open_big_vision(path)
-  stored = _as_stored(path, weights, config)
-  _check_names(path, weights, parameter_shapes(stored))
-  return weights
+  return path
 
 
 def _open_parts(
   paths: Mapping[str, Path], config: VLMConfig, seed: int
 ) -> dict[str, Stored]:
-  """SigLIP and Gemma from a file each; the projection between them is drawn."""
+  """SigLIP and Gemma, each by itself; the projection between them is drawn."""
   if set(paths) != {"img", "llm"}:
     raise ValueError(
       f"got weights of {sorted(paths)}, expected the paths of 'img' and 'llm'"
     )
   weights = {}
   for part in "img", "llm":
-    found = open_big_vision(pathlib.Path(paths[part]))
-    if any(name.startswith(f"{part}/") for name in found):
-      # The rest is the other tower of a contrastive model.
-      found = {n: w for n, w in found.items() if n.startswith(f"{part}/")}
-    else:
-      found = {f"{part}/{n}": w for n, w in found.items()}
-    weights |= found
-  weights = {n: w for n, w in weights.items() if not n.startswith(_POOLING)}
-  if EMBEDDING in weights and weights[EMBEDDING].shape[0] == _GEMMA_ROWS:
-    weights[EMBEDDING] = _first_rows(weights[EMBEDDING], _GEMMA_TOKENS)
+    path = _existing(paths[part])
+    open_part = _open_part_folder if path.is_dir() else _open_part_file
+    weights |= open_part(path, part, config)
   origin = " and ".join(map(str, paths.values()))
   shapes = parameter_shapes(_as_stored(origin, weights, config))
   for name in _PROJECTION:
     weights[name] = _drawn(shapes[name], seed)
-  _check_names(origin, weights, shapes)
+  check_names(origin, weights, shapes)
   return weights
+
+
+def _open_part_file(
+  path: pathlib.Path, part: str, config: VLMConfig
+) -> dict[str, Stored]:
+  """An `.npz` of SigLIP or Gemma; names are checked with the other part's."""
+  del config
+  found = open_big_vision(path)
+  if any(name.startswith(f"{part}/") for name in found):
+    # The rest is the other tower of a contrastive model.
+    found = {n: w for n, w in found.items() if n.startswith(f"{part}/")}
+  else:
+    found = {f"{part}/{n}": w for n, w in found.items()}
+  found = {n: w for n, w in found.items() if not n.startswith(_POOLING)}
+  if EMBEDDING in found and found[EMBEDDING].shape[0] == _GEMMA_ROWS:
+    found[EMBEDDING] = _first_rows(found[EMBEDDING], _GEMMA_TOKENS)
+  return found
+
+
+def _open_part_folder(
+  folder: pathlib.Path, part: str, config: VLMConfig
+) -> dict[str, Stored]:
+  """A Hugging Face folder of SigLIP, with or without its text, or of Gemma."""
+  read = functools.partial(huggingface.from_part_config, part)
+  found = dataclasses.replace(config, **{part: _read_config(folder, read)})
+  check_config(folder, found, config)
+  tensors = {
+    huggingface.part_table_name(part, name): tensor
+    for name, tensor in open_safetensors(folder).items()
+  }
+  tensors.pop(None, None)
+  names = [n for n in parameter_shapes(config) if n.startswith(f"{part}/")]
+  names = [name for name in names if name not in _PROJECTION]
+  return _our_names(folder, tensors, config, names)
 
 
 def _first_rows(table: Stored, rows: int) -> Stored:
@@ -185,14 +234,24 @@ def _drawn(shape: Shape, seed: int) -> Stored:
 
 def _open_folder(folder: pathlib.Path, config: VLMConfig) -> dict[str, Stored]:
   """A folder of PaliGemma 1 or 2."""
-  _check_config(folder, read_config(folder), config)
+  check_config(folder, read_config(folder), config)
   tensors = {
     huggingface.table_name(name): tensor
     for name, tensor in open_safetensors(folder).items()
   }
+  return _our_names(folder, tensors, config, parameter_shapes(config))
+
+
+def _our_names(
+  folder: pathlib.Path,
+  tensors: dict[str, Stored],
+  config: VLMConfig,
+  names: Iterable[str],
+) -> dict[str, Stored]:
+  """The parameters `names`, made of tensors by the table's names, checked."""
   rules = {rule.ours: rule for rule in huggingface.rules(config)}
   (table,), (positions,) = rules[EMBEDDING].theirs, rules[POSITIONS].theirs
-  _check_tied(folder, tensors, table)
+  check_tied(folder, tensors, table)
   padded = huggingface.padded_rows(config.llm.vocab_size)
   if table in tensors and tensors[table].shape[0] == padded:
     tensors[table] = _first_rows(tensors[table], config.llm.vocab_size)
@@ -202,10 +261,11 @@ def _open_folder(folder: pathlib.Path, config: VLMConfig) -> dict[str, Stored]:
     if theirs in tensors
   }
   shapes = parameter_shapes(_as_stored(folder, sizes, config))
+  shapes = {name: shapes[name] for name in names}
   expected = {}
   for name, shape in shapes.items():
     expected |= rules[name].shapes(shape)
-  _check_names(folder, tensors, expected)
+  check_names(folder, tensors, expected)
   return {
     name: _joined(rules[name], tensors, shape) for name, shape in shapes.items()
   }
@@ -220,87 +280,7 @@ def _joined(
   )
 
 
-# Checking, and fitting what is stored to what is asked for.
-
-
-def _check_config(origin: Path, found: VLMConfig, asked: VLMConfig):
-  """Raises a ValueError that lists the fields in which two models differ."""
-  differences = [
-    f"{name} is {value!r}, asked for {wanted!r}"
-    for (name, value), wanted in zip(
-      _decided(found).items(), _decided(asked).values(), strict=True
-    )
-    if value != wanted
-  ]
-  if differences:
-    raise ValueError(
-      f"{origin}: got the weights of another model: {'; '.join(differences)}"
-      f"{_generations(found.llm.post_norms, asked.llm.post_norms)}"
-    )
-
-
-def _decided(config: VLMConfig) -> dict[str, Any]:
-  """The fields that a file decides, with defaults resolved."""
-  llm = dataclasses.replace(config.llm, query_scale=config.llm.query_factor)
-  parts = {"img": config.img, "llm": llm}
-  return {
-    f"{part}.{field}": value
-    for part, fields in parts.items()
-    for field, value in dataclasses.asdict(fields).items()
-    if field not in _CALLERS
-  }
-
-
-def _generations(found_gemma2: bool, asked_gemma2: bool) -> str:
-  """The end of an error message, when that is the reason."""
-  if found_gemma2 == asked_gemma2:
-    return ""
-  found, asked = 1 + found_gemma2, 1 + asked_gemma2
-  return f"; these are Gemma {found} weights, the model is a Gemma {asked}"
-
-
-def _check_names(
-  origin: Path, found: Mapping[str, Stored], expected: Mapping[str, Shape]
-):
-  """Raises a ValueError that lists all that is missing, extra or mis-shaped."""
-  problems = {
-    "missing": [name for name in expected if name not in found],
-    "extra": [name for name in found if name not in expected],
-    "mis-shaped": [
-      f"{name} {list(found[name].shape)} instead of {list(shape)}"
-      for name, shape in expected.items()
-      if name in found and found[name].shape != shape
-    ],
-  }
-  if not any(problems.values()):
-    return
-  listed = "; ".join(
-    f"{len(names)} {what}: {', '.join(names)}"
-    for what, names in problems.items()
-    if names
-  )
-  gemma2 = (any(map(_GEMMA2_NORM.search, names)) for names in (found, expected))
-  raise ValueError(
-    f"{origin}: got the weights of another model: {listed}"
-    f"{_generations(*gemma2)}"
-  )
-
-
-def _check_tied(folder: Path, tensors: dict[str, Stored], table: str):
-  """Removes the output layer, which is the token table and nothing else.
-
-  Raises:
-    ValueError: it is not.
-  """
-  for name in _OUTPUT_LAYERS:
-    output = tensors.pop(name, None)
-    if output is None or table not in tensors:
-      continue
-    if not np.array_equal(output.read(), tensors[table].read()):
-      raise ValueError(
-        f"{folder}: got an output layer {name!r} that differs from the token "
-        f"table {table!r}, expected the same array: our decoder ties them"
-      )
+# Fitting what is stored to what is asked for.
 
 
 def _as_stored(

@@ -30,13 +30,16 @@ _BATCH_AXES = ("slice", "data", "fsdp")
 # than the memory that a finer split would save.
 _LARGEST_FSDP = 256
 
+# A rule's value for "the longest dimension, where it divides, over fsdp".
+_LONGEST = "longest"
+
 # Name pattern -> how the last dimensions are split; the first match wins. Axes
 # to the left, such as the stacked layers, stay whole, so that a scan over
 # layers moves no data. Optimizer states end in their parameter's name and
 # follow it.
-PARAM_RULES: Sequence[tuple[str, P]] = (
-  # Adafactor's row and column statistics: small, and a dimension short.
-  (r"(^|/)v_(row|col)/", P()),
+PARAM_RULES: Sequence[tuple[str, P | str]] = (
+  # Adafactor's row and column statistics are a dimension short.
+  (r"(^|/)v_(row|col)/", _LONGEST),
   (r"(scale|bias)$", P()),
   (r"img/embedding/kernel$", P("fsdp")),
   (r"img/pos_embedding$", P("fsdp")),
@@ -159,7 +162,7 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
   shardings = []
   for path, leaf in leaves:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    spec = _spec(name, leaf)
+    spec = _spec(name, leaf, mesh.shape)
     for size, axis in zip(leaf.shape, spec, strict=True):
       if axis is not None and size % mesh.shape[axis]:
         raise ValueError(
@@ -171,10 +174,15 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
   return treedef.unflatten(shardings)
 
 
-def _spec(name: str, leaf: Any) -> P:
+def _spec(name: str, leaf: Any, sizes: Mapping[str, int]) -> P:
   """The first rule that matches, aligned to the leaf's last dimensions."""
   # Counters and placeholders have nothing to split.
   rule = trees.first_match(name, PARAM_RULES) if leaf.size > 1 else P()
+  if rule is _LONGEST:
+    longest = max(leaf.shape)
+    after = leaf.ndim - 1 - leaf.shape.index(longest)
+    whole = longest % sizes["fsdp"] > 0
+    rule = P() if whole else P("fsdp", *[None] * after)
   return P(*[None] * (leaf.ndim - len(rule)), *rule)
 
 
@@ -184,7 +192,7 @@ def _divides(params: Any, sizes: Mapping[str, int]) -> bool:
   return not any(
     size % sizes["fsdp"]
     for name, leaf in leaves
-    for size, axis in zip(leaf.shape, _spec(name, leaf), strict=True)
+    for size, axis in zip(leaf.shape, _spec(name, leaf, sizes), strict=True)
     if axis == "fsdp"
   )
 

@@ -2,6 +2,7 @@
 
 With Gemma's model file (256,000 pieces) this is PaliGemma's vocabulary of
 257,152 ids: the file's pieces, then 1024 `<loc>`, then 128 `<seg>` tokens.
+PaliGemma's own file holds these already, as its last pieces.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Tokenizer:
         f"{origin}: got pad, eos, bos = {special}, expected {(PAD, EOS, BOS)} "
         "as in Gemma's vocabulary; train the model with these ids"
       )
-    self._num_pieces = num_pieces
+    first_loc = self._pieces.piece_to_id("<loc0000>")
+    holds_extra = first_loc == num_pieces - NUM_LOC - NUM_SEG
+    self._num_pieces = first_loc if holds_extra else num_pieces
 
   @classmethod
   def from_file(cls, path: str | pathlib.Path) -> Tokenizer:
@@ -62,6 +65,10 @@ class Tokenizer:
         "tokenizer.model or data/small_tokenizer.model"
       )
     return cls(path.read_bytes(), origin=str(path))
+
+  def __reduce__(self):
+    # What SentencePiece pickles of itself is many times the model's size.
+    return Tokenizer, (self.model,)
 
   @property
   def vocab_size(self) -> int:

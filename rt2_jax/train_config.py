@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
+from rt2_jax import sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.augment import Augmentation
 from rt2_jax.errors import unknown_name
 from rt2_jax.input_pipeline import datasets, web
 from rt2_jax.models import variants
-from rt2_jax.optimizer import OptimizerConfig
+from rt2_jax.models.vlm import init_params
+from rt2_jax.optimizer import OptimizerConfig, make_optimizer
 from rt2_jax.prompt import ROBOT_TEMPLATE, Prompt
 from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.train_state import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +81,8 @@ class TrainConfig:
   Reads no file, so that a run can be planned where its data are not.
 
   Attributes:
+    topology: the slice that it is meant for, as `chips.SLICES` names them; a
+      plan's default, no part of training.
     model: sizes of the parts.
     pretrained: weights to start from: an `.npz` of big_vision, a Hugging Face
       folder, or {"img": …, "llm": …}; "" starts from scratch.
@@ -100,6 +108,7 @@ class TrainConfig:
     keep_checkpoints: how many of the newest stay on disk.
   """
 
+  topology: str
   model: variants.VLMConfig
   pretrained: str | Mapping[str, str]
   tokenizer_file: str
@@ -209,6 +218,34 @@ class TrainConfig:
 
   def make_prompt(self) -> Prompt:
     return Prompt(self.tokenizer, **dataclasses.asdict(self.prompt))
+
+  def make_mesh(self, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh over these devices, its -1 chosen for the model.
+
+    Raises:
+      ValueError: the numbers do not multiply to the number of devices.
+    """
+    shapes = jax.eval_shape(lambda: init_params(self.model, jax.random.key(0)))
+    shape = sharding.mesh_shape(
+      self.mesh, shapes, len(devices), sharding.num_slices(devices)
+    )
+    return sharding.make_mesh(shape, devices)
+
+  def make_trainer(
+    self, tokenizers: Mapping[str, ActionTokenizer], mesh: Mesh
+  ) -> Trainer:
+    """The parts of a step; `tokenizers` are those of the robot sources."""
+    return Trainer(
+      model=self.model,
+      optimizer=make_optimizer(self.optimizer, self.num_steps),
+      augmentation=self.augmentation,
+      tokenizers=tuple(tokenizers.get(name) for name in self.source_names),
+      seed=self.seed,
+      mesh=mesh,
+      microbatches=self.microbatches,
+      frozen=tuple(self.optimizer.frozen),
+      ema_decay=self.optimizer.ema_decay,
+    )
 
   def action_tokenizers(self) -> dict[str, ActionTokenizer]:
     """One per robot source: the same tokens, each with its dataset's bounds."""

@@ -19,7 +19,6 @@ from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.evaluation import Evaluation
 from rt2_jax.input_pipeline import datasets, examples, loader, mixture, web
-from rt2_jax.models.vlm import init_params
 from rt2_jax.progress import Progress
 from rt2_jax.train_config import TrainConfig
 from rt2_jax.train_state import Trainer, TrainState
@@ -28,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 
 # Fields that may change when a run goes on: the batches stay the same.
 _FREE_FIELDS = (
+  "topology",
   "mesh",
   "microbatches",
   "evaluation",
@@ -58,10 +58,10 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
   """
   config = TrainConfig.from_dict(fields)
   workdir = pathlib.Path(workdir)
-  mesh = make_mesh(config)
+  mesh = config.make_mesh(jax.devices())
   tokenizers = config.action_tokenizers()
   batches = make_loader(config, tokenizers, mesh)
-  trainer = make_trainer(config, tokenizers, mesh)
+  trainer = config.make_trainer(tokenizers, mesh)
   meta = make_meta(config, fields, tokenizers)
   claim_workdir(workdir, fields)
   checkpoints = checkpoint.Checkpoints(
@@ -91,34 +91,6 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
   checkpoints.close()
   writer.close()
   return state
-
-
-def make_mesh(config: TrainConfig) -> Mesh:
-  """The mesh that the config asks for, its -1 chosen for the model."""
-  shapes = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
-  devices = jax.devices()
-  return sharding.make_mesh(
-    sharding.mesh_shape(
-      config.mesh, shapes, len(devices), sharding.num_slices(devices)
-    )
-  )
-
-
-def make_trainer(
-  config: TrainConfig, tokenizers: Mapping[str, ActionTokenizer], mesh: Mesh
-) -> Trainer:
-  """The parts of a step, as the config asks for them."""
-  return Trainer(
-    model=config.model,
-    optimizer=optimizer.make_optimizer(config.optimizer, config.num_steps),
-    augmentation=config.augmentation,
-    tokenizers=tuple(tokenizers.get(name) for name in config.source_names),
-    seed=config.seed,
-    mesh=mesh,
-    microbatches=config.microbatches,
-    frozen=tuple(config.optimizer.frozen),
-    ema_decay=config.optimizer.ema_decay,
-  )
 
 
 def make_evaluation(

@@ -19,6 +19,7 @@ import safetensors
 
 from rt2_jax import trees
 
+Path = str | pathlib.Path
 Shape = tuple[int, ...]
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")

@@ -42,6 +42,21 @@ def test_everything_comes_back(folder):
     jax.tree.map(np.testing.assert_array_equal, got, kept)
 
 
+def test_a_checkpoint_to_act_from(tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+  checkpoints.save(10, params, None, META, TOKENIZER)
+  checkpoints.wait()
+  assert not checkpoints.has_optimizer()
+  stored = checkpoints.stored_params()
+  assert stored["llm"]["w"].dtype == jnp.bfloat16
+  read = checkpoints.restore_params(stored)
+  jax.tree.map(np.testing.assert_array_equal, read, params)
+  assert read["llm"]["w"].dtype == jnp.bfloat16
+  with pytest.raises(ValueError, match="without optimizer state, which is to "):
+    checkpoints.restore_state(abstract(PARAMS), abstract(OPT_STATE))
+
+
 def test_the_newest_ones_are_kept(folder):
   checkpoints = Checkpoints.open_run(folder / "checkpoints")
   checkpoints.restore_meta(20)

@@ -1,5 +1,6 @@
 """The programs, as a person runs them on a checkpoint of a run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def run(*command: str) -> str:
 def fail(*command: str) -> str:
   done = start(*command)
   assert done.returncode != 0, done.stdout
+  assert "Traceback" not in done.stderr
   return (done.stdout + done.stderr)[-2000:]
 
 
@@ -62,6 +64,8 @@ def workdir(tmp_path_factory, tokenizer):
   model = tiny_models.config("gemma2", tokenizer.vocab_size)
   meta = tiny_models.meta(model, tokenizer)
   meta["model"]["img"]["dtype"] = meta["model"]["llm"]["dtype"] = "bfloat16"
+  figures = ROOT / "data/stats/bridge_dataset_relabelled.json"
+  meta["statistics"] = {"kitchen": json.loads(figures.read_text())}
   checkpoints = Checkpoints(workdir / "checkpoints")
   for step in 10, 20:
     params = tiny_models.params(model, "bfloat16", seed=step)
@@ -100,6 +104,41 @@ def test_a_model_too_large_is_proven_on_its_ends(workdir, tmp_path):
 def test_other_weights_fail_the_proof(workdir, tmp_path):
   command = ("to_hf", f"--workdir={workdir}", f"--output={tmp_path}")
   assert "do not use the output" in fail("-c", WRONG, *command)
+
+
+def test_from_hf_gives_the_same_checkpoint_again(workdir, tmp_path):
+  folder, again = tmp_path / "hf", tmp_path / "again"
+  run(
+    *("launch/convert.py", "to_hf", "--step=10"),
+    *(f"--workdir={workdir}", f"--output={folder}"),
+  )
+  command = ("launch/convert.py", "from_hf", f"--folder={folder}")
+  out = run(*command, f"--output={again}")
+  assert f"wrote {again}/checkpoints/10" in out
+  assert "equal action ids     4 of 4 actions" in out
+  before, after = (StoredCheckpoint.open(w) for w in (workdir, again))
+  assert after.meta == before.meta and after.tokenizer == before.tokenizer
+  assert after.step == 10 and not after.has_optimizer
+  tiny_models.assert_identical(after.read_params(), params_of(workdir, 10))
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, (3, 60, 80, 3), np.uint8)
+  texts = ["stop", "pick apple", "open drawer"]
+  np.testing.assert_array_equal(
+    Policy.from_checkpoint(again).token_ids(images, texts),
+    Policy.from_checkpoint(workdir, step=10).token_ids(images, texts),
+  )
+  robot = folder / "rt2.json"
+  robot.write_text(
+    robot.read_text().replace(after.meta["tokenizer_sha256"], "")
+  )
+  assert "as rt2.json says; convert it again" in fail(
+    *command, f"--output={tmp_path}/other"
+  )
+  robot.unlink()
+  assert f"pass --config.pretrained={folder} to launch/train.py" in fail(
+    *command, f"--output={tmp_path}/other"
+  )
+  assert not (tmp_path / "other").exists()
 
 
 def test_to_big_vision_and_its_proof(workdir, tmp_path):
@@ -149,7 +188,7 @@ def test_average_of_one_or_of_different_models_is_refused(
 ):
   one = StoredCheckpoint.open(workdir, 10)
   with pytest.raises(ValueError, match="expected two or more"):
-    average([one], tmp_path / "out")
+    average([one])
   model = tiny_models.config("gemma1", tokenizer.vocab_size)
   checkpoints = Checkpoints(tmp_path / "checkpoints")
   meta = tiny_models.meta(model, tokenizer)
@@ -157,7 +196,7 @@ def test_average_of_one_or_of_different_models_is_refused(
   checkpoints.save(1, params, {"mu": params}, meta, tokenizer.model)
   checkpoints.close()
   with pytest.raises(ValueError, match="which are different models"):
-    average([StoredCheckpoint.open(tmp_path), one], tmp_path / "out")
+    average([StoredCheckpoint.open(tmp_path), one])
 
 
 def test_describe_says_what_a_checkpoint_is(workdir, tokenizer):
@@ -169,6 +208,8 @@ def test_describe_says_what_a_checkpoint_is(workdir, tokenizer):
     "Gemma 2: width 48, 3 layers; 3,200 tokens",
     "kitchen: dataset=bridge_dataset",
     "dx           -1 .. +1.008 m",
+    "1st to 99th percentile of 2,135,463 steps in 60,064 episodes",
+    "dx           -0.02873 ..   +0.02831 m",
     "what action should the robot take to {instruction}?",
     f"sha256 {tokenizer.sha256}",
     "jax 0.10.2",
@@ -183,4 +224,10 @@ def test_wrong_commands_are_named(tmp_path):
   assert "did you mean 'to_hf'" in fail("launch/convert.py", "to_fh", *flags)
   assert "does not exist; pass the --workdir" in fail(
     "launch/convert.py", "strip", *flags
+  )
+  assert "got no --folder, which from_hf reads" in fail(
+    "launch/convert.py", "from_hf", *flags
+  )
+  assert "does not exist; pass the --workdir" in fail(
+    "launch/describe.py", tmp_path / "no"
   )

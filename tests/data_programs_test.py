@@ -17,16 +17,17 @@ from data import (
   make_web_records,
 )
 from data.make_web_records import Defaults, detection_answer
-from rt2_jax.actions import RT2
 from rt2_jax.input_pipeline import loader, records, web
 from rt2_jax.input_pipeline.datasets import SourceConfig
 from rt2_jax.input_pipeline.examples import WebExamples
 from rt2_jax.prompt import Prompt
-from rt2_jax.tokenizer import BOS
+from rt2_jax.tokenizer import BOS, Tokenizer
 from tests import tiny_datasets
 from tests.conftest import ROOT
 
 DEFAULTS = Defaults()
+TOKENIZER_FILE = ROOT / "data/small_tokenizer.model"
+TOKENIZER = Tokenizer.from_file(TOKENIZER_FILE)
 
 
 def picture(width=40, height=30, file_format="png", orientation=1) -> bytes:
@@ -46,7 +47,7 @@ def picture(width=40, height=30, file_format="png", orientation=1) -> bytes:
 
 def read(folder) -> list[web.WebExample]:
   """Every example of the training split, through the library's own reader."""
-  source = web.open_source(web.WebConfig(str(folder)))
+  source = web.open_source(web.WebConfig(str(folder)), TOKENIZER)
   examples = []
   for i in range(len(source)):
     (request,) = source.requests(i)
@@ -92,7 +93,7 @@ def test_jsonl_round_trip(tmp_path, tokenizer):
   assert first == (picture(), "answer en where?", ("here",), "", "en")
   assert second[2:] == (("hier", "dort"), "vqa", "de")
 
-  source = web.open_source(web.WebConfig(str(tmp_path / "out")))
+  source = web.open_source(web.WebConfig(str(tmp_path / "out")), tokenizer)
   rows = WebExamples(source, Prompt(tokenizer, 24, 16), num_frames=1)
   for epoch, answer in enumerate(["hier", "dort", "hier"]):
     row = rows.row(1, epoch, source.storage.read(source.requests(1)))
@@ -339,28 +340,33 @@ def sources(tmp_path):
 
 def test_every_source_is_indexed_once(sources, tmp_path, capsys):
   folder = tmp_path / "index"
-  index_records.index_all(sources, str(folder), num_workers=2, check=True)
+  index_records.index_all(sources, TOKENIZER, str(folder), num_workers=2)
   printed = capsys.readouterr().out
   assert "bridge: 25 steps in 3 shards, 1,350 bytes of index" in printed
-  assert "vqa: 1 examples in 1 shards, 16 bytes of index" in printed
+  assert "vqa: 1 examples in 1 shards, 20 bytes of index" in printed
   before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
   assert len(before) == 4
-  index_records.index_all(sources, str(folder))
+  index_records.index_all(sources, TOKENIZER, str(folder))
   assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
-def test_verify_finds_a_changed_byte_before_it_is_indexed(sources, tmp_path):
+def test_a_changed_byte_is_found_and_may_be_left_out(sources, tmp_path, capsys):
   shard = tmp_path / "robot/bridge_dataset-train.tfrecord-00001-of-00003"
   data = bytearray(shard.read_bytes())
   data[len(data) // 2] ^= 1
   shard.write_bytes(data)
+  folder = str(tmp_path / "index")
   with pytest.raises(ValueError, match=r"00001-of-00003: .* checksum is wrong"):
-    index_records.index_all(sources, str(tmp_path / "index"), check=True)
-  assert not (tmp_path / "index").exists()
+    index_records.index_all(sources, TOKENIZER, folder)
+  index_records.index_all(sources, TOKENIZER, folder, max_skipped=1)
+  out = capsys.readouterr().out
+  assert "bridge: 20 steps in 3 shards" in out
+  assert f"  left out: {shard}: got a record at byte" in out
 
 
 def arguments(**given):
-  names = ("config", "dataset", "path", "split", "index_folder")
+  names = ("config", "dataset", "path", "split", "index_folder", "tokenizer")
+  names += ("num_workers", "max_skipped")
   return types.SimpleNamespace(**{**dict.fromkeys(names), **given})
 
 
@@ -372,6 +378,10 @@ def arguments(**given):
     ({"config": {}, "dataset": "bridge_dataset", "path": "x"}, "--config set"),
     ({"dataset": "brigde_dataset", "path": "x"}, "bridge_dataset"),
     ({"dataset": "web", "path": "x"}, "pass --index_folder=DIR"),
+    (
+      {"dataset": "web", "path": "x", "index_folder": "y"},
+      "pass --tokenizer=FILE, the job's own",
+    ),
   ],
 )
 def test_index_records_names_a_wrong_flag(given, message):
@@ -430,4 +440,11 @@ def test_committed_statistics_give_bounds():
   assert files
   for path in files:
     stats = json.loads(path.read_text())
-    assert len(RT2.with_bounds(stats["bounds"])) == len(stats["dimensions"])
+    config = SourceConfig(
+      stats["dataset"], "", bounds="q01_q99", statistics=str(path)
+    )
+    for dimension in config.space.dimensions[1:]:
+      row = stats["dimensions"][dimension.name]
+      if dimension.unit in ("m", "rad"):
+        assert (dimension.low, dimension.high) == (row["q01"], row["q99"])
+      assert row["min"] <= row["q01"] < row["q99"] <= row["max"]

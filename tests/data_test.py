@@ -106,6 +106,21 @@ def test_the_oracle_succeeds(seed):
     assert state.held is None and state.objects[target, 2] == 0
 
 
+def test_a_higher_rate_gives_smaller_steps():
+  lengths, moves = {3.0: [], 12.0: []}, []
+  for rate, found in lengths.items():
+    for seed in range(3):
+      episode = make_reach_episodes.episode(
+        np.random.default_rng(seed), rate=rate
+      )
+      found.append(len(episode["steps"]))
+      moves.append(column(episode, "action", "world_vector") * rate)
+  assert np.mean(lengths[12.0]) / np.mean(lengths[3.0]) > 2.5
+  np.testing.assert_allclose(  # m/s
+    [np.abs(m).max() for m in moves], 3 * reach_scene.MAX_STEP, rtol=1e-5
+  )
+
+
 def changed_pixels(scene, a, b):
   first, second = reach_scene.render(scene, a), reach_scene.render(scene, b)
   return int((np.abs(first.astype(int) - second).max(axis=-1) > 20).sum())

@@ -9,7 +9,7 @@ import pytest
 
 from rt2_jax.action_tokens import IntegerTokens, RareTokens
 from rt2_jax.actions import RT2, ActionTokenizer
-from rt2_jax.decode import decode_actions
+from rt2_jax.decode import decode_actions, decode_text
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import VLM, init_params
 
@@ -66,3 +66,27 @@ def test_an_example_does_not_depend_on_its_neighbours(setup):
   for b in range(3):
     alone = decode((model, params, *(x[b : b + 1] for x in inputs)), RARE)
     np.testing.assert_array_equal(alone[0], together[b])
+
+
+def test_free_text_is_a_fixed_point_of_teacher_forcing(setup):
+  model, params, *inputs = setup
+  eos = 1
+  text = np.asarray(decode_text(model, params, *inputs, length=7, eos=eos))
+  assert text.shape == (3, 7)
+  logits = model.apply({"params": params}, *inputs, text)
+  best = np.asarray(logits.argmax(-1))
+  ended = np.cumsum(text == eos, 1) - (text == eos) > 0
+  np.testing.assert_array_equal(np.where(ended, eos, best), text)
+
+
+def test_a_text_that_has_ended_stays_ended(setup):
+  """The token that each example likes best is declared to end a text."""
+  model, params, *inputs = setup
+  free = np.asarray(decode_text(model, params, *inputs, length=7, eos=-1))
+  eos = int(free[0, 2])
+  text = np.asarray(decode_text(model, params, *inputs, length=7, eos=eos))
+  for row, unended in zip(text, free, strict=True):
+    end = np.flatnonzero(unended == eos)
+    stop = end[0] if len(end) else 7
+    np.testing.assert_array_equal(row[:stop], unended[:stop])
+    assert (row[stop:] == eos).all()

@@ -12,22 +12,31 @@ from tests.conftest import ROOT
 # WORKSPACE.md draws the same floors. A package stands on one floor as a whole;
 # inside it the order below holds.
 FLOORS = [
-  {"errors", "batch", "images"},
-  {"action_tokens", "trees"},
+  {"errors", "batch", "images", "chips", "hlo"},
+  {"action_tokens", "trees", "hlo_counts", "hlo_collectives"},
   {"actions"},
   {"tokenizer"},
   {"prompt"},
-  {"models", "input_pipeline", "sharding", "augment", "torch_policy"},
+  {"models", "input_pipeline", "envs", "sharding", "augment", "torch_policy"}
+  | {"hosts"},
   {"losses", "optimizer", "checkpoint", "decode"}
+  | {"hlo_cost", "ahead_of_time"}
   | {"huggingface", "processor", "weight_files"},
+  {"weight_checks"},
   {"pretrained", "export", "stored_checkpoint"},
   {"train_state", "policy"},
   {"evaluators"},
   {"train_config"},
-  {"evaluation", "progress"},
+  {"evaluation", "progress", "planning"},
   {"training"},
 ]
 INSIDE = {
+  "envs": [
+    {"seen", "surfaces", "pictures", "instructions", "scene"},
+    {"camera", "tasks"},
+    {"oracle"},
+    {"tabletop"},
+  ],
   "models": [{"remat"}, {"variants"}, {"siglip", "gemma"}, {"vlm"}],
   "input_pipeline": [
     {"storage", "mixture"},

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from rt2_jax import sharding
 from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.evaluators import action_accuracy
@@ -76,6 +77,17 @@ def test_a_batch_is_its_rows(policy, images):
     np.testing.assert_array_equal(
       policy(images[b], INSTRUCTIONS[b]), together[b]
     )
+
+
+def test_a_policy_on_a_mesh_acts_alike(folder, policy, images):
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
+  spread = Policy.from_checkpoint(folder, "table", mesh=mesh)
+  kernel = spread.params["llm"]["layers"]["mlp"]["linear"]
+  assert not kernel.sharding.is_fully_replicated
+  np.testing.assert_array_equal(
+    spread.token_ids(images, INSTRUCTIONS),
+    policy.token_ids(images, INSTRUCTIONS),
+  )
 
 
 def test_sources_share_tokens_and_differ_in_bounds(folder, policy, images):

@@ -15,6 +15,7 @@ import transformers
 
 from rt2_jax import export, huggingface, pretrained, sharding, trees
 from rt2_jax.huggingface import EMBEDDING, POSITIONS
+from rt2_jax.models.gemma import Gemma
 from rt2_jax.models.vlm import VLM
 from tests import tiny_models
 
@@ -220,6 +221,140 @@ def test_siglip_and_gemma_from_two_files(tmp_path):
   tiny_models.assert_identical(trees.unflatten(read), trees.unflatten(rest))
   with pytest.raises(ValueError, match="expected the paths of 'img' and 'llm'"):
     load({"img": paths["img"]}, config, {})
+
+
+def shaken(model, path):
+  """Saves a model of transformers in which no bias is 0 and no scale is 1."""
+  torch.manual_seed(0)
+  with torch.no_grad():
+    for parameter in model.parameters():
+      parameter.add_(0.1 * torch.randn_like(parameter))
+  model.save_pretrained(path)
+  return model
+
+
+def siglip(path, kind="SiglipVisionModel", **changes):
+  """Stock, in the sizes of our tiny encoder."""
+  fields = huggingface.to_config(tiny_models.config("gemma1", VOCAB), "float32")
+  fields = fields["vision_config"] | {"vision_use_head": True} | changes
+  if kind == "SiglipVisionModel":
+    config = transformers.SiglipVisionConfig(**fields)
+  else:
+    text = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 64}
+    text |= {"num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.SiglipConfig(text_config=text, vision_config=fields)
+  return shaken(getattr(transformers, kind)(config), path)
+
+
+def gemma(path, decoder, **changes):
+  """Stock, in the sizes of one of our tiny decoders."""
+  fields = huggingface.to_config(tiny_models.config(decoder, VOCAB), "float32")
+  fields = fields["text_config"] | {"vocab_size": VOCAB} | changes
+  kind = {"gemma": "Gemma", "gemma2": "Gemma2"}[fields["model_type"]]
+  config = getattr(transformers, f"{kind}Config")(**fields)
+  model = getattr(transformers, f"{kind}ForCausalLM")(config)
+  return shaken(model, path)
+
+
+@pytest.mark.parametrize("kind", ["SiglipVisionModel", "SiglipModel"])
+def test_siglip_of_transformers_gives_its_tokens(tmp_path, kind):
+  ours = tiny_models.config("gemma1", VOCAB)
+  theirs = siglip(tmp_path / "img", kind).eval()
+  gemma(tmp_path / "llm", "gemma1")
+  params = load_parts(tmp_path, ours)
+  assert np.asarray(params["img"]["head"]["kernel"]).std() > 0.1
+  # What comes before the projection, which is drawn.
+  params["img"]["head"]["kernel"] = np.eye(32, 48, dtype=np.float32)
+  random = np.random.default_rng(0)
+  images = random.uniform(-1, 1, (2, 1, 32, 32, 3)).astype(np.float32)
+  tokens = VLM(ours).apply({"params": params}, images, method="embed_images")
+  pixels = torch.from_numpy(images[:, 0].transpose(0, 3, 1, 2).copy())
+  with torch.no_grad():
+    expected = getattr(theirs, "vision_model", theirs)(pixels)
+  expected = expected.last_hidden_state.numpy()
+  assert np.abs(tokens[..., :32] - expected).max() < 2e-5
+  assert expected.std() > 0.5
+
+
+@pytest.mark.parametrize("decoder", tiny_models.DECODERS)
+def test_gemma_of_transformers_gives_its_logits(tmp_path, decoder):
+  ours = tiny_models.config(decoder, VOCAB)
+  siglip(tmp_path / "img")
+  theirs = gemma(tmp_path / "llm", decoder).eval()
+  params = load_parts(tmp_path, ours)
+  ids = np.random.default_rng(0).integers(0, VOCAB, (2, 6))
+  mask = np.broadcast_to(np.tri(6, dtype=bool), (2, 6, 6))
+  model = Gemma(ours.llm).bind({"params": params["llm"]})
+  positions = np.broadcast_to(np.arange(6), ids.shape)
+  logits = model.logits(model(model.embed(ids), mask, positions))
+  with torch.no_grad():
+    expected = theirs(torch.from_numpy(ids)).logits.numpy()
+  assert np.abs(logits - expected).max() < 2e-4
+  assert expected.std() > 0.5
+
+
+def load_parts(folder, config):
+  paths = {part: str(folder / part) for part in ("img", "llm")}
+  return load(paths, config, tiny_models.params(config))
+
+
+def test_parts_may_be_a_file_and_a_folder(tmp_path):
+  config = tiny_models.config("gemma2", VOCAB)
+  flat = trees.flatten(tiny_models.params(config))
+  img = {name: w for name, w in flat.items() if name.startswith("img/")}
+  del img["img/head/kernel"], img["img/head/bias"]
+  gemma(tmp_path / "llm", "gemma2")
+  paths = {"img": write_npz(tmp_path / "img.npz", img), "llm": tmp_path / "llm"}
+  read = trees.flatten(load(paths, config, trees.unflatten(flat)))
+  for name, leaf in img.items():
+    np.testing.assert_array_equal(read[name], leaf)
+
+
+@pytest.mark.parametrize(
+  ("img", "llm", "message"),
+  [
+    ({"hidden_size": 64}, {}, r"img: got .* img.width is 64, asked for 32"),
+    ({}, {"head_dim": 8}, r"llm: got .* llm.head_dim is 8, asked for 16"),
+    (
+      {},
+      {"vocab_size": 600},
+      "got a vocabulary of 600 tokens, expected at mos",
+    ),
+  ],
+)
+def test_parts_of_another_model_are_refused(tmp_path, img, llm, message):
+  siglip(tmp_path / "img", **img)
+  gemma(tmp_path / "llm", "gemma1", **llm)
+  with pytest.raises(ValueError, match=message):
+    load_parts(tmp_path, tiny_models.config("gemma1", VOCAB))
+
+
+def test_parts_that_are_mixed_up_or_strange_are_refused(tmp_path):
+  config = tiny_models.config("gemma1", VOCAB)
+  siglip(tmp_path / "img")
+  gemma(tmp_path / "llm", "gemma2")
+  with pytest.raises(
+    ValueError, match="Gemma 2 weights, the model is a Gemma "
+  ):
+    load_parts(tmp_path, config)
+  paths = {"img": tmp_path / "llm", "llm": tmp_path / "img"}
+  with pytest.raises(
+    ValueError, match="got model_type 'gemma2' for 'img', expected one of sigl"
+  ):
+    load(paths, config, tiny_models.params(config))
+  gemma(tmp_path / "llm", "gemma1")
+  file = tmp_path / "llm" / "model.safetensors"
+  tensors = safetensors.numpy.load_file(file)
+  tensors["model.extra.weight"] = tensors.pop("model.norm.weight")
+  safetensors.numpy.save_file(tensors, file)
+  with pytest.raises(
+    ValueError,
+    match="1 missing: language_model.norm.weight; "
+    "1 extra: language_model.extra.weight",
+  ):
+    load_parts(tmp_path, config)
+  with pytest.raises(ValueError, match="nowhere/img', which does not exist"):
+    load_parts(tmp_path / "nowhere", config)
 
 
 def test_all_wrong_names_are_listed_at_once(tmp_path, model):

@@ -103,3 +103,22 @@ def test_other_special_ids_are_refused(tokenizer):
   proto.pieces[1].piece, proto.pieces[2].piece = "<bos>", "<eos>"
   with pytest.raises(ValueError, match=r"pad, eos, bos = \(0, 2, 1\), expect"):
     Tokenizer(proto.SerializeToString())
+
+
+def test_a_file_that_holds_loc_and_seg_is_the_same_vocabulary(tokenizer):
+  """As PaliGemma's own file does, whose last pieces they are."""
+  model = pb2.ModelProto.FromString(tokenizer.model)
+  names = [f"<loc{i:04d}>" for i in range(1024)]
+  names += [f"<seg{i:03d}>" for i in range(128)]
+  for name in names:
+    model.pieces.add(
+      piece=name,
+      score=0.0,
+      type=pb2.ModelProto.SentencePiece.USER_DEFINED,
+    )
+  whole = Tokenizer(model.SerializeToString())
+  assert whole.vocab_size == tokenizer.vocab_size
+  assert whole.action_route("rare") == tokenizer.action_route("rare")
+  text = "detect cat <loc0012><loc1023> <seg000> ; dog"
+  assert whole.encode(text) == tokenizer.encode(text)
+  assert whole.decode(whole.encode(text)) == text

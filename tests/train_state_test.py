@@ -1,6 +1,5 @@
 """The step: metrics by hand, the same on every mesh and in every part."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

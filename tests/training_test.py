@@ -10,10 +10,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from tensorboard.backend.event_processing import event_accumulator
 
-from configs import bridge_debug, quickstart
+from configs import bridge_debug
 from data import make_reach_episodes
 from rt2_jax import export, training
 from rt2_jax.models.vlm import init_params
+from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig
 from tests import tiny_datasets
 from tests.conftest import ROOT
@@ -33,16 +34,6 @@ def fields(tmp_path):
   fields |= {"batch_size": 8, "num_steps": 4}
   fields |= {"log_every": 2, "checkpoint_every": 2, "keep_checkpoints": 2}
   return fields
-
-
-@pytest.mark.parametrize("module", [bridge_debug, quickstart])
-def test_every_config_is_read_whole(module, monkeypatch):
-  monkeypatch.chdir(ROOT)
-  config = TrainConfig.from_dict(module.get_config().to_dict())
-  assert config.model.llm.vocab_size == config.tokenizer.vocab_size == 3200
-  (tokenizer,) = config.action_tokenizers().values()
-  assert tokenizer.answer_length + 1 == config.prompt.suffix_length
-  assert json.loads(json.dumps(module.get_config().to_dict()))
 
 
 def test_training_resumes_bit_for_bit_on_the_same_mesh(fields, tmp_path):
@@ -96,6 +87,18 @@ def test_weights_of_another_model_are_refused(fields, tmp_path):
     training.train(fields, tmp_path / "run")
 
 
+def test_statistics_give_bounds_and_stay_in_the_checkpoint(fields):
+  file = ROOT / "data/stats/bridge_debug.json"
+  source = {"statistics": str(file), "bounds": "q01_q99"}
+  fields["sources"]["bridge"] |= source
+  config = TrainConfig.from_dict(fields)
+  meta = training.make_meta(config, fields, config.action_tokenizers())
+  figures = json.loads(file.read_text())
+  assert meta["statistics"] == {"bridge": figures}
+  dx = meta["action_tokenizers"]["bridge"]["space"]["dimensions"][1]
+  assert [dx["low"], dx["high"]] == figures["bounds"]["dx"]
+
+
 def test_tensorboard_gets_every_metric_of_every_source(fields, tmp_path):
   training.train(fields, tmp_path / "run")
   log = event_accumulator.EventAccumulator(str(tmp_path / "run/tensorboard"))
@@ -130,6 +133,13 @@ def test_robots_and_web_are_learnt_in_one_batch(fields, tmp_path):
     [tiny_datasets.web_example(i, answers=(colours[i % 3],)) for i in range(6)],
   )
   fields["web"] = {"pictures": {"path": str(tmp_path / "web")}}
+  tiny_datasets.write(
+    tmp_path / "web",
+    [tiny_datasets.web_example(i, answers=(colours[i % 3],)) for i in range(4)],
+    split="val",
+  )
+  fields["web"]["pictures"]["eval_split"] = "val"
+  fields["evaluation"] = {"every": 20, "num_steps": 10, "batch_size": 8}
   fields["robot_share"] = 0.66
   fields["mesh"] = {"data": 8, "fsdp": 1, "model": 1}
   fields |= {"batch_size": 16, "num_steps": 24, "log_every": 6}
@@ -142,6 +152,24 @@ def test_robots_and_web_are_learnt_in_one_batch(fields, tmp_path):
     assert losses[-1] < 0.6 * losses[0]
     realized = [e.value for e in log.Scalars(f"train/{source}/share")]
     np.testing.assert_allclose(realized, share, atol=0.02)
+  for tag in (
+    "eval/bridge/forced_accuracy/mean",
+    "eval/reach/l1/dx",
+    "eval/pictures/accuracy",
+  ):
+    assert [e.step for e in log.Scalars(tag)] == [20, 24]
+
+
+def test_a_mean_of_the_parameters_is_what_acts(fields, tmp_path):
+  """Resumed bit for bit as well; a policy gets the mean."""
+  fields["optimizer"]["ema_decay"] = 0.5
+  whole = training.train(fields, tmp_path / "run")
+  (tmp_path / "run/checkpoints/4").rename(tmp_path / "set_aside")
+  resumed = training.train(fields, tmp_path / "run")
+  jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
+  jax.tree.map(np.testing.assert_array_equal, whole.ema, resumed.ema)
+  policy = Policy.from_checkpoint(tmp_path / "run")
+  jax.tree.map(np.testing.assert_array_equal, policy.params, whole.ema)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +188,11 @@ def test_robots_and_web_are_learnt_in_one_batch(fields, tmp_path):
     ("actions.route", "common", "'common' for action token route, expected on"),
     ("prompt.prefix_length", 12, "expected at most 12: 'Q: what action should"),
     ("prompt.suffix_length", 8, "answer of 9 tokens with eos, expected at mos"),
+    ("model.remat", "ful", "'ful' for remat policy, .* did you mean 'full'"),
+    ("model.vocab_size", 99, r"3200 ids, expected config.model.vocab_size = 9"),
+    ("optimizer.frozen", ("x/",), "frozen 'x/', which matches no parameter; "),
+    ("microbatches", 3, r"batch_size = 8, expected .* times config.microbatc"),
+    ("microbatches", 0, "config.microbatches = 0, expected at least 1"),
     ("mesh.data", 3, r"got config\.mesh .* expected axes that multiply to 8"),
     ("batch_size", 6, r"config.batch_size = 6, expected a multiple of slic"),
     (

@@ -9,12 +9,14 @@ episode. To add a dataset, write its function and its row in `DATASETS`.
 from __future__ import annotations
 
 import dataclasses
+import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rt2_jax.actions import LANGUAGE_TABLE, RT2, ActionSpace
+from rt2_jax.actions import LANGUAGE_TABLE, RT2, TABLETOP, ActionSpace
 from rt2_jax.errors import unknown_name
 from rt2_jax.input_pipeline import index, records, rlds
 from rt2_jax.input_pipeline.rlds import Canonical, Episode
@@ -112,6 +114,11 @@ def libero(episode: Episode) -> Canonical:
   )
 
 
+def tabletop(episode: Episode) -> Canonical:
+  """The simulated tabletop (5 Hz), as data/make_tabletop.py records it."""
+  return Canonical(episode.texts("language_instruction"), episode["action"])
+
+
 def absolute_gripper(closedness: np.ndarray) -> np.ndarray:
   """Relative commands (+1 close, -1 open, 0 hold) to absolute 1 = open.
 
@@ -171,6 +178,7 @@ DATASETS: Mapping[str, RobotDataset] = {
     LANGUAGE_TABLE, "observation/rgb", language_table
   ),
   "libero": RobotDataset(RT2, "observation/image", libero),
+  "tabletop": RobotDataset(TABLETOP, "observation/image", tabletop),
 }
 
 
@@ -181,11 +189,14 @@ class SourceConfig:
   Attributes:
     dataset: a key of `DATASETS`: how to read the records.
     path: TFDS version folder, local or e.g. `gs://…`.
-    split: split to train on.
+    split: split to train on, or a part of its shards such as "train[:99%]".
     eval_split: split to evaluate on.
     weight: share of the mixture, relative to the other robot sources.
     bounds: [low, high] in physical units for dimensions whose bins should
-      span another range than the action space's own.
+      span another range than the action space's own; or "q01_q99", those that
+      `statistics` suggests.
+    statistics: file that `data/compute_stats.py` wrote for this dataset, which
+      checkpoints keep; "" names none.
     filters: episodes and steps to leave out, see `rlds.Filters`.
   """
 
@@ -194,15 +205,54 @@ class SourceConfig:
   split: str = "train"
   eval_split: str = "train"
   weight: float = 1.0
-  bounds: Mapping[str, Sequence[float]] = dataclasses.field(
+  bounds: Mapping[str, Sequence[float]] | str = dataclasses.field(
     default_factory=dict
   )
+  statistics: str = ""
   filters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def space(self) -> ActionSpace:
-    """The dataset's action space with this source's bounds."""
-    return robot_dataset(self.dataset).space.with_bounds(self.bounds)
+    """The dataset's action space with this source's bounds.
+
+    Raises:
+      ValueError: no such dataset, or bounds that do not fit it.
+    """
+    space = robot_dataset(self.dataset).space
+    if not isinstance(self.bounds, str):
+      return space.with_bounds(self.bounds)
+    if self.bounds != "q01_q99":
+      raise unknown_name("bounds", self.bounds, ["q01_q99"])
+    if not self.statistics:
+      raise ValueError(
+        f"got bounds 'q01_q99' for {self.dataset!r} without statistics, "
+        "expected a file that data/compute_stats.py wrote; name it as this "
+        "source's `statistics`"
+      )
+    return space.with_bounds(self.read_statistics()["bounds"])
+
+  def read_statistics(self) -> dict[str, Any]:
+    """What the file `statistics` holds; empty when none is named.
+
+    Raises:
+      ValueError: no such file, or the figures of another dataset.
+    """
+    if not self.statistics:
+      return {}
+    try:
+      figures = json.loads(pathlib.Path(self.statistics).read_text())
+      found, _ = figures["dataset"], figures["bounds"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+      raise ValueError(
+        f"got statistics {self.statistics!r}, which cannot be read "
+        f"({error!r}), expected a file that data/compute_stats.py wrote"
+      ) from error
+    if found != self.dataset:
+      raise ValueError(
+        f"got statistics {self.statistics!r} of dataset {found!r}, expected "
+        f"those of {self.dataset!r}; run data/compute_stats.py for it"
+      )
+    return figures
 
 
 def robot_dataset(name: str) -> RobotDataset:
@@ -218,10 +268,11 @@ def open_source(
   num_frames: int = 1,
   index_folder: str | None = None,
   num_workers: int | None = None,
+  max_skipped: int = 0,
 ) -> rlds.StepSource:
   """Indexes one split of a dataset, or loads its index.
 
-  See `index.load_or_build` for the last two arguments.
+  See `index.load_or_build` for the last three arguments.
 
   Raises:
     ValueError: bad data, or nothing is left after the filters.
@@ -231,7 +282,7 @@ def open_source(
   files = records.find_shards(storage, config.path, split)
   arguments = (config.dataset, dict(config.filters))
   shards = index.load_or_build(
-    files, index_shard, arguments, index_folder, num_workers
+    files, index_shard, arguments, index_folder, num_workers, max_skipped
   )
   steps = rlds.StepIndex.merge(files, shards)
   if not len(steps):

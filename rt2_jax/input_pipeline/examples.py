@@ -1,7 +1,7 @@
 """Sources as training examples: prompt and answer in ids, images encoded.
 
-Robot instructions become ids when a source is opened, so that one that is too
-long stops the run at its start.
+Texts that are too long for the prompt are known when a source is opened, so
+that they stop the run at its start.
 
 Shapes: F frames, P prefix and S suffix columns.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from rt2_jax.actions import ActionTokenizer
-from rt2_jax.input_pipeline import records, web
+from rt2_jax.input_pipeline import index, records, web
 from rt2_jax.input_pipeline.rlds import StepSource
 from rt2_jax.input_pipeline.storage import Request, Storage
 from rt2_jax.prompt import Prompt
@@ -35,6 +35,7 @@ class Examples(Protocol):
 
   storage: Storage
   shrinks: bool  # images larger than the canvas are made smaller
+  skipped: Sequence[str]  # what was left out, a line each
 
   def __len__(self) -> int: ...
 
@@ -63,6 +64,7 @@ class RobotExamples:
     """
     self.source = source
     self.storage = source.storage
+    self.skipped = source.index.damaged
     self.requests = source.requests
     self.location = source.location
     self._tokenizer = tokenizer
@@ -87,11 +89,34 @@ class WebExamples:
 
   shrinks = True
 
-  def __init__(self, source: web.WebSource, prompt: Prompt, num_frames: int):
-    self.source = source
+  def __init__(
+    self,
+    source: web.WebSource,
+    prompt: Prompt,
+    num_frames: int,
+    max_skipped: int = 0,
+  ):
+    """Leaves out the examples whose text is too long.
+
+    Args:
+      source: all examples.
+      prompt: says how long texts may be.
+      num_frames: F, images that the model sees.
+      max_skipped: examples that may be left out.
+
+    Raises:
+      ValueError: more are too long; the first are named.
+    """
+    fits = (source.index.question <= prompt.prefix_length) & (
+      source.index.answer <= prompt.suffix_length
+    )
+    too_long = [_too_long(source, i, prompt) for i in np.flatnonzero(~fits)]
+    index.tolerate(too_long, max_skipped)
+    self.source = web.WebSource(source.storage, source.index.only(fits))
     self.storage = source.storage
-    self.requests = source.requests
-    self.location = source.location
+    self.skipped = (*source.index.damaged, *too_long)
+    self.requests = self.source.requests
+    self.location = self.source.location
     self._prompt = prompt
     self._num_frames = num_frames
 
@@ -106,8 +131,19 @@ class WebExamples:
     answer = example.answers[epoch % len(example.answers)]
     ids = self._prompt.tokenizer.encode(answer)
     images = (example.image,) * self._num_frames
-    try:
-      prefix = self._prompt.prefix(example.question)
-      return Row(images, *prefix, *self._prompt.suffix(ids))
-    except ValueError as error:
-      raise ValueError(f"{self.location(i)}: {error}") from error
+    prefix = self._prompt.prefix(example.question)
+    return Row(images, *prefix, *self._prompt.suffix(ids))
+
+
+def _too_long(source: web.WebSource, i: int, prompt: Prompt) -> str:
+  """Which text of example `i` is too long, and what to do about it."""
+  for what, tokens, room, field in (
+    ("a prompt", source.index.question[i], prompt.prefix_length, "prefix"),
+    ("an answer", source.index.answer[i], prompt.suffix_length, "suffix"),
+  ):
+    if tokens > room:
+      return (
+        f"{source.location(i)}: got {what} of {tokens} tokens, expected at "
+        f"most {room}; raise config.prompt.{field}_length"
+      )
+  raise AssertionError(f"example {i} fits")

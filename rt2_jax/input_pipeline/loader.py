@@ -18,7 +18,9 @@ import tensorflow as tf
 from rt2_jax.batch import Batch
 from rt2_jax.input_pipeline.examples import Examples, Row
 from rt2_jax.input_pipeline.mixture import Mixture
+from rt2_jax.input_pipeline.records import Record
 from rt2_jax.input_pipeline.rlds import StepSource
+from rt2_jax.input_pipeline.web import WebExample, WebSource, parse
 
 _LOG = logging.getLogger(__name__)
 tf.config.set_visible_devices([], "GPU")  # accelerators belong to JAX
@@ -49,12 +51,12 @@ class Loader:
       rows: rows of the global batch that this host loads.
       resolution: of the encoder; the canvas is at least as large.
       num_threads: batches that are read and decoded at the same time.
-      max_skipped: damaged examples that may be replaced by the next one of
-        their source; 0 makes the first one an error.
+      max_skipped: damaged examples that may be left out, or replaced by the
+        next one of their source; 0 makes the first one an error.
 
     Raises:
-      ValueError: an image cannot be read, or the buffers do not fit into
-        memory.
+      ValueError: an image cannot be read, more was left out already than may
+        be, or the buffers do not fit into memory.
     """
     self.examples = examples
     self.mixture = mixture
@@ -63,6 +65,9 @@ class Loader:
     self.num_threads = num_threads
     self.max_skipped = max_skipped
     self.skipped: list[str] = []
+    for each in examples:
+      for problem in each.skipped:
+        self._skip(ValueError(problem))
     self.canvas = self._canvas(resolution)
     self._check_memory()
 
@@ -239,19 +244,61 @@ def decode_image(image: bytes, where: str) -> np.ndarray:
 
 
 def read_steps(
-  source: StepSource, batch_size: int
+  source: StepSource, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, list[str], np.ndarray]]:
-  """Every step of a source once, in order, for evaluation.
+  """Steps of a source once, in order, for evaluation.
+
+  Args:
+    source: what to read.
+    batch_size: b, but for the last chunk.
+    limit: how many steps, evenly spread over the source; None: all.
 
   Yields:
-    images uint8[b, F, H, W, 3], b instructions, actions float32[b, D], with
-    b = batch_size but for the last.
+    images uint8[b, F, H, W, 3], b instructions, actions float32[b, D].
   """
-  for first in range(0, len(source), batch_size):
-    numbers = range(first, min(first + batch_size, len(source)))
+  for numbers in _chunks(len(source), batch_size, limit):
     images = [_read_images(source, i) for i in numbers]
     instructions = [source.instruction(i) for i in numbers]
     yield np.stack(images), instructions, source.index.action[numbers]
+
+
+def read_questions(
+  source: WebSource, resolution: int, batch_size: int, limit: int | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[WebExample]]]:
+  """Examples of a web source once, in order, for evaluation.
+
+  Args:
+    source: what to read.
+    resolution: of the encoder; larger images are made smaller, as in training.
+    batch_size: b, but for the last chunk.
+    limit: how many examples, evenly spread over the source; None: all.
+
+  Yields:
+    images uint8[b, R, R, 3] on a canvas, their sizes int32[b, 2], and b
+    examples.
+  """
+  for numbers in _chunks(len(source), batch_size, limit):
+    examples, images, sizes = [], [], []
+    for i in numbers:
+      (request,) = source.requests(i)
+      (data,) = source.storage.read([request])
+      record = Record(request.path, request.offset, memoryview(data))
+      examples.append(parse(record))
+      pixels = decode_image(examples[-1].image, source.location(i))
+      image, size = place(pixels, resolution, resolution)
+      images.append(image)
+      sizes.append(size)
+    yield np.stack(images), np.stack(sizes), examples
+
+
+def _chunks(
+  size: int, batch_size: int, limit: int | None
+) -> Iterator[np.ndarray]:
+  """Numbers below `size`, at most `limit` of them, evenly spread."""
+  count = min(size, limit or size)
+  numbers = np.arange(count) * size // count
+  for first in range(0, count, batch_size):
+    yield numbers[first : first + batch_size]
 
 
 def _read_images(source: StepSource, i: int) -> np.ndarray:

@@ -2,14 +2,16 @@
 
 A record is an uncompressed `tf.train.Example`, so the bytes of every image lie
 contiguous in the shard: once their offsets are known, any image is one
-`pread`. This file walks records and their length fields only.
+`pread`. This file compares records with their checksums, and parses only what
+it is asked for.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import google_crc32c
 import numpy as np
@@ -17,11 +19,15 @@ import numpy as np
 from rt2_jax.input_pipeline.storage import Storage
 
 _HEADER = struct.Struct("<QI")  # length, masked crc32c of the length
-_FOOTER_SIZE = 4  # masked crc32c of the data
+_CHECKSUM = struct.Struct("<I")  # masked crc32c of the data
+_FOOTER_SIZE = _CHECKSUM.size
 
 # Wire types and field numbers of tf.train.Example's protocol buffers.
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3
+
+# A split's name, and from which to which percent of its shards.
+_PART = re.compile(r"([^\[\]]+)\[(?:(\d+)%)?:(?:(\d+)%)?\]")
 
 Span = tuple[int, int]
 
@@ -32,7 +38,7 @@ def find_shards(storage: Storage, folder: str, split: str) -> list[str]:
   Args:
     storage: where the folder lies.
     folder: the version folder, e.g. `…/fractal20220817_data/0.1.0`.
-    split: the name of a split, e.g. "train".
+    split: e.g. "train", or a part of its shards such as "train[:99%]".
 
   Raises:
     ValueError: no dataset there, no such split, or a shard is missing.
@@ -46,11 +52,39 @@ def find_shards(storage: Storage, folder: str, split: str) -> list[str]:
     )
   splits = json.loads(bytes(storage.whole(infos[0])))["splits"]
   lengths = {s["name"]: len(s["shardLengths"]) for s in splits}
-  if split not in lengths:
+  name, part = parse_split(split)
+  if name not in lengths:
     raise ValueError(
-      f"got split {split!r}, expected one of {', '.join(lengths)} ({folder})"
+      f"got split {split!r}, expected one of {', '.join(lengths)}, or a part "
+      f"such as 'train[:99%]' ({folder})"
     )
-  return complete(names, split, lengths[split], folder)
+  return part(complete(names, name, lengths[name], folder))
+
+
+def parse_split(split: str) -> tuple[str, Callable[[list[str]], list[str]]]:
+  """`"train[:99%]"` -> "train", and what takes that part of its shards.
+
+  Parts are whole shards, so that the last percent of a dataset without a
+  held-out split can be held out. Percents are rounded to shards.
+  """
+  match = _PART.fullmatch(split)
+  if not match:
+    return split, list
+  name, start, stop = match.groups()
+
+  def part(shards: list[str]) -> list[str]:
+    first, last = (
+      round(int(percent or default) / 100 * len(shards))
+      for percent, default in ((start, 0), (stop, 100))
+    )
+    if not shards[first:last]:
+      raise ValueError(
+        f"got split {split!r} of {len(shards)} shards, expected at least one "
+        "shard in it; take more percent"
+      )
+    return shards[first:last]
+
+  return name, part
 
 
 def complete(
@@ -83,62 +117,76 @@ def complete(
   return [shards[number] for number in numbers]
 
 
-def read_records(storage: Storage, path: str) -> Iterator[Record]:
-  """Yields the records of a shard, unparsed.
+def read_records(
+  storage: Storage, path: str, damaged: list[str] | None = None
+) -> Iterator[Record]:
+  """Yields the records of a shard, unparsed, their checksums compared.
+
+  Args:
+    storage: where the shard lies.
+    path: the shard.
+    damaged: gets a line for each damaged record, which is left out; behind a
+      damaged length nothing can be found, so one line stands for all the rest
+      of the shard. None makes damage an error.
 
   Raises:
-    ValueError: the file ends inside a record, or a length field is corrupt;
-      the message names file and offset.
+    ValueError: damage that is not collected, with file and offset.
   """
+
+  def report(problem: object):
+    error = ValueError(f"{path}: got {problem}; copy the shard again")
+    if damaged is None:
+      raise error
+    damaged.append(str(error))
+
   data = storage.whole(path)
-  size = len(data)
-  if not size:
-    raise ValueError(f"{path}: got an empty TFRecord file; copy it again")
+  if not data:
+    report("an empty TFRecord file")
   offset = 0
-  while offset < size:
-    start = offset + _HEADER.size
-    if start > size:
-      raise _truncated(path, offset, start - size)
-    length, checksum = _HEADER.unpack_from(data, offset)
-    if checksum != _masked_crc(bytes(data[offset : offset + 8])):
-      raise ValueError(
-        f"{path}: got a corrupt record length at byte {offset}, expected a "
-        "TFRecord file; copy it again"
-      )
-    end = start + length + _FOOTER_SIZE
-    if end > size:
-      raise _truncated(path, offset, end - size)
-    yield Record(path, start, data[start : start + length])
-    offset = end
+  while offset < len(data):
+    try:
+      start, end = _find_data(data, offset)
+    except ValueError as problem:
+      return report(problem)
+    if _is_intact(data, start, end):
+      yield Record(path, start, data[start:end])
+    else:
+      report(f"a record at byte {start} whose checksum is wrong")
+    offset = end + _FOOTER_SIZE
 
 
-def check_data(storage: Storage, path: str):
-  """Verifies the checksum of every record; reads the whole shard.
+def _find_data(data: memoryview, offset: int) -> Span:
+  """Where the data of the record at `offset` begins and ends.
 
   Raises:
-    ValueError: a record's bytes are not those that were written.
+    ValueError: what is wrong there; from there on nothing can be found.
   """
-  data = storage.whole(path)
-  for record in read_records(storage, path):
-    end = record.offset + record.length
-    (checksum,) = struct.unpack_from("<I", data, end)
-    if checksum != _masked_crc(bytes(data[record.offset : end])):
+  start = end = offset + _HEADER.size
+  if start <= len(data):
+    length, checksum = _HEADER.unpack_from(data, offset)
+    if checksum != _masked_crc(data[offset : offset + 8]):
       raise ValueError(
-        f"{path}: got a record at byte {record.offset} whose checksum is "
-        "wrong; it is damaged, copy the shard again"
+        f"a corrupt record length at byte {offset}, from where on all is lost, "
+        "expected a TFRecord file"
       )
+    end = start + length
+  lacking = end + _FOOTER_SIZE - len(data)
+  if lacking > 0:
+    raise ValueError(
+      f"a TFRecord file that ends inside the record at byte {offset}, expected "
+      f"at least {lacking} bytes more"
+    )
+  return start, end
 
 
-def _truncated(path: str, offset: int, lacking: int) -> ValueError:
-  return ValueError(
-    f"{path}: got a TFRecord file that ends inside the record at byte "
-    f"{offset}, expected {lacking} bytes more; it is truncated, copy it again"
-  )
+def _is_intact(data: memoryview, start: int, end: int) -> bool:
+  (checksum,) = _CHECKSUM.unpack_from(data, end)
+  return checksum == _masked_crc(data[start:end])
 
 
-def _masked_crc(data: bytes) -> int:
-  """The checksum of TFRecord headers (TensorFlow, core/lib/hash/crc32c.h)."""
-  crc = google_crc32c.value(data)
+def _masked_crc(data: memoryview) -> int:
+  """The checksum of TFRecords (TensorFlow, core/lib/hash/crc32c.h)."""
+  crc = google_crc32c.value(bytes(data))
   return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 

@@ -10,7 +10,6 @@ Shapes: T steps of an episode, N steps in all, D action dimensions, F frames.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from rt2_jax.actions import ActionSpace
 from rt2_jax.input_pipeline import records
+from rt2_jax.input_pipeline.index import damaged_in, from_column, to_column
 from rt2_jax.input_pipeline.storage import Request, Storage
 
 
@@ -114,6 +114,7 @@ class StepIndex:
     text: uint32[N], which of `texts` is the instruction.
     texts: the different instructions.
     action: float32[N, D] in physical units.
+    damaged: what was left out because it cannot be read, a line each.
   """
 
   files: tuple[str, ...]
@@ -124,6 +125,7 @@ class StepIndex:
   text: np.ndarray
   texts: tuple[str, ...]
   action: np.ndarray
+  damaged: tuple[str, ...]
 
   def __len__(self) -> int:
     return len(self.offset)
@@ -141,7 +143,7 @@ class StepIndex:
     texts: dict[str, int] = {}
     episode, text, first = [], [], 0
     for columns in shards:
-      own = json.loads(columns["texts"].tobytes())
+      own = from_column(columns["texts"])
       numbers = [texts.setdefault(t, len(texts)) for t in own]
       text.append(np.asarray(numbers, np.uint32)[columns["text"]])
       episode.append(columns["episode"] + np.uint32(first))
@@ -156,6 +158,7 @@ class StepIndex:
       text=np.concatenate(text),
       texts=tuple(texts),
       action=np.concatenate([c["action"] for c in shards]),
+      damaged=tuple(damaged_in(shards)),
     )
 
 
@@ -179,15 +182,16 @@ def index_episodes(
 
   Returns:
     The columns of `StepIndex` for this shard, episodes and texts numbered from
-    0, and `num_episodes`.
+    0, and `num_episodes`. Damaged records are left out and listed.
 
   Raises:
-    ValueError: the shard is truncated or corrupt, lacks a feature, or holds an
-      action that is not finite; the message names the file and the step.
+    ValueError: an episode lacks a feature, or holds an action that is not
+      finite; the message names the file and the step.
   """
   spans, episodes, text, action = [], [], [], []
   texts: dict[str, int] = {}
-  for record in records.read_records(storage, path):
+  damaged: list[str] = []
+  for record in records.read_records(storage, path, damaged):
     if not filters.keep_episode(record):
       continue
     episode = Episode(record)
@@ -208,9 +212,10 @@ def index_episodes(
     "length": length.astype(np.uint32),
     "episode": np.repeat(np.arange(len(episodes), dtype=np.uint32), episodes),
     "text": np.asarray(text, np.uint32),
-    "texts": np.frombuffer(json.dumps(list(texts)).encode(), np.uint8),
+    "texts": to_column(texts),
     "action": np.concatenate([empty, *action]).astype(np.float32),
     "num_episodes": np.asarray(len(episodes)),
+    "damaged": to_column(damaged),
   }
 
 

@@ -10,10 +10,12 @@ import concurrent.futures
 import mmap
 import os
 import pathlib
+import resource
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 _IN_FLIGHT = 64  # requests to an object store at the same time
+_OPEN_FILES = 2**16  # shards that may be open; shells often allow 1024 files
 
 
 class Request(NamedTuple):
@@ -59,6 +61,7 @@ class LocalStorage:
 
   def __init__(self):
     self._descriptors: dict[str, int] = {}
+    _allow_open_files(_OPEN_FILES)
 
   def names(self, folder: str) -> list[str]:
     return sorted(str(path) for path in pathlib.Path(folder).glob("*"))
@@ -93,9 +96,10 @@ class ObjectStorage:
     try:
       self._files = fsspec.filesystem(scheme)
     except (ImportError, ValueError) as error:
+      package = "gcsfs" if scheme in ("gs", "gcs") else "CLIENT"
       raise ValueError(
         f"got a path that begins with {scheme}://, whose client does not load "
-        f"({error}); install it, e.g. `pip install rt2_jax[gcs]` for gs://"
+        f"({error}); run `pip install {package}`, or use a local path"
       ) from error
     self._threads = concurrent.futures.ThreadPoolExecutor(_IN_FLIGHT)
 
@@ -118,6 +122,14 @@ class ObjectStorage:
     end = request.offset + request.length
     data = self._files.cat_file(request.path, start=request.offset, end=end)
     return _checked(data, request)
+
+
+def _allow_open_files(count: int):
+  """Lets this process have more files open, as far as the system does."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+  if soft != resource.RLIM_INFINITY and soft < most:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _checked(data: bytes, request: Request) -> bytes:

@@ -18,6 +18,8 @@ import numpy as np
 
 from rt2_jax.input_pipeline import index, records
 from rt2_jax.input_pipeline.storage import Request, Storage, open_storage
+from rt2_jax.prompt import answer_ids, question_ids
+from rt2_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +29,13 @@ class WebConfig:
   Attributes:
     path: folder of the shards `*-{split}.tfrecord-*`.
     split: what to train on.
+    eval_split: what to evaluate on; "" evaluates nothing.
     weight: share of the mixture, relative to the other web sources.
   """
 
   path: str
   split: str = "train"
+  eval_split: str = ""
   weight: float = 1.0
 
 
@@ -62,19 +66,26 @@ class WebIndex:
     file: uint32[N], which shard holds the example.
     offset: uint64[N], where its record's data begins.
     length: uint32[N], bytes of the record's data.
+    question: uint16[N], tokens of the prompt.
+    answer: uint16[N], tokens of the longest answer.
+    damaged: what was left out because it cannot be read, a line each.
   """
 
   files: tuple[str, ...]
   file: np.ndarray
   offset: np.ndarray
   length: np.ndarray
+  question: np.ndarray
+  answer: np.ndarray
+  damaged: tuple[str, ...]
 
   def __len__(self) -> int:
     return len(self.offset)
 
   @property
   def nbytes(self) -> int:
-    return self.file.nbytes + self.offset.nbytes + self.length.nbytes
+    arrays = (self.file, self.offset, self.length, self.question, self.answer)
+    return sum(array.nbytes for array in arrays)
 
   @classmethod
   def merge(
@@ -85,8 +96,21 @@ class WebIndex:
     return cls(
       files=tuple(files),
       file=np.repeat(np.arange(len(files), dtype=np.uint32), sizes),
-      offset=np.concatenate([c["offset"] for c in shards]),
-      length=np.concatenate([c["length"] for c in shards]),
+      **{
+        name: np.concatenate([columns[name] for columns in shards])
+        for name in ("offset", "length", "question", "answer")
+      },
+      damaged=tuple(index.damaged_in(shards)),
+    )
+
+  def only(self, kept: np.ndarray) -> WebIndex:
+    """The examples where bool[N] says so, in their order."""
+    return dataclasses.replace(
+      self,
+      **{
+        name: getattr(self, name)[kept]
+        for name in ("file", "offset", "length", "question", "answer")
+      },
     )
 
 
@@ -114,12 +138,14 @@ class WebSource:
 
 def open_source(
   config: WebConfig,
+  tokenizer: Tokenizer,
   index_folder: str | None = None,
   num_workers: int | None = None,
+  max_skipped: int = 0,
 ) -> WebSource:
   """Indexes one split of a web dataset, or loads its index.
 
-  See `index.load_or_build` for the last two arguments.
+  See `index.load_or_build` for the last three arguments.
 
   Raises:
     ValueError: no such data, or a record without image, question or answer.
@@ -127,7 +153,7 @@ def open_source(
   storage = open_storage(config.path)
   files = find_shards(storage, config)
   shards = index.load_or_build(
-    files, index_shard, (), index_folder, num_workers
+    files, index_shard, (tokenizer,), index_folder, num_workers, max_skipped
   )
   merged = WebIndex.merge(files, shards)
   if not len(merged):
@@ -140,24 +166,43 @@ def open_source(
 def find_shards(storage: Storage, config: WebConfig) -> list[str]:
   """The files of the split, in order; raises ValueError if one is missing."""
   names = storage.names(config.path)
-  last = [n for n in names if f"-{config.split}.tfrecord-" in n][-1:]
+  split, part = records.parse_split(config.split)
+  last = [n for n in names if f"-{split}.tfrecord-" in n][-1:]
   count = last[0].rpartition("-of-")[2] if last else ""
   if not count.isdecimal():
     raise ValueError(
-      f"got web path {config.path!r}, which holds no *-{config.split}.tfrecord-"
+      f"got web path {config.path!r}, which holds no *-{split}.tfrecord-"
       "00000-of-… files; expected a folder that data/make_web_records.py wrote"
     )
-  return records.complete(names, config.split, int(count), config.path)
+  return part(records.complete(names, split, int(count), config.path))
 
 
-def index_shard(storage: Storage, path: str) -> index.Columns:
-  """Offset and length of each record of a shard; every one is checked."""
-  spans = []
-  for record in records.read_records(storage, path):
-    parse(record)
-    spans.append((record.offset, record.length))
-  offset, length = np.asarray(spans, np.uint64).reshape(-1, 2).T
-  return {"offset": offset, "length": length.astype(np.uint32)}
+def index_shard(
+  storage: Storage, path: str, tokenizer: Tokenizer
+) -> index.Columns:
+  """The columns of `WebIndex` for this shard; every record is looked at.
+
+  Texts are counted in tokens here, where they are read anyway, so that a job
+  knows at its start which do not fit.
+  """
+  rows, damaged = [], []
+  for record in records.read_records(storage, path, damaged):
+    example = parse(record)
+    question = len(question_ids(tokenizer, example.question))
+    answer = max(
+      len(answer_ids(tokenizer.encode(text))) for text in example.answers
+    )
+    rows.append((record.offset, record.length, question, answer))
+  table = np.asarray(rows, np.uint64).reshape(-1, 4)
+  offset, length, question, answer = table.T
+  longest = np.iinfo(np.uint16).max
+  return {
+    "offset": offset,
+    "length": length.astype(np.uint32),
+    "question": np.minimum(question, longest).astype(np.uint16),
+    "answer": np.minimum(answer, longest).astype(np.uint16),
+    "damaged": index.to_column(damaged),
+  }
 
 
 def parse(record: records.Record) -> WebExample:

@@ -154,8 +154,9 @@ def _gemma2(*sizes: int, **overrides) -> GemmaConfig:
   return GemmaConfig(*sizes, **caps, post_norms=True, **overrides)
 
 
-# Width, depth, mlp_dim, num_heads, num_kv_heads, head_dim. `ul2_32b` is the
-# shape of PaLI-X's 32B language model, as a decoder.
+# Width, depth, mlp_dim, num_heads, num_kv_heads, head_dim. `ul2_*` have the
+# widths of the PaLI family's language models; as decoders without a second
+# stack, `ul2_3b` has more layers to hold as many parameters.
 DECODERS: Mapping[str, GemmaConfig] = MappingProxyType(
   {
     "gemma_tiny": GemmaConfig(256, 4, 1024, 4, 1, 64),
@@ -166,6 +167,7 @@ DECODERS: Mapping[str, GemmaConfig] = MappingProxyType(
     "gemma2_9b": _gemma2(3584, 42, 14336, 16, 8, 256),
     # The one size whose queries are scaled by width / heads, not head_dim.
     "gemma2_27b": _gemma2(4608, 46, 36864, 32, 16, 128, query_scale=144**-0.5),
+    "ul2_3b": GemmaConfig(2048, 54, 5120, 32, 32, 64),
     "ul2_32b": GemmaConfig(5120, 50, 36864, 32, 16, 128),
   }
 )

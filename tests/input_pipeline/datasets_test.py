@@ -184,3 +184,43 @@ def test_an_unknown_dimension_in_bounds():
   config = datasets.SourceConfig("bridge_dataset", "x", bounds={"z": (0, 1)})
   with pytest.raises(ValueError, match="got 'z' for dimension of action space"):
     config.space  # noqa: B018
+
+
+FRACTAL = str(ROOT / "data/stats/fractal20220817_data.json")
+
+
+def test_bounds_may_come_from_statistics():
+  config = datasets.SourceConfig(
+    "fractal20220817_data", "x", bounds="q01_q99", statistics=FRACTAL
+  )
+  dx, droll = config.space.dimensions[1], config.space.dimensions[4]
+  assert (dx.low, dx.high) == (-0.224535, 0.178247)
+  assert (droll.low, droll.high) == (-0.351799, 0.589267)
+  assert config.read_statistics()["num_steps"] == 3_786_400
+  assert datasets.SourceConfig("bridge_dataset", "x").read_statistics() == {}
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (
+      {"statistics": FRACTAL},
+      "statistics '.*' of dataset 'fractal20220817_data', expected those of "
+      "'bridge_dataset'; run data/compute_stats.py for it",
+    ),
+    (
+      {"statistics": "nowhere.json"},
+      "statistics 'nowhere.json', which cannot be read .* expected a file that",
+    ),
+    (
+      {"statistics": str(ROOT / "README.md")},
+      "README.md', which cannot be read .* expected a file that",
+    ),
+    ({}, "got bounds 'q01_q99' for 'bridge_dataset' without statistics"),
+    ({"bounds": "q1_q99"}, "'q1_q99' for bounds.* did you mean 'q01_q99'"),
+  ],
+)
+def test_statistics_that_do_not_fit_are_named(fields, message):
+  fields = {"bounds": "q01_q99"} | fields
+  with pytest.raises(ValueError, match=message):
+    _ = datasets.SourceConfig("bridge_dataset", "x", **fields).space

@@ -176,6 +176,23 @@ def test_more_damage_than_tolerated_is_an_error(make_loader):
     list(make_loader(episodes, max_skipped=1).batches(0, 5))
 
 
+def test_damaged_records_count_as_skipped(make_loader, tmp_path):
+  make_loader()
+  (path,) = (tmp_path / "0").glob("*.tfrecord-*")
+  data = bytearray(path.read_bytes())
+  data[3000] ^= 1
+  path.write_bytes(data)
+  config = datasets.SourceConfig("bridge_dataset", str(tmp_path / "0"))
+  source = datasets.open_source(config, "train", max_skipped=1)
+  good = make_loader().examples[0]
+  examples = [RobotExamples(source, good._tokenizer, good._prompt)]
+  mixture = Mixture((15,), (1.0,), seed=0)
+  batches = Loader(examples, mixture, 8, range(8), 32, max_skipped=1)
+  assert batches.skipped == list(source.index.damaged)
+  with pytest.raises(ValueError, match="whose checksum is wrong"):
+    Loader(examples, mixture, 8, range(8), 32)
+
+
 def test_memory_is_stated_and_refused(make_loader, caplog, monkeypatch):
   with caplog.at_level("INFO"):
     make_loader()

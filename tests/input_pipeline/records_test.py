@@ -74,6 +74,29 @@ def test_a_missing_dataset_or_split_is_named(folder):
     find_shards(folder, "test")
 
 
+@pytest.mark.parametrize(
+  ("split", "numbers"),
+  [
+    ("train[:75%]", [0, 1, 2]),
+    ("train[75%:]", [3]),
+    ("train[25%:50%]", [1]),
+    ("train[:]", [0, 1, 2, 3]),
+  ],
+)
+def test_a_part_of_the_shards(tmp_path, split, numbers):
+  episodes = [tiny_datasets.bridge_episode(i) for i in range(4)]
+  folder = tiny_datasets.write(tmp_path, episodes, num_shards=4)
+  found = [path.name[-14:-9] for path in find_shards(folder, split)]
+  assert found == [f"{i:05d}" for i in numbers]
+
+
+def test_a_part_without_a_shard_is_refused(folder):
+  with pytest.raises(
+    ValueError, match=r"'train\[99%:\]' of 2 shards, expected"
+  ):
+    find_shards(folder, "train[99%:]")
+
+
 @pytest.mark.parametrize("keep", [-1, -5000, 5, 13])
 def test_a_truncated_shard_is_named_with_its_place(folder, keep):
   path = find_shards(folder, "train")[0]
@@ -81,7 +104,7 @@ def test_a_truncated_shard_is_named_with_its_place(folder, keep):
   with pytest.raises(
     ValueError,
     match=r"tfrecord-00000-of-00002: got a TFRecord file that ends inside the "
-    r"record at byte \d+, expected \d+ bytes more",
+    r"record at byte \d+, expected at least \d+ bytes more; copy the shard aga",
   ):
     list(read_records(path))
 
@@ -111,11 +134,25 @@ def test_a_missing_feature_lists_those_there(folder):
 
 def test_damaged_data_is_found_by_its_checksum(folder):
   path = find_shards(folder, "train")[0]
-  records.check_data(STORAGE, str(path))
+  first, second = read_records(path)
   data = bytearray(path.read_bytes())
   data[3000] ^= 1
   path.write_bytes(data)
   with pytest.raises(
-    ValueError, match=r"got a record at byte 12 whose checksum is wrong"
+    ValueError, match=r"got a record at byte 12 whose checksum is wrong; copy"
   ):
-    records.check_data(STORAGE, str(path))
+    list(read_records(path))
+  damaged = []
+  (found,) = records.read_records(STORAGE, str(path), damaged)
+  assert found.offset == second.offset and found.names == first.names
+  assert len(damaged) == 1 and damaged[0].startswith(f"{path}: got a record at")
+
+
+@pytest.mark.parametrize("keep", [0, 13, -5])
+def test_what_is_behind_a_break_is_listed_as_one(folder, keep):
+  path = find_shards(folder, "train")[0]
+  whole = path.read_bytes()
+  path.write_bytes(whole[:keep])
+  damaged = []
+  found = list(records.read_records(STORAGE, str(path), damaged))
+  assert len(found) == (keep < 0) and len(damaged) == 1

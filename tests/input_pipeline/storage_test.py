@@ -1,5 +1,7 @@
 """Local files and object stores behave alike; latency is hidden."""
 
+import resource
+import sys
 import time
 import uuid
 
@@ -7,6 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from rt2_jax.input_pipeline import datasets
 from rt2_jax.input_pipeline.storage import (
   LocalStorage,
   ObjectStorage,
@@ -59,6 +62,15 @@ def test_a_scheme_without_a_client_says_what_to_install():
     open_storage("nope://bucket/data")
 
 
+def test_google_storage_without_its_client_says_what_to_run(monkeypatch):
+  monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if not installed
+  config = datasets.SourceConfig("bridge_dataset", "gs://bucket/data/1.0.0")
+  with pytest.raises(
+    ValueError, match="begins with gs://.*; run `pip install gcsfs`, or use a"
+  ):
+    datasets.open_source(config, "train")
+
+
 def test_latency_is_hidden_by_requests_in_flight(monkeypatch):
   """50 ms per request and 64 in flight: 1280 reads a second at best."""
   storage = ObjectStorage("memory")
@@ -84,3 +96,16 @@ def test_local_descriptors_are_shared_between_reads(tmp_path):
   for _ in range(3000):  # more than a process may open
     storage.read([Request(str(path), 5, 5)])
   assert len(storage._descriptors) == 1
+
+
+def test_more_shards_than_a_shell_lets_be_open(tmp_path):
+  files = [tmp_path / str(i) for i in range(300)]
+  for path in files:
+    path.write_bytes(DATA)
+  limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+  try:
+    requests = [Request(str(path), 5, 5) for path in files]
+    assert LocalStorage().read(requests) == [DATA[5:10]] * 300
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from rt2_jax import processor
 from rt2_jax.input_pipeline import web
 from rt2_jax.input_pipeline.examples import WebExamples
 from rt2_jax.prompt import Prompt
+from rt2_jax.tokenizer import Tokenizer
 from tests import tiny_datasets
 
 
@@ -15,9 +17,9 @@ def write(folder, examples, num_shards=1):
   return web.WebConfig(str(folder))
 
 
-def test_every_example_is_found(tmp_path):
+def test_every_example_is_found(tmp_path, tokenizer):
   examples = [tiny_datasets.web_example(seed) for seed in range(7)]
-  source = web.open_source(write(tmp_path, examples, num_shards=3))
+  source = web.open_source(write(tmp_path, examples, num_shards=3), tokenizer)
   assert len(source) == 7
   for i in range(7):
     (data,) = source.storage.read(source.requests(i))
@@ -28,7 +30,7 @@ def test_each_epoch_takes_the_next_answer(tmp_path, tokenizer):
   example = tiny_datasets.web_example(
     0, answers=["red", "dark red", "<loc0007>"]
   )
-  source = web.open_source(write(tmp_path, [example]))
+  source = web.open_source(write(tmp_path, [example]), tokenizer)
   prompt = Prompt(tokenizer, 24, 9)
   rows = WebExamples(source, prompt, num_frames=2)
   data = source.storage.read(source.requests(0))
@@ -42,7 +44,7 @@ def test_each_epoch_takes_the_next_answer(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("feature", ["image", "question", "answers"])
-def test_a_record_without_a_part_is_named(tmp_path, feature):
+def test_a_record_without_a_part_is_named(tmp_path, tokenizer, feature):
   examples = [tiny_datasets.web_example(seed) for seed in range(3)]
   examples[1][feature] = [b""]
   config = write(tmp_path, examples)
@@ -51,47 +53,100 @@ def test_a_record_without_a_part_is_named(tmp_path, feature):
     match=rf"pictures-train\.tfrecord-0.*, byte \d+: got a web record with an "
     rf"empty '{feature}', expected image, question and at least one answer",
   ):
-    web.open_source(config)
+    web.open_source(config, tokenizer)
 
 
-def test_a_folder_without_records_is_refused(tmp_path):
+def test_a_folder_without_records_is_refused(tmp_path, tokenizer):
   with pytest.raises(
     ValueError, match=r"holds no \*-train\.tfrecord-00000-of-"
   ):
-    web.open_source(web.WebConfig(str(tmp_path)))
+    web.open_source(web.WebConfig(str(tmp_path)), tokenizer)
 
 
-def test_a_missing_shard_is_named(tmp_path):
+def test_a_missing_shard_is_named(tmp_path, tokenizer):
   examples = [tiny_datasets.web_example(seed) for seed in range(4)]
   config = write(tmp_path, examples, num_shards=4)
   (tmp_path / "pictures-train.tfrecord-00002-of-00004").unlink()
   with pytest.raises(ValueError, match="got 3 of 4 .* missing: 00002-of-00004"):
-    web.open_source(config)
+    web.open_source(config, tokenizer)
 
 
-def test_two_datasets_in_one_folder_are_refused(tmp_path):
+def test_two_datasets_in_one_folder_are_refused(tmp_path, tokenizer):
   config = write(tmp_path, [tiny_datasets.web_example(0)])
   (shard,) = tmp_path.glob("*.tfrecord-*")
   (tmp_path / shard.name.replace("pictures", "more")).write_bytes(b"")
   with pytest.raises(
     ValueError, match="got both .*more.* and .*pictures.* one"
   ):
-    web.open_source(config)
+    web.open_source(config, tokenizer)
 
 
-def test_too_long_an_answer_is_named_with_its_place(tmp_path, tokenizer):
-  example = tiny_datasets.web_example(0, answers=["a very long answer " * 9])
-  source = web.open_source(write(tmp_path, [example]))
-  rows = WebExamples(source, Prompt(tokenizer, 24, 9), num_frames=1)
-  data = source.storage.read(source.requests(0))
+@pytest.fixture
+def too_long(tmp_path, tokenizer):
+  """Six examples; the question of one and an answer of two are too long."""
+  examples = [tiny_datasets.web_example(seed) for seed in range(6)]
+  examples[1]["question"] = [b"Answer in en: " + b"what is on the table? " * 9]
+  for i in 3, 4:
+    examples[i]["answers"] = [b"red", b"a very long answer " * i]
+  return web.open_source(write(tmp_path, examples), tokenizer)
+
+
+def test_texts_that_are_too_long_are_known_at_the_start(too_long, tokenizer):
   with pytest.raises(
-    ValueError, match=r"00000-of-00001, byte 12: got an answer of \d+ tokens"
+    ValueError,
+    match=r"got 3 examples that cannot be used, expected at most "
+    r"config.loader.max_skipped = 0: \S+00000-of-00001, byte \d+: got a prompt "
+    r"of \d+ tokens, expected at most 24; raise config.prompt.prefix_length; "
+    r".*, byte \d+: got an answer of \d+ tokens, expected at most 9; raise "
+    r"config.prompt.suffix_length",
   ):
-    rows.row(0, 0, data)
+    WebExamples(too_long, Prompt(tokenizer, 24, 9), num_frames=1)
+  longest = tokenizer.encode("a very long answer " * 4)
+  WebExamples(too_long, Prompt(tokenizer, 200, len(longest) + 1), num_frames=1)
+  with pytest.raises(ValueError, match="got 1 examples"):
+    WebExamples(too_long, Prompt(tokenizer, 200, len(longest)), num_frames=1)
 
 
-def test_numbers_of_an_index(tmp_path):
+def test_texts_that_are_too_long_are_left_out(too_long, tokenizer):
+  prompt = Prompt(tokenizer, 24, 9)
+  rows = WebExamples(too_long, prompt, num_frames=1, max_skipped=3)
+  assert len(rows) == 3 and len(rows.skipped) == 3
+  for i, kept in enumerate([0, 2, 5]):
+    assert rows.requests(i) == too_long.requests(kept)
+    (data,) = rows.storage.read(rows.requests(i))
+    assert rows.row(i, 0, [data]).images == (
+      tiny_datasets.jpeg(kept, 40 + kept, 90),
+    )
+
+
+def test_a_damaged_record_is_left_out(tmp_path, tokenizer):
+  config = write(tmp_path, [tiny_datasets.web_example(i) for i in range(3)])
+  (path,) = tmp_path.glob("*.tfrecord-*")
+  data = bytearray(path.read_bytes())
+  data[500] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match="byte 12 whose checksum is wrong; copy"):
+    web.open_source(config, tokenizer)
+  source = web.open_source(config, tokenizer, max_skipped=1)
+  rows = WebExamples(source, Prompt(tokenizer, 24, 9), 1, max_skipped=1)
+  assert len(rows) == 2 and "byte 12 whose" in rows.skipped[0]
+
+
+def test_another_tokenizer_gives_another_index(tmp_path, tokenizer):
+  config = write(tmp_path / "data", [tiny_datasets.web_example(0)])
+  folder = tmp_path / "index"
+  other = processor.sentencepiece.ModelProto.FromString(tokenizer.model)
+  other.pieces[300].score -= 1.0
+  for each in tokenizer, Tokenizer(other.SerializeToString()), tokenizer:
+    web.open_source(config, each, str(folder))
+  assert len(list(folder.glob("*.npz"))) == 2
+
+
+def test_numbers_of_an_index(tmp_path, tokenizer):
   examples = [tiny_datasets.web_example(seed) for seed in range(5)]
-  source = web.open_source(write(tmp_path, examples, num_shards=2))
-  assert source.index.nbytes == 16 * 5
+  source = web.open_source(write(tmp_path, examples, num_shards=2), tokenizer)
+  assert source.index.nbytes == 20 * 5
+  question = "Answer in en: what colour is the cup?\n"
+  assert set(source.index.question) == {1 + len(tokenizer.encode(question))}
+  assert set(source.index.answer) == {len(tokenizer.encode("red")) + 1}
   np.testing.assert_array_equal(source.index.file, [0, 0, 0, 1, 1])

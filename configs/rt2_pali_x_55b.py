@@ -1,0 +1,28 @@
+"""RT-2-PaLI-X-55B (54.56 B parameters): the paper's largest model.
+
+From the paper: ViT-22B and a 50-layer language model of 32 B, learning rate
+1e-3, batch 2048, 80 k steps, half of every batch robot data (appendices D, E),
+RT-1's data and its action bounds. Inferred: Adafactor with a constant rate, as
+PaLI-X and T5 were fine-tuned; 224 pixels. Ours is a decoder, UL2 an
+encoder-decoder; PaLI-X's weights are not public, so bring your own as
+`pali_x_55b.npz` or set `--config.pretrained=`.
+"""
+
+import ml_collections
+
+from configs import rt2_paligemma_3b
+
+
+def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
+  config = rt2_paligemma_3b.get_config(data)
+  config.topology = "v5p:8x8x16"
+  config.model.update({"img": "22B/14", "llm": "ul2_32b"})
+  config.pretrained = f"{data}/pali_x_55b.npz"
+  del config.sources["bridge"]
+  del config.sources.fractal["bounds"]  # those of the action space, RT-1's
+  config.robot_share = 0.5
+  config.optimizer.update(
+    {"name": "adafactor", "learning_rate": 1e-3, "schedule": "constant"}
+  )
+  config.update({"batch_size": 2048, "num_steps": 80_000})
+  return config

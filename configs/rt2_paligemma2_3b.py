@@ -1,0 +1,17 @@
+"""RT-2 on PaliGemma 2 3B (3.03 B parameters), as `rt2_paligemma_3b`.
+
+Expects `paligemma2-3b-pt-224/` from Hugging Face in the folder of data.
+"""
+
+import ml_collections
+
+from configs import rt2_paligemma_3b
+
+
+def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
+  config = rt2_paligemma_3b.get_config(data)
+  config.topology = "v5e:16x16"
+  config.model.llm = "gemma2_2b"
+  config.pretrained = f"{data}/paligemma2-3b-pt-224"
+  config.tokenizer_file = f"{config.pretrained}/tokenizer.model"
+  return config

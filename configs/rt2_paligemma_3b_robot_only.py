@@ -1,0 +1,15 @@
+"""Ablation: `rt2_paligemma_3b` fine-tuned on robot data alone.
+
+The paper's "fine-tune" rows of table 6.
+"""
+
+import ml_collections
+
+from configs import rt2_paligemma_3b
+
+
+def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
+  config = rt2_paligemma_3b.get_config(data)
+  config.web = {}
+  config.robot_share = 1.0
+  return config

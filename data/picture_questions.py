@@ -1,0 +1,290 @@
+"""Questions about pictures, with answers: what the web is to this robot.
+
+A skill is a kind of question. Its function chooses what to show and asks about
+it; what it asks follows from the facts of the pictures alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from data.picture_scenes import Drawn
+from rt2_jax.envs.pictures import Concept, Pictures
+
+NUM_LOC = 1024  # bins of a coordinate in PaliGemma's vocabulary
+_WHAT = {
+  "de": "Answer in de: was ist das?",
+  "fr": "Answer in fr: qu'est-ce que c'est ?",
+  "es": "Answer in es: ¿qué es esto?",
+}
+NUMBERS = (
+  *("zero", "one", "two", "three", "four", "five"),
+  *("six", "seven", "eight", "nine", "ten"),
+)
+
+_ALIKE = (
+  {"fruit", "vegetable", "food", "sweets", "drink"},
+  {"fruit", "vegetable", "plant", "nature"},
+  {"animal", "bird", "sea animal", "insect"},
+  {"tool", "household", "electronics", "toy", "sport", "clothing"},
+  {"electronics", "musical instrument", "toy", "vehicle"},
+  {"sign", "shape", "heart", "number", "flag"},
+)
+
+
+class Question(NamedTuple):
+  """What is asked about a picture.
+
+  Attributes:
+    shown: names of the things in the picture; the question is about the first.
+    ask: given the picture, the prompt and the right answer.
+    language: of the answer.
+  """
+
+  shown: list[str]
+  ask: Callable[[Drawn], tuple[str, str]]
+  language: str = "en"
+
+
+class Words:
+  """Draws things, and phrases that only one of some things fits."""
+
+  def __init__(
+    self,
+    pictures: Pictures,
+    names: tuple[str, ...],
+    rng: np.random.Generator,
+    location_bins: int,
+  ):
+    self.concepts = [pictures[name] for name in names]
+    self.rng = rng
+    self.bins = location_bins
+
+  def one(self, fits: Callable[[Concept], object] = lambda c: True) -> Concept:
+    """A thing that fits. Raises ValueError where none does."""
+    known = [c for c in self.concepts if fits(c)]
+    if not known:
+      raise ValueError(
+        f"got {len(self.concepts)} concepts, none of which this skill can ask "
+        "about; pass more --concepts, or leave the skill out of --skills"
+      )
+    return known[int(self.rng.integers(len(known)))]
+
+  def others(
+    self, concept: Concept, count: int, fits: Callable[[Concept], object]
+  ) -> list[str]:
+    """Names of `count` - 1 things, or all there are, that fit beside it."""
+    known = [c.name for c in self.concepts if c != concept and fits(c)]
+    order = self.rng.permutation(len(known))[: count - 1]
+    return [known[i] for i in order]
+
+  def phrase(self, concept: Concept) -> tuple[str, Callable[[Concept], bool]]:
+    """Words for a thing without its name, and what else they do not fit."""
+    facts, choices = concept.facts, []
+    kind = concept.category
+    choices.append((f"the {kind}", lambda c: not alike(c.category, kind)))
+    if "does" in facts:
+      choices += 2 * [(f"the one that {facts['does']}", lambda c: True)]
+    if "capital" in facts:
+      capital = facts["capital"]
+      choices.append(
+        (f"the flag of the country with {capital}", lambda c: True)
+      )
+    if "value" in facts:
+      choices = 3 * [(self.sum(int(facts["value"])), lambda c: True)]
+    if "colour" in facts:
+      colour = facts["colour"]
+      choices.append(
+        (
+          f"the {colour} thing",
+          lambda c: c.facts.get("colour", colour) != colour,
+        )
+      )
+    for language in sorted(_WHAT.keys() & facts.keys()):
+      word = facts[language]
+      choices.append(
+        (f"the {word}", lambda c, k=language, w=word: c.facts.get(k) != w)
+      )
+    return choices[int(self.rng.integers(len(choices)))]
+
+  def sum(self, value: int) -> str:
+    """`"two plus one"`, or `"five minus two"`."""
+    if self.rng.random() < 0.3 and value < 10:
+      second = int(self.rng.integers(1, 11 - value))
+      return f"{NUMBERS[value + second]} minus {NUMBERS[second]}"
+    first = int(self.rng.integers(value + 1))
+    return f"{NUMBERS[first]} plus {NUMBERS[value - first]}"
+
+  def place(self, drawn: Drawn, name: str) -> str:
+    """The middle of a thing as two words, `<loc0416><loc0608>`: y, x."""
+    y_min, x_min, y_max, x_max = drawn.boxes[drawn.names.index(name)]
+    middles = (y_min + y_max) / 2, (x_min + x_max) / 2
+    cells = (min(int(v * self.bins), self.bins - 1) for v in middles)
+    return "".join(loc((cell + 0.5) / self.bins) for cell in cells)
+
+  def box(self, drawn: Drawn, name: str) -> str:
+    """The box of a thing as four words, edges moved out to the bins' own."""
+    y_min, x_min, y_max, x_max = drawn.boxes[drawn.names.index(name)]
+    low = (math.floor(v * self.bins) / self.bins for v in (y_min, x_min))
+    high = (math.ceil(v * self.bins) / self.bins for v in (y_max, x_max))
+    return "".join(loc(v) for v in (*low, *high))
+
+
+def alike(kind: str, other: str) -> bool:
+  """True for kinds that one thing could be called by."""
+  return kind == other or any({kind, other} <= group for group in _ALIKE)
+
+
+def loc(part: float) -> str:
+  """A coordinate, 0..1, in PaliGemma's words."""
+  return f"<loc{min(int(part * NUM_LOC), NUM_LOC - 1):04d}>"
+
+
+def name(words: Words, count: int) -> Question:
+  """What a single thing is called."""
+  c = words.one()
+  return Question([c.name], lambda _: ("Answer in en: what is this?", c.name))
+
+
+def caption(words: Words, count: int) -> Question:
+  """All things from left to right."""
+  c = words.one()
+  shown = [c.name, *words.others(c, count, lambda _: True)]
+
+  def ask(drawn: Drawn) -> tuple[str, str]:
+    *first, last = drawn.names
+    things = f"{', '.join(first)} and {last}" if first else last
+    start = "a table with" if drawn.kind == "table" else "a picture of"
+    return "Generate caption in en", f"{start} {things}"
+
+  return Question(shown, ask)
+
+
+def category(words: Words, count: int) -> Question:
+  """What kind of thing it is, or which is of that kind."""
+  c = words.one()
+  if count == 1:
+    question = "Answer in en: what kind of thing is this?"
+    return Question([c.name], lambda _: (question, c.category))
+  shown = [
+    c.name,
+    *words.others(c, count, lambda o: not alike(o.category, c.category)),
+  ]
+  question = f"Answer in en: which one is of the kind {c.category}?"
+  return Question(shown, lambda _: (question, c.name))
+
+
+def keyword(words: Words, count: int) -> Question:
+  """Which thing goes with a word, or a word that goes with a thing."""
+  c = words.one(lambda c: fresh_keywords(c))
+  own = fresh_keywords(c)
+  word = own[int(words.rng.integers(len(own)))]
+  if count == 1:
+    # The words in order: an answer that can be known.
+    question = "Answer in en: which words go with this?"
+    return Question([c.name], lambda _: (question, ", ".join(own[:3])))
+  shown = [
+    c.name,
+    *words.others(c, count, lambda o: word not in (*o.keywords, o.name)),
+  ]
+  question = f"Answer in en: which one goes with {word}?"
+  return Question(shown, lambda _: (question, c.name))
+
+
+def fresh_keywords(concept: Concept) -> list[str]:
+  """Keywords that are not in the name already."""
+  return [w for w in concept.keywords if w not in concept.name.lower()]
+
+
+def fact(words: Words, count: int) -> Question:
+  """Colour, use, country or capital."""
+  kinds = ("colour", "does", "country", "capital")
+  kind = kinds[int(words.rng.integers(len(kinds)))]
+  c = words.one(lambda c: kind in c.facts)
+  shown = [c.name, *words.others(c, count, lambda o: kind not in o.facts)]
+  value = str(c.facts[kind])
+  if kind == "does":
+    question, answer = f"which one {value}?", c.name
+  elif kind == "colour":
+    question, answer = f"what colour is the {c.name}?", value
+  elif kind == "country":
+    question, answer = "which country has this flag?", value
+  else:
+    question, answer = "what is the capital of this country?", value
+  return Question(shown, lambda _: (f"Answer in en: {question}", answer))
+
+
+def arithmetic(words: Words, count: int) -> Question:
+  """The sum of two numbers, or which number a sum gives."""
+  c = words.one(lambda c: "value" in c.facts)
+  other = words.one(lambda o: "value" in o.facts and o != c)
+  if words.rng.random() < 0.5 and count > 1:
+    total = int(c.facts["value"]) + int(other.facts["value"])
+    question = "Answer in en: what is the sum of the numbers?"
+    return Question([c.name, other.name], lambda _: (question, str(total)))
+  shown = [c.name, *words.others(c, count, lambda o: True)]
+  question = f"Answer in en: which one is {words.sum(int(c.facts['value']))}?"
+  return Question(shown, lambda _: (question, c.name))
+
+
+def language(words: Words, count: int) -> Question:
+  """The thing's name in German, French or Spanish."""
+  code = sorted(_WHAT)[int(words.rng.integers(len(_WHAT)))]
+  c = words.one(lambda c: code in c.facts)
+  if count == 1:
+    return Question([c.name], lambda _: (_WHAT[code], str(c.facts[code])), code)
+  word = c.facts[code]
+  shown = [c.name, *words.others(c, count, lambda o: o.facts.get(code) != word)]
+  question = f"Answer in en: which one is the {word}?"
+  return Question(shown, lambda _: (question, c.name))
+
+
+def detect(words: Words, count: int) -> Question:
+  """The box around a thing, as PaliGemma answers."""
+  c = words.one()
+  shown = [c.name, *words.others(c, count, lambda _: True)]
+  return Question(
+    shown,
+    lambda drawn: (
+      f"detect {c.name}",
+      f"{words.box(drawn, c.name)} {c.name}",
+    ),
+  )
+
+
+def point(words: Words, count: int) -> Question:
+  """Where the middle of a thing is."""
+  c = words.one()
+  shown = [c.name, *words.others(c, count, lambda _: True)]
+  return Question(
+    shown,
+    lambda drawn: (f"point to the {c.name}", words.place(drawn, c.name)),
+  )
+
+
+def point_by_fact(words: Words, count: int) -> Question:
+  """Where the thing is that a description without its name fits."""
+  c = words.one()
+  phrase, excludes = words.phrase(c)
+  shown = [c.name, *words.others(c, count, excludes)]
+  return Question(
+    shown, lambda drawn: (f"point to {phrase}", words.place(drawn, c.name))
+  )
+
+
+SKILLS: Mapping[str, Callable[[Words, int], Question]] = {
+  "name": name,
+  "caption": caption,
+  "category": category,
+  "keyword": keyword,
+  "fact": fact,
+  "arithmetic": arithmetic,
+  "language": language,
+  "detect": detect,
+  "point": point,
+  "point_by_fact": point_by_fact,
+}

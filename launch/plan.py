@@ -1,0 +1,154 @@
+"""Says what a config needs and takes on a slice of TPUs, without a TPU.
+
+  python launch/plan.py --config=configs/rt2_paligemma_3b.py
+  python launch/plan.py --config=configs/rt2_paligemma_3b.py \\
+    --topology=v5e:16x16,v6e:16x16,v5p:8x8x8
+  python launch/plan.py --config=configs/rt2_paligemma_3b.py --sweep
+
+The training step is compiled by the TPU's own compiler (extra `plan`), so
+memory is exact; times are compiler-predicted, see `rt2_jax/hlo_cost.py`.
+--mode=fast takes seconds and differs from --mode=full, which takes minutes, by
+a few percent. No data, tokenizer or weights are read.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import absl.logging
+from absl import app, flags
+from ml_collections import config_flags
+
+from rt2_jax import ahead_of_time, planning
+from rt2_jax.chips import chip_of
+from rt2_jax.planning import Plan
+from rt2_jax.train_config import TrainConfig
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "One experiment, a file in configs/.", lock_config=True
+)
+_TOPOLOGY = flags.DEFINE_list(
+  "topology", None, "Slices, e.g. v5e:16x16,v5p:8x8x8*2; default: the config's."
+)
+_MESH = flags.DEFINE_string(
+  "mesh", None, "slice x data x fsdp x model, e.g. 1x2x128x1; -1 chooses."
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Of all chips.")
+_MODE = flags.DEFINE_enum("mode", "fast", ahead_of_time.MODES, "See above.")
+_SWEEP = flags.DEFINE_boolean(
+  "sweep", False, "Try other meshes and batch sizes, print the best."
+)
+_JSON = flags.DEFINE_boolean("json", False, "One object per line instead.")
+_PROFILE = flags.DEFINE_integer(
+  "profile", 0, "Print this many of the longest computations and stalls."
+)
+
+_BEST = 5  # rows that a sweep prints
+_BATCH_FACTORS = (1, 2, 4)  # that a sweep tries
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f"got {argv[1:]}, expected flags only")
+  absl.logging.set_verbosity(absl.logging.WARNING)
+  config = configured(_CONFIG.value.to_dict())
+  plans = []
+  for topology in _TOPOLOGY.value or [config.topology]:
+    if _SWEEP.value:
+      plans += sweep(config, topology)
+    else:
+      plans.append(planning.plan(config, topology, _MODE.value))
+  if _JSON.value:
+    for plan in plans:
+      print(json.dumps(plan.to_json()))
+    return
+  for line in report(plans, config):
+    print(line)
+
+
+def configured(fields: dict) -> TrainConfig:
+  """The config with what the flags say instead."""
+  if _MESH.value:
+    fields["mesh"] = planning.parse_mesh(_MESH.value)
+  if _BATCH_SIZE.value:
+    fields["batch_size"] = _BATCH_SIZE.value
+  return TrainConfig.from_dict(fields)
+
+
+def sweep(config: TrainConfig, topology: str) -> list[Plan]:
+  """The fastest of all meshes and batch sizes that fit."""
+  plans = []
+  for mesh in planning.meshes(config, topology):
+    for factor in _BATCH_FACTORS:
+      changed = dataclasses.replace(
+        config, mesh=mesh, batch_size=config.batch_size * factor
+      )
+      plan = planning.plan(changed, topology, _MODE.value)
+      if plan.fits:
+        plans.append(plan)
+  return sorted(plans, key=lambda plan: -plan.mfu)[:_BEST]
+
+
+def report(plans: list[Plan], config: TrainConfig) -> Iterator[str]:
+  """A table, and under it what the words and numbers mean."""
+  row = "{:<14}{:>6}  {:<13}{:>6} {:>13} {:>8}{:>9}{:>9}{:>7}{:>9}{:>7}{:>11}"
+  yield "compiler-predicted times; HBM as the compiler plans it"
+  yield row.format(
+    *("slice", "chips", "mesh", "batch", "HBM GB/chip", "step s"),
+    *("compute", "exposed", "MFU", "ex/s", "days", "chip-hours"),
+  )
+  for plan in plans:
+    fields = plan.to_json()
+    memory = f"{plan.hbm_bytes / 1e9:.2f}/{plan.hbm_limit_bytes / 1e9:.1f}"
+    start = (plan.topology, plan.chips, fields["mesh"], plan.batch_size, memory)
+    if plan.fits:
+      yield row.format(
+        *start,
+        f"{fields['step_s']:.3f}",
+        f"{fields['compute_s']:.3f}",
+        f"{fields['exposed_comm_s']:.3f}",
+        f"{100 * plan.mfu:.1f}%",
+        f"{fields['examples_per_s']:.0f}",
+        f"{plan.training_s / 86400:.2f}",
+        f"{fields['chip_hours']:.0f}",
+      )
+    else:
+      yield row.format(*start, "does not fit", *[""] * 6).rstrip()
+  yield ""
+  for plan in plans:
+    yield from details(plan, config)
+
+
+def details(plan: Plan, config: TrainConfig) -> Iterator[str]:
+  """Where a plan's memory and time go."""
+  if not plan.fits:
+    yield f"{plan.topology}: {planning.advice(plan, config)}"
+    return
+  split = ", ".join(
+    f"{name} {size / 1e9:.2f}" for name, size in plan.hbm_split.items()
+  )
+  peak = chip_of(plan.topology).peak_flops
+  yield f"{plan.topology}, GB per chip: {split}"
+  yield (
+    f"  MFU = useful FLOP / (step s * chips * peak) = "
+    f"{plan.useful_flops:.3g} / ({plan.cost.step_s:.3f} * {plan.chips} * "
+    f"{peak:.3g}); useful FLOP: see planning.useful_flops"
+  )
+  if "*" in plan.topology:
+    yield "  the network between slices is not modelled: the time is a bound"
+  if plan.cost.unknown_trip_counts:
+    yield (
+      f"  {plan.cost.unknown_trip_counts} loops were counted once: nothing "
+      "says how often they run"
+    )
+  for title, sources in (
+    ("ms", plan.cost.by_source),
+    ("ms stalled by", plan.cost.exposed_by_source),
+  ):
+    for (kind, _, place), seconds in sources.most_common(_PROFILE.value):
+      yield f"  {1e3 * seconds:8.2f} {title} {kind} {place}"
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config"])
+  app.run(main)

@@ -1,0 +1,153 @@
+"""Several processes become one program.
+
+JAX ends a process without naming who is missing when not all of them come. So
+they call the roll among themselves first, at the coordinator's address, which
+JAX takes over afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+import jax
+
+_GO = b"go"
+_LONGEST_REPLY = 65536  # bytes
+_RETRY_S = 0.2
+_GRACE_S = 5.0  # the coordinator's clock may run behind
+
+
+def join(
+  coordinator: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+  timeout: int,
+):
+  """Waits for all processes, and connects them.
+
+  Args:
+    coordinator: host:port of process 0; None, as for the next two: from the
+      environment (TPU pods, Slurm, Open MPI), which then calls no roll.
+    num_processes: how many there are.
+    process_id: which of them this is, from 0.
+    timeout: seconds to wait for the others.
+
+  Raises:
+    ValueError: some do not come, or one comes twice; says which.
+  """
+  if None not in (coordinator, num_processes, process_id):
+    call_roll(coordinator, num_processes, process_id, timeout)
+  jax.distributed.initialize(
+    coordinator, num_processes, process_id, initialization_timeout=timeout
+  )
+
+
+def call_roll(
+  coordinator: str, num_processes: int, process_id: int, timeout: float
+):
+  """Returns when every process has called it; arguments as in `join`."""
+  host, _, port = coordinator.rpartition(":")
+  if not host or not port.isdecimal():
+    raise ValueError(
+      f"got coordinator {coordinator!r}, expected host:port of process 0, such "
+      "as 'localhost:1234'"
+    )
+  if not 0 <= process_id < num_processes:
+    raise ValueError(
+      f"got process_id {process_id} of {num_processes} processes, expected 0 "
+      f"to {num_processes - 1}"
+    )
+  deadline = time.monotonic() + timeout
+  if process_id == 0:
+    _gather(int(port), num_processes, timeout, deadline)
+  else:
+    _report(host.strip("[]"), int(port), process_id, deadline)
+
+
+def _gather(port: int, num_processes: int, timeout: float, deadline: float):
+  """Process 0: waits for the others and tells them how it ended."""
+  with contextlib.ExitStack() as stack:
+    server = stack.enter_context(_server(port))
+    present: dict[int, socket.socket] = {}
+    problem = ""
+    while len(present) < num_processes - 1 and not problem:
+      server.settimeout(max(deadline - time.monotonic(), 0.001))
+      try:
+        connection, (address, *_) = server.accept()
+      except TimeoutError:
+        problem = _missing(present, num_processes, timeout)
+        break
+      stack.enter_context(connection)
+      process_id = _process_id(connection)
+      if process_id is None:
+        continue  # somebody else who tries ports
+      if process_id in present or not 0 < process_id < num_processes:
+        problem = (
+          f"got process_id {process_id} from {address}, expected one of 1 to "
+          f"{num_processes - 1} that has not come yet; give every process its "
+          "own --process_id and the same --num_processes"
+        )
+      present[process_id] = connection
+    for connection in present.values():
+      with contextlib.suppress(OSError):
+        connection.sendall(problem.encode() or _GO)
+  if problem:
+    raise ValueError(problem)
+
+
+def _report(host: str, port: int, process_id: int, deadline: float):
+  """The others: say who they are, and wait for how it ended."""
+  with _connect(host, port, deadline) as connection:
+    connection.sendall(f"{process_id}\n".encode())
+    connection.settimeout(max(deadline - time.monotonic(), 0.0) + _GRACE_S)
+    try:
+      reply = connection.recv(_LONGEST_REPLY)
+    except OSError:
+      reply = b""
+  if reply != _GO:
+    raise ValueError(
+      reply.decode() or f"process 0 at {host}:{port} ended; look at its log"
+    )
+
+
+def _missing(present, num_processes: int, timeout: float) -> str:
+  missing = sorted(set(range(1, num_processes)) - set(present))
+  return (
+    f"got {len(present) + 1} of {num_processes} processes within {timeout:g} "
+    f"s, missing: process {', '.join(map(str, missing))}; start the missing "
+    "with the same --coordinator and --num_processes, look at their logs, or "
+    "raise --timeout"
+  )
+
+
+def _server(port: int) -> socket.socket:
+  if socket.has_dualstack_ipv6():
+    return socket.create_server(
+      ("", port), family=socket.AF_INET6, dualstack_ipv6=True
+    )
+  return socket.create_server(("", port))
+
+
+def _connect(host: str, port: int, deadline: float) -> socket.socket:
+  while True:
+    try:
+      return socket.create_connection((host, port), timeout=_RETRY_S * 10)
+    except OSError as error:
+      if time.monotonic() > deadline:
+        raise ValueError(
+          f"got no answer from process 0 at {host}:{port} ({error}); start it, "
+          "or correct --coordinator"
+        ) from error
+    time.sleep(_RETRY_S)
+
+
+def _process_id(connection: socket.socket) -> int | None:
+  """Who has connected; None for what is none of the processes."""
+  connection.settimeout(_GRACE_S)
+  try:
+    line = connection.recv(64)
+  except OSError:
+    return None
+  return int(line) if line.strip().isdigit() else None

@@ -1,0 +1,335 @@
+"""What a config's training step would need and take on a slice of TPUs.
+
+The step is our own, lowered for the slice and compiled by the TPU's compiler
+(`ahead_of_time`); its time is read from the schedule (`hlo_cost`). Nothing is
+allocated, no file is read, no TPU is needed.
+
+Shapes: B examples, T columns of a row (image, prefix and suffix), S suffix
+columns, N image tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rt2_jax import ahead_of_time, hlo_cost, optimizer, sharding, trees
+from rt2_jax.action_tokens import NUM_BINS, RareTokens
+from rt2_jax.actions import ActionTokenizer
+from rt2_jax.batch import Batch
+from rt2_jax.chips import Torus, chip_of
+from rt2_jax.input_pipeline import datasets
+from rt2_jax.models.variants import VLMConfig
+from rt2_jax.models.vlm import init_params
+from rt2_jax.train_config import TrainConfig
+from rt2_jax.train_state import Trainer
+
+# RT-1's camera, height x width: images come to the devices as recorded.
+_CAMERA = (256, 320)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """One config on one slice; times are compiler-predicted.
+
+  Attributes:
+    topology: the slice.
+    chips: how many it has.
+    mesh: devices along each axis.
+    batch_size: rows of the global batch.
+    mode: of `ahead_of_time.MODES`.
+    fits: whether the step fits into a chip's memory.
+    hbm_bytes: what it needs there.
+    hbm_limit_bytes: what a chip has.
+    hbm_split: bytes of parameters, optimizer (with the mean of the parameters),
+      activations (what forward loops keep for the backward pass) and
+      temporaries (all else at the peak, gradients among it).
+    cost: of the schedule; None where the compiler made none, as it does for a
+      step that is far too large.
+    useful_flops: of a step, all chips together, see `useful_flops`.
+    num_steps: length of training.
+  """
+
+  topology: str
+  chips: int
+  mesh: Mapping[str, int]
+  batch_size: int
+  mode: str
+  fits: bool
+  hbm_bytes: float
+  hbm_limit_bytes: float
+  hbm_split: Mapping[str, float]
+  cost: hlo_cost.Cost | None
+  useful_flops: float
+  num_steps: int
+
+  @property
+  def mfu(self) -> float | None:
+    """Model FLOP utilization: useful FLOP / (step time * peak of all chips)."""
+    if not self.fits:
+      return None
+    peak = self.chips * chip_of(self.topology).peak_flops
+    return self.useful_flops / (self.cost.step_s * peak)
+
+  @property
+  def training_s(self) -> float | None:
+    """Seconds of the whole training; input and evaluation hidden behind it."""
+    return self.cost.step_s * self.num_steps if self.fits else None
+
+  def to_json(self) -> dict[str, Any]:
+    """One flat object; null for what a step that does not fit has not."""
+    cost = self.cost if self.fits else None
+    return {
+      "topology": self.topology,
+      "chips": self.chips,
+      "mesh": "x".join(map(str, self.mesh.values())),
+      "batch_size": self.batch_size,
+      "mode": self.mode,
+      "fits": self.fits,
+      "hbm_gb_per_chip": round(self.hbm_bytes / 1e9, 2),
+      "step_s": cost and round(cost.step_s, 4),
+      "compute_s": cost and round(cost.compute_s, 4),
+      "exposed_comm_s": cost and round(cost.exposed_comm_s, 4),
+      "mfu": cost and round(self.mfu, 4),
+      "examples_per_s": cost and round(self.batch_size / cost.step_s, 1),
+      "chip_hours": cost and round(self.training_s * self.chips / 3600, 1),
+    }
+
+
+def plan(config: TrainConfig, topology: str, mode: str) -> Plan:
+  """Compiles a config's step for a slice.
+
+  Raises:
+    ValueError: an unknown slice or mode, a mesh that does not multiply to its
+      chips, or a batch that does not divide.
+    RuntimeError: no `libtpu`, or the compiler failed.
+  """
+  compiled = ahead_of_time.compile_for(
+    topology, lower_train_step, (config,), mode
+  )
+  chip = chip_of(topology)
+  facts = compiled.facts
+  cost, activations = None, 0.0
+  if compiled.fits:
+    torus = Torus(chip, compiled.coords)
+    cost = hlo_cost.predict(compiled.hlo, torus, estimates=mode == "full")
+    activations = cost.kept_bytes
+  known = facts["parameters"] + facts["optimizer"] + activations
+  split = {
+    "parameters": facts["parameters"],
+    "optimizer": facts["optimizer"],
+    "activations": activations,
+    "temporaries": compiled.hbm_bytes - known,
+  }
+  return Plan(
+    topology=topology,
+    chips=len(compiled.coords),
+    mesh=facts["mesh"],
+    batch_size=config.batch_size,
+    mode=mode,
+    # In "fast" mode the compiler is stopped before it would complain.
+    fits=compiled.fits and compiled.hbm_bytes <= chip.hbm_bytes,
+    hbm_bytes=compiled.hbm_bytes,
+    hbm_limit_bytes=chip.hbm_bytes,
+    hbm_split=split,
+    cost=cost,
+    useful_flops=useful_flops(config),
+    num_steps=config.num_steps,
+  )
+
+
+def lower_train_step(
+  devices: list[jax.Device], config: TrainConfig
+) -> tuple[jax.stages.Lowered, Mesh, dict]:
+  """A config's step on described devices, for `ahead_of_time.compile_for`."""
+  shape = sharding.mesh_shape(
+    config.mesh,
+    abstract_params(config.model),
+    len(devices),
+    sharding.num_slices(devices),
+  )
+  mesh = sharding.make_mesh(shape, devices)
+  check_batch(config, shape)
+  trainer = Trainer(
+    model=config.model,
+    optimizer=optimizer.make_optimizer(config.optimizer, config.num_steps),
+    augmentation=config.augmentation,
+    tokenizers=_tokenizers(config),
+    seed=config.seed,
+    mesh=mesh,
+    microbatches=config.microbatches,
+    frozen=tuple(config.optimizer.frozen),
+    ema_decay=config.optimizer.ema_decay,
+  )
+  state = trainer.abstract_state()
+  facts = {
+    "mesh": dict(shape),
+    "parameters": bytes_per_chip(state.params),
+    "optimizer": bytes_per_chip((state.opt_state, state.ema)),
+  }
+  batch = abstract_batch(config, mesh)
+  facts["argument_bytes"] = bytes_per_chip((state, batch))
+  return trainer.lower_step(batch), mesh, facts
+
+
+def check_batch(config: TrainConfig, shape: Mapping[str, int]):
+  """
+  Raises:
+    ValueError: the batch, or a part of it, does not divide.
+  """
+  rows = math.prod(n for axis, n in shape.items() if axis != "model")
+  parts = rows * config.microbatches
+  if config.batch_size % parts:
+    lower = config.batch_size // parts * parts
+    raise ValueError(
+      f"got batch_size {config.batch_size}, expected a multiple of {parts}: "
+      f"slice x data x fsdp = {rows} chips that split it, times "
+      f"config.microbatches = {config.microbatches}; such as "
+      f"{lower or parts} or {lower + parts}"
+    )
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+  """ "1x2x128x1" -> devices along each of `sharding.MESH_AXES`.
+
+  Raises:
+    ValueError: not one number per axis.
+  """
+  try:
+    sizes = [int(size) for size in text.split("x")]
+    return dict(zip(sharding.MESH_AXES, sizes, strict=True))
+  except ValueError:
+    raise ValueError(
+      f"got mesh {text!r}, expected {len(sharding.MESH_AXES)} numbers for "
+      f"{' x '.join(sharding.MESH_AXES)}, such as 1x2x128x1, or -1 where one "
+      "should be chosen"
+    ) from None
+
+
+def meshes(config: TrainConfig, topology: str) -> list[dict[str, int]]:
+  """Meshes worth trying: the chosen one, less fsdp, some tensor parallelism."""
+  count, slices = ahead_of_time.count_chips(topology)
+  params = abstract_params(config.model)
+  found = []
+  for model in (1, 2, 4, 8):
+    wanted = {"slice": slices, "data": -1, "fsdp": -1, "model": model}
+    if count % (slices * model):
+      continue
+    best = sharding.mesh_shape(wanted, params, count, slices)
+    for part in (1, 2, 4):
+      data, fsdp = best["data"] * part, best["fsdp"] // part
+      heads = (config.model.img.num_heads, config.model.llm.num_heads)
+      divides = best["fsdp"] % part == 0 and not any(n % model for n in heads)
+      if divides and (model == 1 or part == 1):
+        found.append(best | {"data": data, "fsdp": fsdp})
+  return found
+
+
+def advice(plan: Plan, config: TrainConfig) -> str:
+  """What to change about a plan that does not fit."""
+  known = plan.hbm_split["parameters"] + plan.hbm_split["optimizer"]
+  need, limit = plan.hbm_bytes / 1e9, plan.hbm_limit_bytes / 1e9
+  start = f"needs {need:.1f} GB of {limit:.1f} per chip, {known / 1e9:.1f} of "
+  start += "them for parameters and optimizer; "
+  if known > 0.8 * plan.hbm_limit_bytes:
+    return start + (
+      "take a larger slice, or config.optimizer.name = 'adafactor', which "
+      "needs no moments"
+    )
+  changes = []
+  if config.model.llm.remat != "full":
+    changes.append("config.model.remat = 'full'")
+  if plan.mesh["data"] > 1:
+    changes.append("a larger config.mesh.fsdp")
+  rows = plan.batch_size * plan.mesh["model"] * config.microbatches
+  if rows >= 2 * plan.chips * config.microbatches**2:
+    changes.append(f"config.microbatches = {2 * config.microbatches}")
+  changes += ["a smaller --batch_size", "a larger slice"]
+  return start + "try " + ", ".join(changes[:-1]) + f" or {changes[-1]}"
+
+
+def abstract_params(model: VLMConfig) -> dict:
+  return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
+  """ShapeDtypeStructs of the global batch, see `batch.Batch`."""
+  rows = config.batch_size
+  prefix, suffix = config.prompt.prefix_length, config.prompt.suffix_length
+  placed = sharding.batch_sharding(mesh)
+
+  def array(dtype, *shape):
+    return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=placed)
+
+  resolution = config.model.img.image_size
+  canvas = (max(resolution, size) for size in _CAMERA)
+  return Batch(
+    image=array(jnp.uint8, config.model.num_frames, *canvas, 3),
+    image_size=array(jnp.int32, 2),
+    prefix=array(jnp.int32, prefix),
+    mask_input=array(jnp.bool_, prefix),
+    suffix=array(jnp.int32, suffix),
+    mask_loss=array(jnp.float32, suffix),
+    source=array(jnp.int32),
+  )
+
+
+def _tokenizers(config: TrainConfig) -> tuple[ActionTokenizer | None, ...]:
+  """Stand-ins: what actions mean does not change what a step costs."""
+  if config.actions.route != "rare":
+    return (None,) * len(config.source_names)
+  route = RareTokens(tuple(range(NUM_BINS)))
+  spaces = (
+    datasets.robot_dataset(source.dataset).space
+    for source in config.sources.values()
+  )
+  robots = [ActionTokenizer(space, route) for space in spaces]
+  return (*robots, *(None for _ in config.web))
+
+
+def bytes_per_chip(tree: Any) -> float:
+  """Bytes of one chip's part of ShapeDtypeStructs with shardings."""
+  return float(
+    sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree)
+    )
+  )
+
+
+def useful_flops(config: TrainConfig) -> float:
+  """FLOP that the model itself asks of a training step, without recomputing.
+
+  Strict: of forward 2 and backward 4 FLOP per weight and column, the encoder
+  counts on image tokens, the decoder on all columns, the token table on the S
+  columns that predict the answer; attention counts 12 * T^2 * width of the
+  heads per layer, masked or not. Biases, norms and the optimizer do not count.
+  Frozen parameters count like others.
+  """
+  img, llm = config.model.img, config.model.llm
+  prompt = config.prompt
+  sizes = {"encoder": 0, "decoder": 0, "table": 0}
+  for name, leaf in trees.flatten(abstract_params(config.model)).items():
+    if name.endswith(("scale", "bias", "pos_embedding")):
+      continue
+    part = "encoder" if name.startswith("img/") else "decoder"
+    sizes["table" if "input_embedding" in name else part] += leaf.size
+  n = config.model.num_image_tokens
+  # The last token of the answer is predicted, not read.
+  columns = n + prompt.prefix_length + prompt.suffix_length - 1
+  products = (
+    sizes["encoder"] * n
+    + sizes["decoder"] * columns
+    + sizes["table"] * prompt.suffix_length
+  )
+  encoder_scores = img.depth * n * img.num_tokens * img.width
+  heads = llm.num_heads * llm.head_dim
+  decoder_scores = llm.depth * columns**2 * heads
+  scores = encoder_scores + decoder_scores
+  return config.batch_size * (6.0 * products + 12.0 * scores)

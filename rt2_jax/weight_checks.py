@@ -1,0 +1,99 @@
+"""Weights of another model are refused, with all that differs in one error."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rt2_jax.models.variants import VLMConfig
+from rt2_jax.weight_files import Path, Shape, Stored
+
+# What no file decides: these fields change no parameter, or one that is
+# resampled or extended. big_vision trains PaliGemma 2 without final softcap.
+_CALLERS = ("image_size", "vocab_size", "final_softcap", "dtype", "remat")
+_GEMMA2_NORM = re.compile("post_ffw_norm|post_feedforward_layernorm")
+_OUTPUT_LAYERS = ("lm_head.weight", "language_model.lm_head.weight")
+
+
+def check_config(origin: Path, found: VLMConfig, asked: VLMConfig):
+  """Raises a ValueError that lists the fields in which two models differ."""
+  differences = [
+    f"{name} is {value!r}, asked for {wanted!r}"
+    for (name, value), wanted in zip(
+      _decided(found).items(), _decided(asked).values(), strict=True
+    )
+    if value != wanted
+  ]
+  if differences:
+    raise ValueError(
+      f"{origin}: got the weights of another model: {'; '.join(differences)}"
+      f"{_generations(found.llm.post_norms, asked.llm.post_norms)}"
+    )
+
+
+def _decided(config: VLMConfig) -> dict[str, Any]:
+  """The fields that a file decides, with defaults resolved."""
+  llm = dataclasses.replace(config.llm, query_scale=config.llm.query_factor)
+  parts = {"img": config.img, "llm": llm}
+  return {
+    f"{part}.{field}": value
+    for part, fields in parts.items()
+    for field, value in dataclasses.asdict(fields).items()
+    if field not in _CALLERS
+  }
+
+
+def _generations(found_gemma2: bool, asked_gemma2: bool) -> str:
+  """The end of an error message, when that is the reason."""
+  if found_gemma2 == asked_gemma2:
+    return ""
+  found, asked = 1 + found_gemma2, 1 + asked_gemma2
+  return f"; these are Gemma {found} weights, the model is a Gemma {asked}"
+
+
+def check_names(
+  origin: Path, found: Mapping[str, Stored], expected: Mapping[str, Shape]
+):
+  """Raises a ValueError that lists all that is missing, extra or mis-shaped."""
+  problems = {
+    "missing": [name for name in expected if name not in found],
+    "extra": [name for name in found if name not in expected],
+    "mis-shaped": [
+      f"{name} {list(found[name].shape)} instead of {list(shape)}"
+      for name, shape in expected.items()
+      if name in found and found[name].shape != shape
+    ],
+  }
+  if not any(problems.values()):
+    return
+  listed = "; ".join(
+    f"{len(names)} {what}: {', '.join(names)}"
+    for what, names in problems.items()
+    if names
+  )
+  gemma2 = (any(map(_GEMMA2_NORM.search, names)) for names in (found, expected))
+  raise ValueError(
+    f"{origin}: got the weights of another model: {listed}"
+    f"{_generations(*gemma2)}"
+  )
+
+
+def check_tied(folder: Path, tensors: dict[str, Stored], table: str):
+  """Removes the output layer, which is the token table and nothing else.
+
+  Raises:
+    ValueError: it is not.
+  """
+  for name in _OUTPUT_LAYERS:
+    output = tensors.pop(name, None)
+    if output is None or table not in tensors:
+      continue
+    if not np.array_equal(output.read(), tensors[table].read()):
+      raise ValueError(
+        f"{folder}: got an output layer {name!r} that differs from the token "
+        f"table {table!r}, expected the same array: our decoder ties them"
+      )

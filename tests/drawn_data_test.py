@@ -1,0 +1,78 @@
+"""What the data programs draw; this file may not import TensorFlow."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import make_tabletop, make_web_pictures, picture_scenes
+from rt2_jax.envs import pictures
+from rt2_jax.envs.instructions import FAMILIES
+from tests.envs.rendering import PICTURES, rendered
+
+DEMONSTRATIONS = {
+  "seed": 0,
+  "image_size": 48,
+  "families": FAMILIES,
+  "concepts": ["apple", "dog", "car", "house", "drum", "tree"],
+  "style": "noto",
+  "distractors": [0, 1],
+}
+WEB = {
+  "seed": 0,
+  "image_size": 48,
+  "concepts": [],
+  "scenes": ["card", "board", "table"],
+  "styles": ["noto", "twemoji"],
+  "things": (1, 3),
+  "location_bins": 16,
+}
+
+
+@rendered
+def test_an_episode_is_a_function_of_its_number():
+  def look(number, wander=0.2):
+    settings = DEMONSTRATIONS | {"wander": wander}
+    steps = make_tabletop.episode(settings, "val", number)[0]["steps"]
+    images = [
+      np.asarray(Image.open(io.BytesIO(s["observation"]["image"])))
+      for s in steps
+    ]
+    return images, np.stack([s["action"] for s in steps])
+
+  (images, actions), (same, again) = look(0), look(0)
+  np.testing.assert_array_equal(actions, again)
+  np.testing.assert_array_equal(images, same)
+  assert not np.array_equal(look(1)[1], actions)
+  straight = look(0, wander=0.0)[1]
+  np.testing.assert_array_equal(straight[0], actions[0])  # the expert's own
+
+
+@pytest.mark.parametrize("kind", picture_scenes.SCENES)
+@rendered
+def test_scenes_show_the_things_in_their_boxes(kind):
+  known = pictures.load(PICTURES)
+  names = ["black square", "red heart", "dog"]
+  names = names[: picture_scenes.most_things(kind)]
+  rng = np.random.default_rng(0)
+  dark = []
+  for _ in range(8):
+    drawn = picture_scenes.draw(kind, known, names, "noto", 64, rng)
+    assert drawn.image.shape == (64, 64, 3) and drawn.image.dtype == np.uint8
+    assert sorted(drawn.names) == sorted(names)
+    middles = [box[1] + box[3] for box in drawn.boxes]
+    assert middles == sorted(middles)
+    box = np.array(drawn.boxes[drawn.names.index("black square")]) * 64
+    y, x = round((box[0] + box[2]) / 2), round((box[1] + box[3]) / 2)
+    dark.append(drawn.image[y, x].max() < 90)
+  assert sum(dark) >= 7  # the hand may hide one
+
+
+@rendered
+def test_an_example_is_a_function_of_its_number():
+  def look(split, number):
+    return make_web_pictures.example(WEB, "fact", split, number)
+
+  assert look("train", 5) == look("train", 5)
+  assert len({look(s, n) for s in ("train", "val") for n in range(5)}) == 10

@@ -1,0 +1,67 @@
+"""The roll call of several processes, here in threads."""
+
+import concurrent.futures
+import socket
+
+import pytest
+
+from rt2_jax import hosts
+
+
+@pytest.fixture
+def coordinator():
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return f"localhost:{free.getsockname()[1]}"
+
+
+def call(coordinator, ids, num_processes, timeout=20.0):
+  """The outcome of each process: None or its error's message."""
+
+  def outcome(process_id):
+    try:
+      hosts.call_roll(coordinator, num_processes, process_id, timeout)
+    except ValueError as error:
+      return str(error)
+    return None
+
+  with concurrent.futures.ThreadPoolExecutor(len(ids)) as pool:
+    return list(pool.map(outcome, ids))
+
+
+def test_all_come(coordinator):
+  assert call(coordinator, [3, 0, 2, 1], 4) == [None] * 4
+  # The address is free again, for JAX.
+  assert call(coordinator, [0, 1], 2) == [None] * 2
+
+
+def test_the_missing_are_named_to_all_who_came(coordinator):
+  outcomes = call(coordinator, [0, 2], 4, timeout=1.5)
+  assert len(set(outcomes)) == 1
+  assert (
+    "got 2 of 4 processes within 1.5 s, missing: process 1, 3" in (outcomes[0])
+  )
+  assert "raise --timeout" in outcomes[0]
+
+
+def test_without_process_0(coordinator):
+  (message,) = call(coordinator, [1], 2, timeout=0.5)
+  assert f"got no answer from process 0 at {coordinator}" in message
+
+
+def test_one_that_comes_twice(coordinator):
+  outcomes = call(coordinator, [0, 1, 1], 3, timeout=5)
+  assert "got process_id 1 from" in outcomes[0]
+  assert all(outcomes)
+
+
+@pytest.mark.parametrize(
+  ("address", "process_id", "message"),
+  [
+    ("localhost", 0, "coordinator 'localhost', expected host:port"),
+    ("localhost:1", 2, "process_id 2 of 2 processes, expected 0 to 1"),
+  ],
+)
+def test_wrong_values(address, process_id, message):
+  with pytest.raises(ValueError, match=message):
+    hosts.call_roll(address, 2, process_id, 1)

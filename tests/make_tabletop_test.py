@@ -1,0 +1,100 @@
+"""Demonstrations on the tabletop, written and read back."""
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data import make_tabletop
+from rt2_jax.actions import ActionTokenizer
+from rt2_jax.envs.instructions import FAMILIES
+from rt2_jax.input_pipeline import datasets, loader
+from rt2_jax.tokenizer import Tokenizer
+from tests.conftest import ROOT
+
+SETTINGS = {
+  "train_episodes": 6,
+  "val_episodes": 2,
+  "seed": 0,
+  "image_size": 48,
+  "families": list(FAMILIES),
+  "concepts": ["apple", "dog", "car", "house", "drum", "tree"],
+  "style": "noto",
+  "distractors": [0, 1],
+  "wander": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  output_dir = tmp_path_factory.mktemp("data")
+  return make_tabletop.make(output_dir, 1, **SETTINGS)
+
+
+def test_training_reads_what_the_expert_did(folder):
+  config = datasets.SourceConfig("tabletop", str(folder))
+  source = datasets.open_source(config, "train")
+  index = source.index
+  assert index.episode.max() == 5 and len(index.texts) >= 3
+  for episode in range(6):
+    action = index.action[index.episode == episode]
+    np.testing.assert_array_equal(action[:-1, 0], 0.0)
+    assert action[-1, 0] == 1.0  # terminate
+    assert np.abs(action[:, 1:4]).max() <= 0.05 + 1e-6  # m
+    assert np.abs(action[:, 4:7]).max() <= 0.25 + 1e-6  # rad
+    assert set(action[:, 7]) <= {0.0, 1.0}
+  images, instructions, _ = next(loader.read_steps(source, 4))
+  assert images.shape == (4, 1, 48, 48, 3) and images.std() > 10
+  assert set(instructions) <= set(index.texts)
+
+
+def test_actions_survive_their_tokens(folder):
+  config = datasets.SourceConfig("tabletop", str(folder))
+  action = datasets.open_source(config, "train").index.action
+  text = Tokenizer.from_file(ROOT / "data/small_tokenizer.model")
+  tokenizer = ActionTokenizer(config.space, text.action_route("rare"))
+  decoded = tokenizer.decode(tokenizer.encode(action))
+  assert np.abs(decoded - action)[:, 1:4].max() < 0.0002 + 1e-6  # m
+  np.testing.assert_allclose(decoded[-1, 1:7], 0.0, atol=1e-7)  # rest is exact
+
+
+def test_the_whole_record(folder):
+  data = tfds.builder_from_directory(folder).as_dataset("val")
+  for episode in tfds.as_numpy(data):
+    steps = list(episode["steps"])
+    names = {k: v.decode() for k, v in episode["episode_metadata"].items()}
+    assert names["family"] in FAMILIES and names["style"] == "noto"
+    assert names["target"] in SETTINGS["concepts"]
+    assert [s["is_first"] for s in steps] == [True] + [False] * (len(steps) - 1)
+    assert steps[-1]["is_terminal"] and steps[-1]["reward"] == 1.0
+    y_min, x_min, y_max, x_max = steps[0]["target_box"]
+    assert 0 <= y_min < y_max <= 1 and 0 <= x_min < x_max <= 1
+    assert bool(names["reference"]) == bool(steps[0]["reference_box"].any())
+
+
+def test_the_same_data_is_not_made_twice(folder, capsys):
+  make_tabletop.make(folder.parent.parent, 1, **SETTINGS)
+  assert "holds these episodes already" in capsys.readouterr().out
+  with pytest.raises(FileExistsError, match="pass another --output_dir"):
+    make_tabletop.make(folder.parent.parent, 1, **SETTINGS | {"seed": 1})
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"concepts": ["aple", *"bcde"]}, "'aple' for object, expected.*'apple'"),
+    ({"families": ["pik"]}, "'pik' for task family"),
+    ({"style": "oil"}, "'oil' for art style"),
+    ({"concepts": ["apple"]}, "got 1 concepts, expected at least 3"),
+  ],
+)
+def test_settings_that_make_no_sense(tmp_path, change, message):
+  with pytest.raises(ValueError, match=message):
+    make_tabletop.make(tmp_path, 1, **SETTINGS | change)
+  assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+def test_the_report_counts_every_attempt():
+  outcomes = {("pick", "success"): 3, ("pick", "nothing touched"): 1}
+  assert make_tabletop.report(outcomes) == (
+    "expert: pick           3/4 = 75.0%"
+  )

@@ -1,0 +1,134 @@
+"""The planner on the TPU's own compiler, and what our step may cost.
+
+`step_budget.json` holds what the configs took when they were last looked at:
+print new figures with `python launch/plan.py --config=… --json`.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from configs import quickstart, rt2_paligemma_3b
+from rt2_jax import ahead_of_time, planning
+from rt2_jax.chips import SLICES
+from rt2_jax.train_config import TrainConfig
+from tests.conftest import ROOT
+
+KEYS = [
+  *("topology", "chips", "mesh", "batch_size", "mode", "fits"),
+  *("hbm_gb_per_chip", "step_s", "compute_s", "exposed_comm_s", "mfu"),
+  *("examples_per_s", "chip_hours"),
+]
+BUDGETS = json.loads((ROOT / "tests/step_budget.json").read_text())
+# A compiler's new release moves figures by a few percent; a slip of ours, such
+# as a gradient summed on every chip, by more.
+GROWTH = 1.1
+
+
+def config(module) -> TrainConfig:
+  return TrainConfig.from_dict(module.get_config().to_dict())
+
+
+@pytest.fixture(scope="module")
+def tiny() -> TrainConfig:
+  return config(quickstart)
+
+
+@pytest.mark.parametrize("name", list(BUDGETS))
+def test_the_step_does_not_grow(name):
+  module = {"quickstart": quickstart, "rt2_paligemma_3b": rt2_paligemma_3b}
+  budget = BUDGETS[name]
+  plan = planning.plan(config(module[name]), budget["topology"], "fast")
+  found = plan.to_json()
+  assert list(found) == KEYS
+  assert plan.fits and not plan.cost.unknown_trip_counts
+  assert found["mesh"] == budget["mesh"]
+  for key in ("hbm_gb_per_chip", "step_s"):
+    assert found[key] <= GROWTH * budget[key], f"{key}: {found} > {budget}"
+  assert sum(plan.hbm_split.values()) == pytest.approx(plan.hbm_bytes)
+  assert min(plan.hbm_split.values()) > 0
+
+
+def test_useful_flops_by_hand(tiny):
+  img, llm = tiny.model.img, tiny.model.llm
+  encoder = (
+    16 * 16 * 3 * img.width  # patches
+    + img.depth * (4 * img.width**2 + 2 * img.width * img.mlp_dim)
+    + img.width * llm.width
+  )
+  heads = llm.num_heads * llm.head_dim
+  keys = 2 * llm.num_kv_heads * llm.head_dim
+  decoder = llm.depth * llm.width * (2 * heads + keys + 3 * llm.mlp_dim)
+  table = llm.vocab_size * llm.width
+  columns = 16 + 24 + 9 - 1
+  one = 6 * (encoder * 16 + decoder * columns + table * 9) + 12 * (
+    img.depth * 16**2 * img.width + llm.depth * columns**2 * heads
+  )
+  assert planning.useful_flops(tiny) == tiny.batch_size * one
+
+
+def test_a_step_that_is_too_large_says_what_to_change():
+  large = dataclasses.replace(config(rt2_paligemma_3b), batch_size=1024)
+  plan = planning.plan(large, "v5e:2x2", "fast")
+  assert not plan.fits and plan.to_json()["step_s"] is None
+  advice = planning.advice(plan, large)
+  assert "of 16.9 per chip, 8.8 of them for parameters and optimizer" in advice
+  assert "try config.microbatches = 2, a smaller --batch_size or a" in advice
+
+
+def test_an_unknown_slice_lists_the_known_ones(tiny):
+  with pytest.raises(ValueError, match="got 'v5e:16x15' for topology") as info:
+    planning.plan(tiny, "v5e:16x15", "fast")
+  assert all(name in str(info.value) for name in SLICES)
+  assert "did you mean 'v5e:16x16'?" in str(info.value)
+
+
+def test_a_mesh_that_does_not_multiply_is_refused(tiny):
+  wrong = dataclasses.replace(tiny, mesh=planning.parse_mesh("1x2x2x1"))
+  with pytest.raises(ValueError, match="expected axes that multiply to 8 dev"):
+    planning.plan(wrong, "v5e:2x4", "fast")
+
+
+def test_a_batch_that_does_not_divide_is_refused(tiny):
+  wrong = dataclasses.replace(tiny, batch_size=50)
+  with pytest.raises(
+    ValueError, match="got batch_size 50, expected a multiple of 8: .* 48 or 56"
+  ):
+    planning.plan(wrong, "v5e:2x4", "fast")
+
+
+@pytest.mark.parametrize("text", ["1x2", "1x2x3x4x5", "axb", "1x2x128xfour"])
+def test_a_mesh_that_is_no_mesh_is_refused(text):
+  with pytest.raises(ValueError, match=f"got mesh '{text}', expected 4 numb"):
+    planning.parse_mesh(text)
+
+
+def test_a_machine_without_the_compiler_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "libtpu", None)
+  monkeypatch.setattr(ahead_of_time.importlib.util, "find_spec", lambda _: None)
+  with pytest.raises(RuntimeError, match=r"pip install 'rt2_jax\[plan\]'"):
+    ahead_of_time.check_topology("v5e:1x1")
+
+
+def test_slices_are_counted():
+  assert ahead_of_time.count_chips("v5p:8x8x16*2") == (2048, 2)
+  with pytest.raises(ValueError, match="expected a number of slices after"):
+    ahead_of_time.count_chips("v5e:4x4*two")
+
+
+def test_the_program_prints_a_table():
+  done = subprocess.run(
+    [
+      *(sys.executable, "launch/plan.py", "--config=configs/quickstart.py"),
+      *("--topology=v5e:1x1", "--profile=1"),
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert done.stdout.startswith("compiler-predicted times")
+  assert "MFU = useful FLOP / (step s * chips * peak)" in done.stdout
