@@ -8,6 +8,8 @@ setuptools.setup(
   description="RT-2, the vision-language-action model, in JAX and Flax",
   license="Apache-2.0",
   python_requires=">=3.11",
+  # Named, so that an editable install makes configs/ importable as well.
+  package_dir={"": "."},
   packages=setuptools.find_packages(include=["rt2_jax", "rt2_jax.*"]),
   install_requires=[
     "absl-py>=2.1",

@@ -62,13 +62,16 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
   tokenizers = config.action_tokenizers()
   batches = make_loader(config, tokenizers, mesh)
   trainer = config.make_trainer(tokenizers, mesh)
+  abstract = trainer.abstract_state()
+  evaluation = make_evaluation(config, tokenizers, mesh)
   meta = make_meta(config, fields, tokenizers)
   claim_workdir(workdir, fields)
   checkpoints = checkpoint.Checkpoints(
     workdir / "checkpoints", config.keep_checkpoints
   )
-  evaluation = make_evaluation(config, tokenizers, mesh)
-  state = restore_or_init(trainer, checkpoints, meta, config.pretrained)
+  state = restore_or_init(
+    trainer, abstract, checkpoints, meta, config.pretrained
+  )
   start = int(state.step)
   log_start(config, state, mesh)
   writer = tensorboardX.SummaryWriter(
@@ -192,6 +195,7 @@ def make_meta(
 
 def restore_or_init(
   trainer: Trainer,
+  abstract: TrainState,
   checkpoints: checkpoint.Checkpoints,
   meta: Mapping[str, Any],
   weights: str | Mapping[str, str],
@@ -204,8 +208,7 @@ def restore_or_init(
   if checkpoints.latest_step() is None and not weights:
     return trainer.init_state()
   if checkpoints.latest_step() is None:
-    abstract = trainer.abstract_state().params
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
     return trainer.state_from(
       pretrained.load(weights, trainer.model, shardings, seed=trainer.seed)
     )
@@ -218,7 +221,6 @@ def restore_or_init(
         f"cannot go on from: {'; '.join(differences[:3])}; use another "
         "--workdir"
       )
-  abstract = trainer.abstract_state()
   step, acting, rest = checkpoints.restore_state(*abstract.to_items())
   step = jax.device_put(np.int32(step), abstract.step.sharding)
   return abstract.from_items(step, acting, rest)

@@ -3,9 +3,14 @@
 import os
 import pathlib
 
-# Before the first import of JAX.
+# Before the first import of JAX. Many tests, and the programs that they start,
+# compile the same steps: all of them share what one has compiled.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
+  pathlib.Path(__file__).parent.parent / ".pytest_cache/programs"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import hypothesis
 import pytest

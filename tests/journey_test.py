@@ -119,36 +119,74 @@ def losses(workdir) -> list[float]:
   return [e.value for e in log.Reload().Scalars("train/loss")]
 
 
-def test_two_processes_train_like_one(folder, whole):
-  """Four devices each, gloo between them, one checkpoint, and back to one."""
+def free_port() -> int:
   with socket.socket() as free:
     free.bind(("localhost", 0))
-    port = free.getsockname()[1]
-  processes = [
+    return free.getsockname()[1]
+
+
+def start_many(folder, workdir: str, count: int) -> list[subprocess.Popen]:
+  """`count` processes that share eight devices, gloo between them."""
+  port = free_port()
+  return [
     start(
       folder,
-      "two",
-      num_devices=4,
+      workdir,
+      num_devices=8 // count,
       flags=(
         "--multihost",
         f"--coordinator=localhost:{port}",
-        "--num_processes=2",
+        f"--num_processes={count}",
         f"--process_id={i}",
       ),
     )
-    for i in range(2)
+    for i in range(count)
   ]
-  out = [finish(process) for process in processes]
-  assert "step 24/24" in out[0] and "step 24/24" not in out[1]
-  np.testing.assert_allclose(losses(folder / "two"), losses(whole), rtol=1e-5)
-  # One process goes on from what two have saved.
-  shutil.rmtree(folder / "two" / "checkpoints" / str(NUM_STEPS))
-  assert "from step 21 of 24" in finish(start(folder, "two"))
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
-    final_params(folder / "two"),
-    final_params(whole),
+
+
+def go_on(folder, workdir: str, count: int):
+  """Loses the last checkpoint, and goes on with another number of processes."""
+  shutil.rmtree(folder / workdir / "checkpoints" / str(NUM_STEPS))
+  out = [finish(p) for p in start_many(folder, workdir, count)]
+  assert f"from step {NUM_STEPS - 3} of {NUM_STEPS}" in out[0]
+
+
+def test_two_and_four_processes_train_like_one(folder, whole):
+  """The same losses, and the checkpoint of each restores on another."""
+  shutil.copytree(whole, folder / "one")
+  for count, workdir in ((2, "two"), (4, "four")):
+    out = [finish(p) for p in start_many(folder, workdir, count)]
+    assert f"step {NUM_STEPS}/{NUM_STEPS}" in out[0]
+    assert all(f"step {NUM_STEPS}" not in other for other in out[1:])
+    np.testing.assert_allclose(
+      losses(folder / workdir), losses(whole), rtol=1e-6
+    )
+  for workdir, count in (("one", 2), ("two", 4), ("four", 1)):
+    go_on(folder, workdir, count)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+      final_params(folder / workdir),
+      final_params(whole),
+    )
+
+
+def test_a_host_that_never_joins_is_named(folder):
+  port = free_port()
+  lonely = start(
+    folder,
+    "lonely",
+    flags=(
+      "--multihost",
+      f"--coordinator=localhost:{port}",
+      "--num_processes=3",
+      "--process_id=0",
+      "--timeout=2",
+    ),
   )
+  out, _ = lonely.communicate(timeout=120)
+  assert lonely.returncode == 1
+  assert "got 1 of 3 processes within 2 s, missing: process 1, 2" in out
+  assert "Traceback" not in out
 
 
 def test_evaluate_prints_a_table_and_draws(whole):

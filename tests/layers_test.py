@@ -33,11 +33,11 @@ FLOORS = [
 INSIDE = {
   "envs": [
     {"seen", "surfaces", "pictures", "instructions", "scene"},
-    {"camera", "tasks"},
+    {"camera", "tasks", "descriptions"},
     {"oracle"},
     {"tabletop"},
   ],
-  "models": [{"remat"}, {"variants"}, {"siglip", "gemma"}, {"vlm"}],
+  "models": [{"remat", "token_table"}, {"variants"}, {"siglip", "gemma"}, {"vlm"}],
   "input_pipeline": [
     {"storage", "mixture"},
     {"records", "index"},
@@ -46,7 +46,13 @@ INSIDE = {
     {"examples"},
     {"loader"},
   ],
-  "evaluators": [{"action_accuracy", "agreement", "vqa"}],
+  "evaluators": [
+    {"action_accuracy", "agreement", "vqa", "suites", "films"},
+    {"simulation"},
+    {"rollout"},
+    {"plots"},
+    {"report"},
+  ],
 }
 
 

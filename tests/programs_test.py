@@ -1,5 +1,6 @@
 """Programs that a person starts: wrong flags get one clear error."""
 
+import json
 import subprocess
 import sys
 
@@ -71,3 +72,34 @@ def test_show_batch_draws_a_picture(tmp_path):
   assert "step 7: 3 of 16 rows; bridge 16" in done.stdout
   pixels = np.asarray(Image.open(output).convert("L"))
   assert pixels.shape[1] > 1000 and pixels.std() > 20
+
+
+WITHOUT_TENSORFLOW = """
+import runpy, sys
+sys.modules["tensorflow"] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_benchmarks_run_without_tensorflow():
+  done = subprocess.run(
+    [
+      *(sys.executable, "-c", WITHOUT_TENSORFLOW),
+      *("launch/benchmark.py", "train", "policy"),
+      *("--batch_size=8", "--repeats=1"),
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  train, policy = map(json.loads, done.stdout.splitlines())
+  assert train["parameters"] == 6_602_560 and train["batch_size"] == 8
+  assert 0 < train["mfu"] < 1 and train["peak_memory_gb"] > 0.1
+  # The formula, up to the rounding of what is printed.
+  flops = train["step_s"] * 8 * train["matmul_flops"]
+  assert train["useful_tflop"] * 1e12 / flops == pytest.approx(
+    train["mfu"], rel=0.05
+  )
+  assert policy["actions_per_s"] > 0

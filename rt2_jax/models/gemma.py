@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from rt2_jax.models.remat import rematerialized
+from rt2_jax.models.token_table import lookup, scores
 from rt2_jax.models.variants import GemmaConfig
 
 # Not -inf: a position that may attend to nothing must not turn into NaN.
@@ -269,8 +270,8 @@ class Gemma(nn.Module):
     Returns:
       dtype[B, T, D], table rows times sqrt(D).
     """
-    x = self.embedder.rows(tokens) * self.config.width**0.5
-    return x.astype(self.config.dtype)
+    x = lookup(self.embedder.input_embedding, tokens, self.config.dtype)
+    return x * jnp.asarray(self.config.width**0.5, x.dtype)
 
   def __call__(
     self, x: jax.Array, mask: jax.Array, positions: jax.Array
@@ -336,9 +337,7 @@ class Gemma(nn.Module):
 
   def _logits(self, hidden, rows):
     rows = rows.astype(hidden.dtype)
-    logits = jnp.einsum(
-      "...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32
-    )
+    logits = scores(hidden, rows)
     return cap(logits, self.config.final_softcap)
 
   def _run(self, layer, x, *per_layer):
