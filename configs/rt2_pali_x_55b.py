@@ -6,6 +6,9 @@ RT-1's data and its action bounds. Inferred: Adafactor with a constant rate, as
 PaLI-X and T5 were fine-tuned; 224 pixels. Ours is a decoder, UL2 an
 encoder-decoder; PaLI-X's weights are not public, so bring your own as
 `pali_x_55b.npz` or set `--config.pretrained=`.
+
+Smallest slice that it fits on: v5p:2x4x4, with 56.7 of 102.8 GB per chip. A
+step on v5p:8x8x16: 1.63 s, compiler-predicted (launch/plan.py, fast mode).
 """
 
 import ml_collections

@@ -13,6 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from data.picture_scenes import Drawn
+from rt2_jax.envs.descriptions import (
+  DESCRIBERS,
+  LANGUAGES,
+  Description,
+  alike,
+  sum_of,
+)
 from rt2_jax.envs.pictures import Concept, Pictures
 
 NUM_LOC = 1024  # bins of a coordinate in PaliGemma's vocabulary
@@ -21,19 +28,16 @@ _WHAT = {
   "fr": "Answer in fr: qu'est-ce que c'est ?",
   "es": "Answer in es: ¿qué es esto?",
 }
-NUMBERS = (
-  *("zero", "one", "two", "three", "four", "five"),
-  *("six", "seven", "eight", "nine", "ten"),
-)
-
-_ALIKE = (
-  {"fruit", "vegetable", "food", "sweets", "drink"},
-  {"fruit", "vegetable", "plant", "nature"},
-  {"animal", "bird", "sea animal", "insect"},
-  {"tool", "household", "electronics", "toy", "sport", "clothing"},
-  {"electronics", "musical instrument", "toy", "vehicle"},
-  {"sign", "shape", "heart", "number", "flag"},
-)
+# How often a thing is described in each way that its facts allow.
+_SHARES = {
+  "kind": 1,
+  "use": 2,
+  "capital": 1,
+  "colour": 1,
+  "de": 1,
+  "es": 1,
+  "fr": 1,
+}
 
 
 class Question(NamedTuple):
@@ -82,42 +86,17 @@ class Words:
     order = self.rng.permutation(len(known))[: count - 1]
     return [known[i] for i in order]
 
-  def phrase(self, concept: Concept) -> tuple[str, Callable[[Concept], bool]]:
+  def phrase(self, concept: Concept) -> Description:
     """Words for a thing without its name, and what else they do not fit."""
-    facts, choices = concept.facts, []
-    kind = concept.category
-    choices.append((f"the {kind}", lambda c: not alike(c.category, kind)))
-    if "does" in facts:
-      choices += 2 * [(f"the one that {facts['does']}", lambda c: True)]
-    if "capital" in facts:
-      capital = facts["capital"]
-      choices.append(
-        (f"the flag of the country with {capital}", lambda c: True)
-      )
-    if "value" in facts:
-      choices = 3 * [(self.sum(int(facts["value"])), lambda c: True)]
-    if "colour" in facts:
-      colour = facts["colour"]
-      choices.append(
-        (
-          f"the {colour} thing",
-          lambda c: c.facts.get("colour", colour) != colour,
-        )
-      )
-    for language in sorted(_WHAT.keys() & facts.keys()):
-      word = facts[language]
-      choices.append(
-        (f"the {word}", lambda c, k=language, w=word: c.facts.get(k) != w)
-      )
+    shares = _SHARES
+    if "value" in concept.facts:  # languages too, but no kind: all are numbers
+      shares = {"sum": 3} | {code: 1 for code in LANGUAGES}
+    choices = []
+    for kind, share in shares.items():
+      if DESCRIBERS[kind].can(concept):
+        words = DESCRIBERS[kind].describe(concept, self.rng)
+        choices += share * [words]
     return choices[int(self.rng.integers(len(choices)))]
-
-  def sum(self, value: int) -> str:
-    """`"two plus one"`, or `"five minus two"`."""
-    if self.rng.random() < 0.3 and value < 10:
-      second = int(self.rng.integers(1, 11 - value))
-      return f"{NUMBERS[value + second]} minus {NUMBERS[second]}"
-    first = int(self.rng.integers(value + 1))
-    return f"{NUMBERS[first]} plus {NUMBERS[value - first]}"
 
   def place(self, drawn: Drawn, name: str) -> str:
     """The middle of a thing as two words, `<loc0416><loc0608>`: y, x."""
@@ -132,11 +111,6 @@ class Words:
     low = (math.floor(v * self.bins) / self.bins for v in (y_min, x_min))
     high = (math.ceil(v * self.bins) / self.bins for v in (y_max, x_max))
     return "".join(loc(v) for v in (*low, *high))
-
-
-def alike(kind: str, other: str) -> bool:
-  """True for kinds that one thing could be called by."""
-  return kind == other or any({kind, other} <= group for group in _ALIKE)
 
 
 def loc(part: float) -> str:
@@ -227,7 +201,9 @@ def arithmetic(words: Words, count: int) -> Question:
     question = "Answer in en: what is the sum of the numbers?"
     return Question([c.name, other.name], lambda _: (question, str(total)))
   shown = [c.name, *words.others(c, count, lambda o: True)]
-  question = f"Answer in en: which one is {words.sum(int(c.facts['value']))}?"
+  question = (
+    f"Answer in en: which one is {sum_of(int(c.facts['value']), words.rng)}?"
+  )
   return Question(shown, lambda _: (question, c.name))
 
 

@@ -1,8 +1,8 @@
 """Measures this machine and prints one JSON object per line.
 
-  python launch/benchmark.py [loader|train|policy …]     (default: all three)
+  python launch/benchmark.py [loader|train|policy|tabletop …]   (default: all)
 
-All of them take --config (default: configs/quickstart.py).
+All but `tabletop` take --config (default: configs/quickstart.py).
 
 loader: read the config's sources, in examples per second of this process's
   CPU time, decoding on the host (`make bench` renders episodes for it).
@@ -11,14 +11,18 @@ train: the config's training step on a synthetic batch. `mfu` is useful FLOP
   matmul_flops is what one device reaches here on a large matrix product in the
   config's dtype.
 policy: one action of the same model, from image to float32[8].
+tabletop: one simulated environment in a process of its own, driven by the
+  scripted expert, in CPU time; a step holds the drawing of one image.
 
-Speeds are medians. `train` and `policy` import no TensorFlow and read no data;
+Speeds are medians. All but `loader` import no TensorFlow and read no data;
 a tokenizer that is not here is replaced by data/small_tokenizer.model, which
 changes words and not costs.
 """
 
+import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -64,13 +68,19 @@ _HOST_RESIZE = 224  # pixels
 _CAMERA = (256, 320)  # RT-1's
 _INSTRUCTION = "pick coke can"
 _MATMUL = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # rows of a square matrix
+_PICTURES = "data/pictures.zip"
 _SMALL_TOKENIZER = "data/small_tokenizer.model"
 
 
 @ends_in_one_message
 def main(argv):
   absl.logging.set_verbosity(absl.logging.WARNING)
-  benchmarks = {"loader": loader, "train": train, "policy": policy}
+  benchmarks = {
+    "loader": loader,
+    "train": train,
+    "policy": policy,
+    "tabletop": tabletop,
+  }
   unknown = set(argv[1:]) - set(benchmarks)
   if unknown:
     raise app.UsageError(f"got {unknown}, expected any of {list(benchmarks)}")
@@ -253,6 +263,46 @@ def policy() -> dict:
   }
 
 
+def tabletop() -> dict:
+  # TensorFlow, which `loader` needs, and drawing do not go together.
+  with concurrent.futures.ProcessPoolExecutor(
+    1, mp_context=multiprocessing.get_context("spawn")
+  ) as pool:
+    return pool.submit(drive_tabletop, 5 * _REPEATS.value).result()
+
+
+def drive_tabletop(episodes: int) -> dict:
+  """CPU milliseconds of each part of the expert's episodes."""
+  os.environ.setdefault("LP_NUM_THREADS", "1")  # one CPU draws
+  from rt2_jax.envs import pictures
+  from rt2_jax.envs.tabletop import TabletopEnv
+
+  env = TabletopEnv(pictures.load(_PICTURES))
+  clock = time.process_time
+  reset_s, step_s = [], []
+  for seed in range(episodes):
+    start, over = clock(), False
+    env.reset(seed=seed)
+    reset_s.append(clock() - start)
+    while not over:
+      action = env.oracle_action()
+      start = clock()
+      _, _, terminated, truncated, _ = env.step(action)
+      step_s.append(clock() - start)
+      over = terminated or truncated
+  render_s = seconds(env.render, 100, clock)
+  size = env.config.image_size
+  return {
+    "image": f"{size}x{size}",
+    "reset_cpu_ms": round(1e3 * statistics.median(reset_s), 2),
+    "step_cpu_ms": round(1e3 * statistics.median(step_s), 2),
+    "render_cpu_ms": round(1e3 * render_s, 2),
+    "steps_per_episode": round(len(step_s) / episodes, 1),
+    "steps_per_cpu_s": round(len(step_s) / sum(step_s)),
+    "episodes_per_cpu_s": round(episodes / (sum(reset_s) + sum(step_s)), 1),
+  }
+
+
 def make_words(
   config: TrainConfig,
 ) -> tuple[Prompt, dict[str, ActionTokenizer]]:
@@ -274,7 +324,7 @@ def synthetic_batch(
   """Random images and actions, fixed by a seed."""
   rng = np.random.default_rng(0)
   rows = config.batch_size
-  actions = next(iter(tokenizers.values()))
+  actions = tokenizers[next(iter(config.sources))]
   bins = rng.integers(0, actions.sizes, (rows, len(actions.space)))
   suffixes = map(prompt.suffix, actions.encode(actions.to_action(bins)))
   suffix, mask_loss = map(np.stack, zip(*suffixes, strict=True))

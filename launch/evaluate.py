@@ -4,6 +4,7 @@ On the evaluation split of each robot source: token accuracy and L1 in physical
 units per action dimension, and a picture of predicted against recorded actions.
 On that of each web source: how many answers are right, so that forgetting
 shows. Everything is also written to `DIR/evaluation/`.
+How often the run does what it is asked to is launch/rollout.py's question.
 """
 
 import dataclasses
@@ -41,20 +42,26 @@ def main(argv):
   checkpoints = Checkpoints.open_run(workdir)
   meta, _ = checkpoints.restore_meta(_STEP.value)
   config = meta["config"]
+  step = _STEP.value or checkpoints.latest_step()
   folder = workdir / "evaluation"
   folder.mkdir(exist_ok=True)
   for name, fields in config["sources"].items():
-    policy = Policy.from_checkpoint(workdir, name, _STEP.value)
+    policy = Policy.from_checkpoint(workdir, name, step)
     source = datasets.SourceConfig(**fields)
-    evaluate_actions(policy, name, source, config["loader"], folder)
+    metrics = evaluate_actions(policy, name, source, config["loader"], folder)
+    write({"step": step} | metrics, folder / f"{name}.json")
   for name, fields in config["web"].items():
     source = web.WebConfig(**fields)
     if source.eval_split:
-      evaluate_answers(policy, name, source, config["loader"], folder)
+      # Any robot's: its words do not matter here.
+      robot = next(iter(config["sources"]), None)
+      policy = Policy.from_checkpoint(workdir, robot, step)
+      metrics = evaluate_answers(policy, name, source, config["loader"])
+      write({"step": step} | metrics, folder / f"{name}.json")
 
 
 def evaluate_actions(policy, name, source, reading, folder):
-  """One robot source: a table, a file of numbers and a picture."""
+  """One robot source: prints a table, draws a picture, returns numbers."""
   steps = datasets.open_source(
     source,
     source.eval_split,
@@ -67,14 +74,14 @@ def evaluate_actions(policy, name, source, reading, folder):
   )
   print(f"\n{name}: {source.dataset}, split {source.eval_split!r}")
   print(result)
-  write(result.metrics(), folder / f"{name}.json")
   picture = folder / f"{name}.png"
   draw(result, picture)
   print(f"picture of predicted actions: {picture}")
+  return result.metrics()
 
 
-def evaluate_answers(policy, name, source, reading, folder):
-  """One web source: how right the model's answers are."""
+def evaluate_answers(policy, name, source, reading):
+  """One web source: prints and returns how right the model's answers are."""
   questions = examples.WebExamples(
     web.open_source(
       dataclasses.replace(source, split=source.eval_split),
@@ -95,7 +102,7 @@ def evaluate_answers(policy, name, source, reading, folder):
   print(f"\n{name}: split {source.eval_split!r}")
   for metric, value in metrics.items():
     print(f"{metric:<28}{value:>10.3f}")
-  write(metrics, folder / f"{name}.json")
+  return metrics
 
 
 def write(metrics: dict[str, float], path: pathlib.Path):

@@ -4,11 +4,14 @@
   python launch/plan.py --config=configs/rt2_paligemma_3b.py \\
     --topology=v5e:16x16,v6e:16x16,v5p:8x8x8
   python launch/plan.py --config=configs/rt2_paligemma_3b.py --sweep
+  python launch/plan.py --config=configs/rt2_paligemma_3b.py \\
+    --program=decode --topology=v5e:1x1,v6e:1x1 --mode=full
 
-The training step is compiled by the TPU's own compiler (extra `plan`), so
-memory is exact; times are compiler-predicted, see `rt2_jax/hlo_cost.py`.
---mode=fast takes seconds and differs from --mode=full, which takes minutes, by
-a few percent. No data, tokenizer or weights are read.
+The training step, or one action of a policy on one chip, is compiled by the
+TPU's own compiler (extra `plan`), so memory is exact; times are
+compiler-predicted, see `rt2_jax/hlo_cost.py`. --mode=fast takes seconds and
+differs from --mode=full, which takes minutes, by a few percent for a training
+step; for decoding use full. No data, tokenizer or weights are read.
 """
 
 import dataclasses
@@ -19,21 +22,33 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from rt2_jax import ahead_of_time, planning
+from rt2_jax import ahead_of_time, control_rate, planning
 from rt2_jax.chips import chip_of
+from rt2_jax.control_rate import ControlRate
+from rt2_jax.hlo_cost import Cost
 from rt2_jax.planning import Plan
 from rt2_jax.train_config import TrainConfig
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "One experiment, a file in configs/.", lock_config=True
 )
+_PROGRAM = flags.DEFINE_enum(
+  "program", "train", ["train", "decode"], "A training step, or one action."
+)
 _TOPOLOGY = flags.DEFINE_list(
-  "topology", None, "Slices, e.g. v5e:16x16,v5p:8x8x8*2; default: the config's."
+  "topology",
+  None,
+  "Slices, e.g. v5e:16x16,v5p:8x8x8*2; default: the config's, for decode the "
+  "smallest of that generation.",
 )
 _MESH = flags.DEFINE_string(
   "mesh", None, "slice x data x fsdp x model, e.g. 1x2x128x1; -1 chooses."
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Of all chips.")
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size",
+  None,
+  "Of all chips; for decode robots that one call serves, default 1.",
+)
 _MODE = flags.DEFINE_enum("mode", "fast", ahead_of_time.MODES, "See above.")
 _SWEEP = flags.DEFINE_boolean(
   "sweep", False, "Try other meshes and batch sizes, print the best."
@@ -52,44 +67,69 @@ def main(argv):
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)
   config = configured(_CONFIG.value.to_dict())
-  plans = []
+  if _PROGRAM.value == "decode":
+    found, lines = rates(config), rate_report
+  else:
+    found, lines = plans(config), report
+  if _JSON.value:
+    for one in found:
+      print(json.dumps(one.to_json()))
+    return
+  for line in lines(found, config):
+    print(line)
+
+
+def plans(config: TrainConfig) -> list[Plan]:
+  """Of the training step, on every slice asked for."""
+  found = []
   for topology in _TOPOLOGY.value or [config.topology]:
     if _SWEEP.value:
-      plans += sweep(config, topology)
+      found += sweep(config, topology)
     else:
-      plans.append(planning.plan(config, topology, _MODE.value))
-  if _JSON.value:
-    for plan in plans:
-      print(json.dumps(plan.to_json()))
-    return
-  for line in report(plans, config):
-    print(line)
+      found.append(planning.plan(config, topology, _MODE.value))
+  return found
+
+
+def rates(config: TrainConfig) -> list[ControlRate]:
+  """Of a policy, on one chip of every slice asked for."""
+  if _SWEEP.value or _MESH.value:
+    raise app.UsageError(
+      "got --program=decode with --sweep or --mesh, expected neither: a policy "
+      "is planned on one chip"
+    )
+  smallest = [control_rate.smallest_slice(config.topology)]
+  return [
+    control_rate.predict(config, topology, _MODE.value, _BATCH_SIZE.value or 1)
+    for topology in _TOPOLOGY.value or smallest
+  ]
 
 
 def configured(fields: dict) -> TrainConfig:
   """The config with what the flags say instead."""
   if _MESH.value:
     fields["mesh"] = planning.parse_mesh(_MESH.value)
-  if _BATCH_SIZE.value:
+  if _BATCH_SIZE.value is not None:
     fields["batch_size"] = _BATCH_SIZE.value
   return TrainConfig.from_dict(fields)
 
 
 def sweep(config: TrainConfig, topology: str) -> list[Plan]:
-  """The fastest of all meshes and batch sizes that fit."""
-  plans = []
+  """The best of all meshes and batch sizes: they fit, and use the chips most.
+
+  Where none fits, the one that comes nearest.
+  """
+  found = []
   for mesh in planning.meshes(config, topology):
     for factor in _BATCH_FACTORS:
       changed = dataclasses.replace(
         config, mesh=mesh, batch_size=config.batch_size * factor
       )
-      plan = planning.plan(changed, topology, _MODE.value)
-      if plan.fits:
-        plans.append(plan)
-  return sorted(plans, key=lambda plan: -plan.mfu)[:_BEST]
+      found.append(planning.plan(changed, topology, _MODE.value))
+  fitting = sorted((p for p in found if p.fits), key=lambda plan: -plan.mfu)
+  return fitting[:_BEST] or [min(found, key=lambda plan: plan.hbm_bytes)]
 
 
-def report(plans: list[Plan], config: TrainConfig) -> Iterator[str]:
+def report(found: list[Plan], config: TrainConfig) -> Iterator[str]:
   """A table, and under it what the words and numbers mean."""
   row = "{:<14}{:>6}  {:<13}{:>6} {:>13} {:>8}{:>9}{:>9}{:>7}{:>9}{:>7}{:>11}"
   yield "compiler-predicted times; HBM as the compiler plans it"
@@ -97,7 +137,7 @@ def report(plans: list[Plan], config: TrainConfig) -> Iterator[str]:
     *("slice", "chips", "mesh", "batch", "HBM GB/chip", "step s"),
     *("compute", "exposed", "MFU", "ex/s", "days", "chip-hours"),
   )
-  for plan in plans:
+  for plan in found:
     fields = plan.to_json()
     memory = f"{plan.hbm_bytes / 1e9:.2f}/{plan.hbm_limit_bytes / 1e9:.1f}"
     start = (plan.topology, plan.chips, fields["mesh"], plan.batch_size, memory)
@@ -115,7 +155,7 @@ def report(plans: list[Plan], config: TrainConfig) -> Iterator[str]:
     else:
       yield row.format(*start, "does not fit", *[""] * 6).rstrip()
   yield ""
-  for plan in plans:
+  for plan in found:
     yield from details(plan, config)
 
 
@@ -141,9 +181,40 @@ def details(plan: Plan, config: TrainConfig) -> Iterator[str]:
       f"  {plan.cost.unknown_trip_counts} loops were counted once: nothing "
       "says how often they run"
     )
+  yield from profile(plan.cost)
+
+
+def rate_report(found: list[ControlRate], config: TrainConfig) -> Iterator[str]:
+  """A table of control rates."""
+  row = "{:<14}{:>7} {:>13} {:>11}{:>7}"
+  columns = config.model.num_image_tokens + config.prompt.prefix_length
+  yield "compiler-predicted times; HBM as the compiler plans it; one chip"
+  yield (
+    f"one action: {columns} image and text tokens, then the action's tokens; "
+    f"parameters in {config.model.llm.dtype}"
+  )
+  yield row.format("slice", "robots", "HBM GB/chip", "s per call", "Hz")
+  for rate in found:
+    memory = f"{rate.hbm_bytes / 1e9:.2f}/{rate.hbm_limit_bytes / 1e9:.1f}"
+    times = ("does not fit", "")
+    if rate.fits:
+      times = (f"{rate.cost.step_s:.4f}", f"{rate.hz:.1f}")
+    yield row.format(rate.topology, rate.num_robots, memory, *times).rstrip()
+  yield ""
+  for rate in found:
+    yield (
+      f"{rate.topology}, GB: parameters {rate.parameter_bytes / 1e9:.2f}, all "
+      f"else {(rate.hbm_bytes - rate.parameter_bytes) / 1e9:.2f}"
+    )
+    if rate.fits:
+      yield from profile(rate.cost)
+
+
+def profile(cost: Cost) -> Iterator[str]:
+  """What takes longest, as many as --profile asks for."""
   for title, sources in (
-    ("ms", plan.cost.by_source),
-    ("ms stalled by", plan.cost.exposed_by_source),
+    ("ms", cost.by_source),
+    ("ms stalled by", cost.exposed_by_source),
   ):
     for (kind, _, place), seconds in sources.most_common(_PROFILE.value):
       yield f"  {1e3 * seconds:8.2f} {title} {kind} {place}"

@@ -20,8 +20,8 @@ class Chip:
   Attributes:
     peak_flops: bfloat16 FLOP/s.
     hbm_bytes_per_s: memory bandwidth.
-    hbm_bytes: memory that a program may use. What the compiler's own
-      out-of-memory message names for v5e; elsewhere the data sheet's.
+    hbm_bytes: memory that a program may use, as the compiler's own message
+      names it when a program is too large (libtpu 0.0.52).
     axis_bytes_per_s: both directions of one torus axis together.
     ring_every: an axis of a multiple of this many chips closes to a ring.
     clock_hz: cycles per second, peak_flops over the FLOP of one cycle (v5e: 4
@@ -39,8 +39,8 @@ class Chip:
 CHIPS: Mapping[str, Chip] = MappingProxyType(
   {
     "v5e": Chip(197e12, 819e9, 15.75 * 2**30, 90e9, 16, 1.50e9),
-    "v5p": Chip(459e12, 2765e9, 95e9, 180e9, 4, 1.75e9),
-    "v6e": Chip(918e12, 1640e9, 31.25 * 2**30, 180e9, 16, 1.75e9),
+    "v5p": Chip(459e12, 2765e9, 95.73 * 2**30, 180e9, 4, 1.75e9),
+    "v6e": Chip(918e12, 1640e9, 31.24 * 2**30, 180e9, 16, 1.75e9),
   }
 )
 

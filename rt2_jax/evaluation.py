@@ -68,6 +68,7 @@ class Evaluation:
       name: Policy(config.model, None, prompt, tokenizer, mesh)
       for name, tokenizer in tokenizers.items()
     }
+    self._answering = Policy(config.model, None, prompt, None, mesh)
 
   def __call__(self, params: Any) -> dict[str, float]:
     """`{source}/{metric}` -> number; the same on every process.
@@ -82,15 +83,14 @@ class Evaluation:
       )
       result = action_accuracy.evaluate(policy, steps).metrics()
       metrics |= {f"{name}/{key}": value for key, value in result.items()}
-    answering = next(iter(self._policies.values()))
+    self._answering.params = params
     for name, source in self._questions.items():
-      answering.params = params
       questions = loader.read_questions(
         source,
-        answering.model.img.image_size,
+        self._answering.model.img.image_size,
         self._config.batch_size,
         self._config.num_questions,
       )
-      result = vqa.evaluate(answering, questions)
+      result = vqa.evaluate(self._answering, questions)
       metrics |= {f"{name}/{key}": value for key, value in result.items()}
     return metrics

@@ -19,19 +19,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rt2_jax import ahead_of_time, hlo_cost, optimizer, sharding, trees
+from rt2_jax import ahead_of_time, hlo_cost, sharding, trees
 from rt2_jax.action_tokens import NUM_BINS, RareTokens
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.chips import Torus, chip_of
-from rt2_jax.input_pipeline import datasets
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import init_params
 from rt2_jax.train_config import TrainConfig
-from rt2_jax.train_state import Trainer
 
 # RT-1's camera, height x width: images come to the devices as recorded.
-_CAMERA = (256, 320)
+CAMERA = (256, 320)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,28 +146,12 @@ def lower_train_step(
   devices: list[jax.Device], config: TrainConfig
 ) -> tuple[jax.stages.Lowered, Mesh, dict]:
   """A config's step on described devices, for `ahead_of_time.compile_for`."""
-  shape = sharding.mesh_shape(
-    config.mesh,
-    abstract_params(config.model),
-    len(devices),
-    sharding.num_slices(devices),
-  )
-  mesh = sharding.make_mesh(shape, devices)
-  check_batch(config, shape)
-  trainer = Trainer(
-    model=config.model,
-    optimizer=optimizer.make_optimizer(config.optimizer, config.num_steps),
-    augmentation=config.augmentation,
-    tokenizers=_tokenizers(config),
-    seed=config.seed,
-    mesh=mesh,
-    microbatches=config.microbatches,
-    frozen=tuple(config.optimizer.frozen),
-    ema_decay=config.optimizer.ema_decay,
-  )
+  mesh = config.make_mesh(devices)
+  check_batch(config, mesh.shape)
+  trainer = config.make_trainer(stand_in_tokenizers(config), mesh)
   state = trainer.abstract_state()
   facts = {
-    "mesh": dict(shape),
+    "mesh": dict(mesh.shape),
     "parameters": bytes_per_chip(state.params),
     "optimizer": bytes_per_chip((state.opt_state, state.ema)),
   }
@@ -183,9 +165,9 @@ def check_batch(config: TrainConfig, shape: Mapping[str, int]):
   Raises:
     ValueError: the batch, or a part of it, does not divide.
   """
-  rows = math.prod(n for axis, n in shape.items() if axis != "model")
-  parts = rows * config.microbatches
-  if config.batch_size % parts:
+  if _remainder(config, shape):
+    rows = math.prod(n for axis, n in shape.items() if axis != "model")
+    parts = rows * config.microbatches
     lower = config.batch_size // parts * parts
     raise ValueError(
       f"got batch_size {config.batch_size}, expected a multiple of {parts}: "
@@ -193,6 +175,11 @@ def check_batch(config: TrainConfig, shape: Mapping[str, int]):
       f"config.microbatches = {config.microbatches}; such as "
       f"{lower or parts} or {lower + parts}"
     )
+
+
+def _remainder(config: TrainConfig, shape: Mapping[str, int]) -> int:
+  rows = math.prod(n for axis, n in shape.items() if axis != "model")
+  return config.batch_size % (rows * config.microbatches)
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -213,22 +200,28 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def meshes(config: TrainConfig, topology: str) -> list[dict[str, int]]:
-  """Meshes worth trying: the chosen one, less fsdp, some tensor parallelism."""
+  """Meshes worth trying: the chosen one, less fsdp, some tensor parallelism.
+
+  Raises:
+    ValueError: the batch divides on none of them.
+  """
   count, slices = ahead_of_time.count_chips(topology)
   params = abstract_params(config.model)
+  heads = (config.model.img.num_heads, config.model.llm.num_heads)
   found = []
   for model in (1, 2, 4, 8):
-    wanted = {"slice": slices, "data": -1, "fsdp": -1, "model": model}
-    if count % (slices * model):
+    if count % (slices * model) or any(n % model for n in heads):
       continue
+    wanted = {"slice": slices, "data": -1, "fsdp": -1, "model": model}
     best = sharding.mesh_shape(wanted, params, count, slices)
-    for part in (1, 2, 4):
-      data, fsdp = best["data"] * part, best["fsdp"] // part
-      heads = (config.model.img.num_heads, config.model.llm.num_heads)
-      divides = best["fsdp"] % part == 0 and not any(n % model for n in heads)
-      if divides and (model == 1 or part == 1):
+    for part in (1, 2, 4) if model == 1 else (1,):
+      if best["fsdp"] % part == 0:
+        data, fsdp = best["data"] * part, best["fsdp"] // part
         found.append(best | {"data": data, "fsdp": fsdp})
-  return found
+  dividing = [mesh for mesh in found if not _remainder(config, mesh)]
+  if not dividing:
+    check_batch(config, found[-1])
+  return dividing
 
 
 def advice(plan: Plan, config: TrainConfig) -> str:
@@ -268,7 +261,7 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
     return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=placed)
 
   resolution = config.model.img.image_size
-  canvas = (max(resolution, size) for size in _CAMERA)
+  canvas = (max(resolution, size) for size in CAMERA)
   return Batch(
     image=array(jnp.uint8, config.model.num_frames, *canvas, 3),
     image_size=array(jnp.int32, 2),
@@ -280,17 +273,19 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
   )
 
 
-def _tokenizers(config: TrainConfig) -> tuple[ActionTokenizer | None, ...]:
-  """Stand-ins: what actions mean does not change what a step costs."""
+def stand_in_tokenizers(config: TrainConfig) -> dict[str, ActionTokenizer]:
+  """Of the robot sources: what actions mean does not change what they cost.
+
+  The real ones need the text tokenizer's file. Empty where actions are not
+  written in rare tokens.
+  """
   if config.actions.route != "rare":
-    return (None,) * len(config.source_names)
+    return {}
   route = RareTokens(tuple(range(NUM_BINS)))
-  spaces = (
-    datasets.robot_dataset(source.dataset).space
-    for source in config.sources.values()
-  )
-  robots = [ActionTokenizer(space, route) for space in spaces]
-  return (*robots, *(None for _ in config.web))
+  return {
+    name: ActionTokenizer(source.space, route)
+    for name, source in config.sources.items()
+  }
 
 
 def bytes_per_chip(tree: Any) -> float:

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rt2_jax import augment, sharding
+from rt2_jax import augment, sharding, trees
 from rt2_jax.actions import ActionSpace, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints, abstract
+from rt2_jax.compiler_options import ACTING, options_for
 from rt2_jax.decode import decode_actions, decode_text
 from rt2_jax.errors import unknown_name
 from rt2_jax.images import as_frames
@@ -35,8 +36,8 @@ class Policy:
     self,
     model: VLMConfig,
     params: dict,
-    prompt: Prompt,
-    tokenizer: ActionTokenizer,
+    prompt: Prompt | None,
+    tokenizer: ActionTokenizer | None,
     mesh: Mesh | None = None,
   ):
     """Takes over the parameters.
@@ -44,8 +45,8 @@ class Policy:
     Args:
       model: sizes of the model.
       params: its parameters, on the devices of the mesh.
-      prompt: how robots and questions are put into words.
-      tokenizer: what action tokens mean.
+      prompt: how robots and questions are put into words; None to lower only.
+      tokenizer: what action tokens mean; None for a model that only answers.
       mesh: where the model computes; default: one device.
     """
     self.model = model
@@ -54,7 +55,11 @@ class Policy:
     self.tokenizer = tokenizer
     self.mesh = mesh or one_device()
     whole = sharding.replicated(self.mesh)
-    self._decode = jax.jit(self._image_to_ids, out_shardings=whole)
+    self._decode = jax.jit(
+      self._image_to_ids,
+      out_shardings=whole,
+      compiler_options=options_for(self.mesh, ACTING),
+    )
     self._answer = jax.jit(self._image_to_text, out_shardings=whole)
     self._force = jax.jit(self._image_to_forced, out_shardings=whole)
 
@@ -71,7 +76,8 @@ class Policy:
     Args:
       folder: a run's workdir, or its folder `checkpoints`.
       source: whose action space and bounds to act in; may be left out when
-        the checkpoint was trained on one robot source.
+        the checkpoint was trained on one robot source, or on none: then it
+        answers and cannot act.
       step: which checkpoint; default: the newest.
       mesh: where the model computes; default: one device.
 
@@ -83,7 +89,7 @@ class Policy:
     tokenizer = _choose(meta["action_tokenizers"], source)
     model = VLMConfig.from_dict(meta["model"])
     mesh = mesh or one_device()
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    shapes = held_params(model)
     params = checkpoints.restore_params(
       abstract(shapes, sharding.state_shardings(shapes, mesh)), step
     )
@@ -94,6 +100,7 @@ class Policy:
   @property
   def action_space(self) -> ActionSpace:
     """What the numbers of an action mean."""
+    self._check_can_act()
     return self.tokenizer.space
 
   def __call__(
@@ -115,12 +122,14 @@ class Policy:
     """
     if isinstance(instruction, str):
       return self(np.asarray(image)[None], [instruction])[0]
-    return self.tokenizer.decode(self.token_ids(image, instruction))
+    ids = self.token_ids(image, instruction)
+    return self.tokenizer.decode(ids)
 
   def token_ids(
     self, image: np.ndarray, instructions: Sequence[str]
   ) -> np.ndarray:
     """The tokens of B actions, int32[B, L]; arguments as in the call."""
+    self._check_can_act()
     prompts = self.prompt.robot_prefixes(instructions)
     return self._run(self._decode, image, None, *prompts)
 
@@ -164,6 +173,33 @@ class Policy:
       int32[B, S], over the whole vocabulary, as in training.
     """
     return self._run(self._force, image, image_size, *prompts, suffix)
+
+  def lower_decode(
+    self,
+    images: jax.Array,
+    image_size: jax.Array,
+    prefix: jax.Array,
+    mask_input: jax.Array,
+  ) -> jax.stages.Lowered:
+    """Acting before compilation, for machines that are not here.
+
+    Args:
+      images: uint8[B, F, H, W, 3]; like all others a ShapeDtypeStruct.
+      image_size: int32[B, 2].
+      prefix: int32[B, P].
+      mask_input: bool[B, P].
+    """
+    with sharding.scope(self.mesh):
+      return self._decode.lower(
+        self.params, images, image_size, prefix, mask_input
+      )
+
+  def _check_can_act(self):
+    if self.tokenizer is None:
+      raise ValueError(
+        "got a model that was trained on no robot, which answers questions "
+        "and cannot act; train it with config.sources"
+      )
 
   def _run(self, call, image, image_size, *columns) -> np.ndarray:
     """One compiled call, its rows filled up to the parts of the mesh."""
@@ -216,12 +252,33 @@ class Policy:
     return augment.prepare(images, self.model.img.image_size, image_size)
 
 
-def _choose(tokenizers: dict, source: str | None) -> ActionTokenizer:
+def _choose(tokenizers: dict, source: str | None) -> ActionTokenizer | None:
+  if source is None and not tokenizers:
+    return None
   if source is None and len(tokenizers) == 1:
     source = next(iter(tokenizers))
   if source not in tokenizers:
     raise unknown_name("the source to act as", str(source), tokenizers)
   return ActionTokenizer.from_dict(tokenizers[source])
+
+
+def held_params(model: VLMConfig) -> dict:
+  """ShapeDtypeStructs of the parameters as a policy from a checkpoint has them.
+
+  What only matrix products and look-ups read is in their dtype: they would
+  round it at every call, so answers are the same, and memory is read half as
+  often. Scales and biases, some of which act in float32, stay float32.
+  """
+  shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+  def held(name, x):
+    if name.endswith(("scale", "bias")):
+      return x
+    part = model.img if name.startswith("img/") else model.llm
+    return jax.ShapeDtypeStruct(x.shape, part.dtype)
+
+  flat = trees.flatten(shapes)
+  return trees.unflatten({name: held(name, x) for name, x in flat.items()})
 
 
 def one_device() -> Mesh:

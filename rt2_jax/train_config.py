@@ -85,14 +85,15 @@ class TrainConfig:
       plan's default, no part of training.
     model: sizes of the parts.
     pretrained: weights to start from: an `.npz` of big_vision, a Hugging Face
-      folder, or {"img": …, "llm": …}; "" starts from scratch.
+      folder, {"img": …, "llm": …}, or the workdir of another run; "" starts
+      from scratch.
     tokenizer_file: the SentencePiece model.
     prompt: lengths of the text fields and the robot's question.
     actions: how actions are written.
-    sources: robot data, by name.
+    sources: robot data, by name; may be empty, to pretrain.
     web: image-text data, by name; may be empty.
     robot_share: part of every batch that is robot data, e.g. 0.5 for
-      RT-2-PaLI-X and 0.66 for RT-2-PaLM-E; 1.0 without web data.
+      RT-2-PaLI-X and 0.66 for RT-2-PaLM-E; 1.0 or 0.0 without the others.
     loader: threads, tolerance and where indexes are kept.
     augmentation: how training images are changed.
     optimizer: what happens to a gradient, and what does not train.
@@ -161,11 +162,11 @@ class TrainConfig:
 
   def __post_init__(self):
     twice = set(self.sources) & set(self.web)
-    if twice or not self.sources:
+    if twice or not (self.sources or self.web):
       raise ValueError(
         f"got robot sources {sorted(self.sources)} and web sources "
-        f"{sorted(self.web)}, expected at least one robot source and no name "
-        "twice; rename or add one"
+        f"{sorted(self.web)}, expected at least one source and no name twice; "
+        "rename or add one"
       )
     for name, source in (*self.sources.items(), *self.web.items()):
       if source.weight <= 0:
@@ -173,11 +174,12 @@ class TrainConfig:
           f"got weight {source.weight} for source {name!r}, expected a "
           "positive number; remove a source that should not be used"
         )
-    share = self.robot_share
-    if not (0.0 < share < 1.0 if self.web else share == 1.0):
+    share, both = self.robot_share, self.sources and self.web
+    if not (0.0 < share < 1.0 if both else share == float(bool(self.sources))):
       raise ValueError(
-        f"got config.robot_share = {share} with {len(self.web)} web sources, "
-        "expected a part between 0 and 1 with web sources, 1.0 without"
+        f"got config.robot_share = {share} with {len(self.sources)} robot and "
+        f"{len(self.web)} web sources, expected a part between 0 and 1 with "
+        "both, 1.0 without web sources, 0.0 without robot sources"
       )
 
     for name in ("batch_size", "microbatches", "log_every", "checkpoint_every"):

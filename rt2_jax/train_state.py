@@ -25,6 +25,7 @@ from rt2_jax import augment, checkpoint, losses, sharding, trees
 from rt2_jax.action_tokens import NUM_BINS, RareTokens
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
+from rt2_jax.compiler_options import TRAINING, options_for
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, init_params
 
@@ -245,6 +246,7 @@ class Trainer:
       in_shardings=(shardings, sharding.batch_sharding(self.mesh)),
       out_shardings=(shardings, sharding.replicated(self.mesh)),
       donate_argnums=0,
+      compiler_options=options_for(self.mesh, TRAINING),
     )
 
   def _on_mesh(self, call: Callable) -> Callable:

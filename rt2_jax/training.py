@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -205,25 +205,56 @@ def restore_or_init(
   Raises:
     ValueError: the checkpoint is of another model, tokenizer or action space.
   """
-  if checkpoints.latest_step() is None and not weights:
-    return trainer.init_state()
   if checkpoints.latest_step() is None:
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
-    return trainer.state_from(
-      pretrained.load(weights, trainer.model, shardings, seed=trainer.seed)
-    )
+    if not weights:
+      return trainer.init_state()
+    return trainer.state_from(read_weights(weights, trainer, abstract, meta))
+  check_same(checkpoints, meta, ("model", "action_tokenizers"))
+  step, acting, rest = checkpoints.restore_state(*abstract.to_items())
+  step = jax.device_put(np.int32(step), abstract.step.sharding)
+  return abstract.from_items(step, acting, rest)
+
+
+def read_weights(
+  weights: str | Mapping[str, str],
+  trainer: Trainer,
+  abstract: TrainState,
+  meta: Mapping[str, Any],
+) -> Any:
+  """Parameters to start from, placed on the mesh.
+
+  Raises:
+    ValueError: they are of another model, or a run's of another tokenizer.
+  """
+  if (
+    isinstance(weights, str)
+    and (pathlib.Path(weights) / "checkpoints").is_dir()
+  ):
+    run = checkpoint.Checkpoints.open_run(weights)
+    check_same(run, meta, ("model",))
+    return run.restore_params(abstract.params)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+  return pretrained.load(weights, trainer.model, shardings, seed=trainer.seed)
+
+
+def check_same(
+  checkpoints: checkpoint.Checkpoints,
+  meta: Mapping[str, Any],
+  items: Sequence[str],
+):
+  """
+  Raises:
+    ValueError: what a checkpoint says of `items` or of its tokenizer differs.
+  """
   stored, _ = checkpoints.restore_meta()
-  for item in ("model", "action_tokenizers", "tokenizer_sha256"):
+  for item in (*items, "tokenizer_sha256"):
     differences = list(differing(stored[item], to_json(meta[item]), item))
     if differences:
       raise ValueError(
         "got a checkpoint of another model or action space, which this config "
         f"cannot go on from: {'; '.join(differences[:3])}; use another "
-        "--workdir"
+        "--workdir or config.pretrained"
       )
-  step, acting, rest = checkpoints.restore_state(*abstract.to_items())
-  step = jax.device_put(np.int32(step), abstract.step.sharding)
-  return abstract.from_items(step, acting, rest)
 
 
 def claim_workdir(workdir: pathlib.Path, fields: Mapping[str, Any]):

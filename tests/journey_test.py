@@ -63,7 +63,14 @@ def start(
   return subprocess.Popen(
     command,
     cwd=ROOT,
-    env=os.environ | {"PYTHONUNBUFFERED": "1", "XLA_FLAGS": devices},
+    env=os.environ
+    | {
+      "PYTHONUNBUFFERED": "1",
+      "XLA_FLAGS": devices,
+      # Processes that wait for each other must all compile, or none: gloo gives
+      # a straggler 30 s.
+      "JAX_ENABLE_COMPILATION_CACHE": str(num_devices == 8).lower(),
+    },
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -147,7 +154,10 @@ def start_many(folder, workdir: str, count: int) -> list[subprocess.Popen]:
 def go_on(folder, workdir: str, count: int):
   """Loses the last checkpoint, and goes on with another number of processes."""
   shutil.rmtree(folder / workdir / "checkpoints" / str(NUM_STEPS))
-  out = [finish(p) for p in start_many(folder, workdir, count)]
+  if count == 1:
+    out = [finish(start(folder, workdir))]
+  else:
+    out = [finish(p) for p in start_many(folder, workdir, count)]
   assert f"from step {NUM_STEPS - 3} of {NUM_STEPS}" in out[0]
 
 
@@ -161,7 +171,7 @@ def test_two_and_four_processes_train_like_one(folder, whole):
     np.testing.assert_allclose(
       losses(folder / workdir), losses(whole), rtol=1e-6
     )
-  for workdir, count in (("one", 2), ("two", 4), ("four", 1)):
+  for workdir, count in (("one", 2), ("two", 1), ("four", 2)):
     go_on(folder, workdir, count)
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),

@@ -18,7 +18,7 @@ FLOORS = [
   {"tokenizer"},
   {"prompt"},
   {"models", "input_pipeline", "envs", "sharding", "augment", "torch_policy"}
-  | {"hosts"},
+  | {"hosts", "compiler_options"},
   {"losses", "optimizer", "checkpoint", "decode"}
   | {"hlo_cost", "ahead_of_time"}
   | {"huggingface", "processor", "weight_files"},
@@ -28,6 +28,7 @@ FLOORS = [
   {"evaluators"},
   {"train_config"},
   {"evaluation", "progress", "planning"},
+  {"control_rate"},
   {"training"},
 ]
 INSIDE = {
@@ -37,7 +38,12 @@ INSIDE = {
     {"oracle"},
     {"tabletop"},
   ],
-  "models": [{"remat", "token_table"}, {"variants"}, {"siglip", "gemma"}, {"vlm"}],
+  "models": [
+    {"remat", "token_table"},
+    {"variants"},
+    {"siglip", "gemma"},
+    {"vlm"},
+  ],
   "input_pipeline": [
     {"storage", "mixture"},
     {"records", "index"},
@@ -48,6 +54,7 @@ INSIDE = {
   ],
   "evaluators": [
     {"action_accuracy", "agreement", "vqa", "suites", "films"},
+    {"trials"},
     {"simulation"},
     {"rollout"},
     {"plots"},
@@ -166,3 +173,9 @@ def test_imports_start_no_jax_backend():
 @pytest.mark.parametrize("module", ["rt2_jax.policy", "rt2_jax.train_state"])
 def test_acting_and_stepping_need_no_tensorflow(module):
   assert not {"tensorflow", "ml_collections"} & loaded_by(module)
+
+
+def test_simulating_needs_neither_tensorflow_nor_jax():
+  """The first cannot share a process with drawing; the second is slow."""
+  loaded = loaded_by("rt2_jax.evaluators.simulation")
+  assert not {"tensorflow", "jax"} & loaded

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from data import make_pictures, make_web_pictures
-from data.picture_questions import NUMBERS, SKILLS, Words
+from data.picture_questions import SKILLS, Words
 from data.picture_scenes import Drawn
 from rt2_jax.envs import pictures
+from rt2_jax.envs.descriptions import NUMBERS
 from rt2_jax.input_pipeline import records, web
 from rt2_jax.input_pipeline.storage import open_storage
 from rt2_jax.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from configs import quickstart, rt2_paligemma_3b
-from rt2_jax import ahead_of_time, planning
+from rt2_jax import ahead_of_time, control_rate, planning
 from rt2_jax.chips import SLICES
 from rt2_jax.train_config import TrainConfig
 from tests.conftest import ROOT
@@ -22,6 +22,7 @@ KEYS = [
   *("hbm_gb_per_chip", "step_s", "compute_s", "exposed_comm_s", "mfu"),
   *("examples_per_s", "chip_hours"),
 ]
+CONFIG = "--config=configs/quickstart.py"
 BUDGETS = json.loads((ROOT / "tests/step_budget.json").read_text())
 # A compiler's new release moves figures by a few percent; a slip of ours, such
 # as a gradient summed on every chip, by more.
@@ -106,11 +107,14 @@ def test_a_mesh_that_is_no_mesh_is_refused(text):
     planning.parse_mesh(text)
 
 
-def test_a_machine_without_the_compiler_says_what_to_install(monkeypatch):
-  monkeypatch.setitem(sys.modules, "libtpu", None)
-  monkeypatch.setattr(ahead_of_time.importlib.util, "find_spec", lambda _: None)
-  with pytest.raises(RuntimeError, match=r"pip install 'rt2_jax\[plan\]'"):
-    ahead_of_time.check_topology("v5e:1x1")
+def test_a_machine_without_the_compiler_says_what_to_install():
+  hidden = "import sys; sys.modules['libtpu'] = None; sys.argv[0] = {0!r}; "
+  hidden += "import runpy; runpy.run_path({0!r}, run_name='__main__')"
+  done = run("-c", hidden.format("launch/plan.py"), CONFIG)
+  assert done.returncode != 0
+  last = done.stderr.strip().splitlines()[-1]
+  assert last.startswith("RuntimeError: got no module libtpu, which holds the")
+  assert "`pip install 'rt2_jax[plan]'`" in last
 
 
 def test_slices_are_counted():
@@ -119,16 +123,55 @@ def test_slices_are_counted():
     ahead_of_time.count_chips("v5e:4x4*two")
 
 
-def test_the_program_prints_a_table():
-  done = subprocess.run(
-    [
-      *(sys.executable, "launch/plan.py", "--config=configs/quickstart.py"),
-      *("--topology=v5e:1x1", "--profile=1"),
-    ],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+def test_a_sweep_prints_a_table_with_the_best_first():
+  done = run("launch/plan.py", CONFIG, "--sweep", "--profile=1")
   assert done.returncode == 0, done.stderr[-2000:]
   assert done.stdout.startswith("compiler-predicted times")
   assert "MFU = useful FLOP / (step s * chips * peak)" in done.stdout
+  rows = [line.split() for line in done.stdout.splitlines()[2:5]]
+  assert sorted(int(row[3]) for row in rows) == [48, 96, 192]
+  used = [float(row[-4].removesuffix("%")) for row in rows]
+  assert used == sorted(used, reverse=True)
+
+
+def test_a_sweep_tries_meshes_that_the_batch_divides_on(tiny):
+  found = planning.meshes(tiny, "v5e:4x4*2")
+  sizes = [tuple(mesh.values()) for mesh in found]
+  assert sizes == [(2, 1, 8, 2), (2, 1, 4, 4)]
+  odd = dataclasses.replace(tiny, batch_size=49)
+  with pytest.raises(ValueError, match="got batch_size 49, expected a multip"):
+    planning.meshes(odd, "v5e:4x4")
+
+
+def test_a_policy_has_a_control_rate():
+  done = run("launch/plan.py", CONFIG, "--program=decode", "--json")
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = json.loads(done.stdout)
+  assert list(found) == [*KEYS, "hz"]
+  assert found["topology"] == "v5e:1x1" and found["chips"] == 1
+  assert found["fits"] and found["batch_size"] == 1
+  assert found["hz"] == pytest.approx(1 / found["step_s"], rel=0.02)
+
+
+def test_one_chip_of_the_same_generation_acts():
+  assert control_rate.smallest_slice("v5p:8x8x16") == "v5p:2x2x1"
+
+
+def test_text_routes_have_no_control_rate(tiny):
+  text = dataclasses.replace(
+    tiny, actions=dataclasses.replace(tiny.actions, route="integers")
+  )
+  with pytest.raises(ValueError, match="route = 'integers', expected 'rare'"):
+    control_rate.predict(text, "v5e:1x1", "fast")
+
+
+def test_decoding_has_no_mesh():
+  done = run("launch/plan.py", CONFIG, "--program=decode", "--mesh=1x1x2x1")
+  assert done.returncode != 0
+  assert "got --program=decode with --sweep or --mesh, expected" in done.stderr
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True
+  )

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from rt2_jax import sharding
+from rt2_jax import augment, sharding, trees
 from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.evaluators import action_accuracy
 from rt2_jax.models import variants
-from rt2_jax.models.vlm import init_params
+from rt2_jax.models.vlm import VLM, init_params
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import ROBOT_TEMPLATE
 
@@ -20,14 +20,18 @@ INSTRUCTIONS = ["put carrot on plate", "pick apple", "open top drawer"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
-  """A checkpoint of a random model with two robot sources and two frames."""
-  folder = tmp_path_factory.mktemp("run")
+  return checkpoint(tmp_path_factory.mktemp("run"), tokenizer, "float32")
+
+
+def checkpoint(folder, tokenizer, dtype):
+  """Of a random model with two robot sources and two frames."""
   model = variants.vlm(
     "tiny/16",
     "gemma_tiny",
     image_size=32,
     vocab_size=tokenizer.vocab_size,
     num_frames=2,
+    dtype=dtype,
   )
   params = init_params(model, jax.random.key(0))
   route = tokenizer.action_route("rare")
@@ -68,6 +72,25 @@ def test_one_image_one_action(policy, images):
   action = policy(images[0], INSTRUCTIONS[0])
   assert action.shape == (8,) and action.dtype == np.float32
   assert np.abs(action[1]) <= 0.0101  # the bounds of this source
+
+
+def test_weights_are_held_as_products_read_them(tmp_path, tokenizer, images):
+  """A policy of half the memory gives the same logits, bit for bit."""
+  folder = checkpoint(tmp_path, tokenizer, "bfloat16")
+  policy = Policy.from_checkpoint(folder, "table")
+  kept = trees.flatten(policy.params)
+  assert kept["llm/layers/mlp/linear"].dtype == "bfloat16"
+  assert kept["llm/final_norm/scale"].dtype == "float32"
+  whole = init_params(policy.model, jax.random.key(0))
+  prefix, mask_input = policy.prompt.robot_prefixes(INSTRUCTIONS)
+  suffix = np.ones((3, 9), np.int32)
+  prepared = augment.prepare(images, policy.model.img.image_size)
+  arguments = (prepared, prefix, mask_input, suffix)
+  apply = jax.jit(VLM(policy.model).apply)
+  np.testing.assert_array_equal(
+    apply({"params": policy.params}, *arguments),
+    apply({"params": whole}, *arguments),
+  )
 
 
 def test_a_batch_is_its_rows(policy, images):

@@ -160,6 +160,31 @@ def test_robots_and_web_are_learnt_in_one_batch(fields, tmp_path):
     assert [e.step for e in log.Scalars(tag)] == [20, 24]
 
 
+def test_a_model_pretrained_on_the_web_becomes_a_robots(fields, tmp_path):
+  """From one workdir to the next; the first one answers and cannot act."""
+  tiny_datasets.write(
+    tmp_path / "web",
+    [tiny_datasets.web_example(i, answers=("red",)) for i in range(6)],
+  )
+  web = {"path": str(tmp_path / "web"), "eval_split": "train"}
+  robots = fields.pop("sources")
+  first = fields | {"sources": {}, "web": {"w": web}, "robot_share": 0.0}
+  first["evaluation"] = {"every": 4, "num_questions": 4, "batch_size": 4}
+  learnt = training.train(first, tmp_path / "web_run")
+  policy = Policy.from_checkpoint(tmp_path / "web_run")
+  image = np.zeros((1, 48, 64, 3), np.uint8)
+  assert len(policy.answer(image, ["Answer in en: which colour?"])) == 1
+  with pytest.raises(ValueError, match="trained on no robot, which answers"):
+    policy(image[0], "pick apple")
+  fields |= {"sources": robots, "pretrained": str(tmp_path / "web_run")}
+  fields["optimizer"]["learning_rate"] = 0.0
+  state = training.train(fields, tmp_path / "run")
+  jax.tree.map(np.testing.assert_array_equal, state.params, learnt.params)
+  fields["model"]["llm"] = "gemma2_tiny"
+  with pytest.raises(ValueError, match="another model .*config.pretrained"):
+    training.train(fields, tmp_path / "other")
+
+
 def test_a_mean_of_the_parameters_is_what_acts(fields, tmp_path):
   """Resumed bit for bit as well; a policy gets the mean."""
   fields["optimizer"]["ema_decay"] = 0.5
@@ -183,8 +208,12 @@ def test_a_mean_of_the_parameters_is_what_acts(fields, tmp_path):
     ("sources.bridge.split", "test", "got split 'test', expected one of train"),
     ("sources.bridge.bounds", {"dq": (0, 1)}, "got 'dq' for dimension of acti"),
     ("sources.bridge.weight", 0.0, "got weight 0.0 for source 'bridge', expec"),
-    ("robot_share", 0.5, "robot_share = 0.5 with 0 web sources, expected a pa"),
-    ("sources", {}, "expected at least one robot source and no name twice"),
+    (
+      "robot_share",
+      0.5,
+      "robot_share = 0.5 with 1 robot and 0 web sources, ex",
+    ),
+    ("sources", {}, "expected at least one source and no name twice; rename "),
     ("actions.route", "common", "'common' for action token route, expected on"),
     ("prompt.prefix_length", 12, "expected at most 12: 'Q: what action should"),
     ("prompt.suffix_length", 8, "answer of 9 tokens with eos, expected at mos"),

@@ -79,12 +79,28 @@ def check_family(family: str) -> str:
   return family
 
 
-def instruct(task: Task, rng: np.random.Generator | None = None) -> str:
-  """The instruction in random words, or in the plainest without `rng`."""
+def instruct(
+  task: Task,
+  rng: np.random.Generator | None = None,
+  target: str = "",
+  reference: str = "",
+) -> str:
+  """The instruction in random words, or in the plainest without `rng`.
+
+  Args:
+    task: what is to be done.
+    rng: chooses among the templates.
+    target: what the object is called, such as "the one that barks", instead of
+      "the" and its name.
+    reference: likewise.
+  """
   choices = TEMPLATES[check_family(task.family)]
   sides = SIDES.get(task.side, ("",))
   template = choices[0 if rng is None else rng.integers(len(choices))]
   side = sides[0 if rng is None else rng.integers(len(sides))]
+  for part, words in (("target", target), ("reference", reference)):
+    if words:
+      template = template.replace(f"the {{{part}}}", words)
   return template.format(
     target=task.target, reference=task.reference, side=side
   )

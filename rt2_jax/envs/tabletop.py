@@ -28,6 +28,7 @@ from rt2_jax.errors import unknown_name
 # How an episode ended, in `info["outcome"]`.
 SUCCESS = "success"
 WRONG_OBJECT = "wrong object"
+WRONG_PLACE = "right object, wrong place"
 FAILED = "right object, but failed"
 NOTHING = "nothing touched"
 
@@ -242,7 +243,8 @@ class TabletopEnv(gymnasium.Env):
       policy), truncated (step cap), and info: instruction, the task's fields,
       success (of the state now), steps, engaged (name of what the robot acted
       on first, or ""), and at the end outcome (`SUCCESS`, `WRONG_OBJECT`,
-      `FAILED` or `NOTHING`).
+      `WRONG_PLACE` (put on another thing than asked for), `FAILED` or
+      `NOTHING`).
 
     Raises:
       ValueError: an action of another shape, or one that is not finite.
@@ -279,8 +281,9 @@ class TabletopEnv(gymnasium.Env):
       return SUCCESS
     if self._engaged is None:
       return NOTHING
-    target = self.world.find(self.task.target)
-    return FAILED if self._engaged == target else WRONG_OBJECT
+    if self._engaged != self.world.find(self.task.target):
+      return WRONG_OBJECT
+    return WRONG_PLACE if tasks.is_on_another(self.world, self.task) else FAILED
 
   def _observe(self) -> dict[str, Any]:
     return {"image": self.render(), "instruction": self.instruction}

@@ -5,6 +5,7 @@ Everything is judged from the world's state, never from a picture.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -188,6 +189,15 @@ def is_success(world: World, task: Task) -> bool:
   if task.family == "place_on":
     return bool(way < ON_MAT)
   return bool(way < BESIDE and world.moved()[reference] < STAYED)
+
+
+def is_on_another(world: World, task: Task) -> bool:
+  """True while the target lies on another thing than it is to be put on."""
+  names = {t.name for t in world.things} - {task.target, task.reference}
+  return task.family == "place_on" and any(
+    is_success(world, dataclasses.replace(task, reference=name))
+    for name in names
+  )
 
 
 def engaged(world: World, task: Task) -> int | None:

@@ -32,6 +32,14 @@ def test_without_a_generator_the_words_are_the_plainest():
   assert instructions.instruct(task) == "put the apple on the number 3"
 
 
+def test_a_thing_can_be_described():
+  task = Task("place_on", "dog", "number 3")
+  text = instructions.instruct(task, reference="two plus one")
+  assert text == "put the dog on two plus one"
+  text = instructions.instruct(task, target="the one that barks")
+  assert text == "put the one that barks on the number 3"
+
+
 def test_spaces_do_not_matter():
   task = instructions.parse("  pick  up the\napple ", NAMES)
   assert task == Task("pick", "apple")

@@ -1,0 +1,227 @@
+"""`launch/rollout.py`: numbers, films and a page that stands alone."""
+
+import dataclasses
+import functools
+import html.parser
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+from PIL import Image
+
+from rt2_jax.actions import TABLETOP, ActionTokenizer
+from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.evaluators import report
+from rt2_jax.models import variants
+from rt2_jax.models.vlm import init_params
+from rt2_jax.prompt import ROBOT_TEMPLATE
+from tests.conftest import ROOT
+
+SUITES = "--suites=seen,symbols_numbers,people"
+
+
+def start(*flags: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, "launch/rollout.py", *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+
+
+def save_run(folder, tokenizer, prefix_length=48, num_frames=1):
+  """A checkpoint of a random model that acts on the tabletop."""
+  model = variants.vlm(
+    "tiny/16",
+    "gemma_tiny",
+    image_size=32,
+    vocab_size=tokenizer.vocab_size,
+    num_frames=num_frames,
+  )
+  actions = ActionTokenizer(TABLETOP, tokenizer.action_route("rare"))
+  meta = {
+    "config": {"sources": {"tabletop": {}}, "web": {"name": {}, "fact": {}}},
+    "model": dataclasses.asdict(model),
+    "prompt": {
+      "prefix_length": prefix_length,
+      "suffix_length": 9,
+      "template": ROBOT_TEMPLATE,
+    },
+    "action_tokenizers": {"tabletop": actions.to_dict()},
+    "tokenizer_sha256": tokenizer.sha256,
+  }
+  params = init_params(model, jax.random.key(0))
+  checkpoints = Checkpoints(folder / "checkpoints")
+  checkpoints.save(7, params, {"count": params}, meta, tokenizer.model)
+  checkpoints.close()
+  (folder / "evaluation").mkdir()
+  for name, step in (("name", 7), ("fact", 6)):  # one of another checkpoint
+    path = folder / f"evaluation/{name}.json"
+    path.write_text(json.dumps({"step": step, "accuracy": 0.625}))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tokenizer):
+  return save_run(tmp_path_factory.mktemp("runs") / "random <b>", tokenizer)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, run):
+  """Results of a run and, from another call, of two baselines."""
+  output = tmp_path_factory.mktemp("rollouts") / "new"
+  common = [SUITES, f"--output={output}", "--episodes=2", "--image_size=48"]
+  common += ["--max_steps=20", "--films=1", "--num_envs=8"]
+  for flags in ([f"--workdir={run}"], ["--policy=null,oracle"]):
+    done = start(*common, *flags)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"page: {output / 'report.html'}" in done.stdout
+    assert "8/8" in done.stderr  # the bar's last line
+  return output
+
+
+class Page(html.parser.HTMLParser):
+  """Tables as lists of rows, and everything that is loaded or linked."""
+
+  def __init__(self):
+    super().__init__()
+    self.tables, self.loaded, self.links = [], [], []
+    self.cell = None
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    self.loaded += [attrs[k] for k in ("src", "data") if k in attrs]
+    assert tag not in ("script", "link", "iframe")
+    if tag == "a":
+      self.links.append(attrs["href"])
+    if tag == "table":
+      self.tables.append([])
+    if tag == "tr":
+      self.tables[-1].append([])
+    if tag in ("td", "th"):
+      self.cell = ""
+
+  def handle_data(self, data):
+    if self.cell is not None:
+      self.cell += data
+
+  def handle_endtag(self, tag):
+    if tag in ("td", "th"):
+      self.tables[-1][-1].append(self.cell.strip())
+      self.cell = None
+
+
+def test_numbers(folder):
+  results = report.read(folder)
+  assert list(results) == ["random <b>", "null", "oracle"]
+  oracle = json.loads((folder / "oracle.json").read_text())
+  names = ["seen", "symbols_numbers", "people_names", "people_roles"]
+  assert list(oracle["suites"]) == names
+  seen = oracle["suites"]["seen"]
+  assert seen["n"] == seen["successes"] == seen["outcomes"]["success"] == 2
+  assert seen["interval"] == pytest.approx([0.342, 1.0], abs=1e-3)
+  assert len(seen["seeds"]) == 2
+  for result in results.values():
+    assert result["episodes_hash"] == oracle["episodes_hash"]
+    for name in names:
+      assert result["suites"][name]["seeds"] == oracle["suites"][name]["seeds"]
+  assert results["null"]["suites"]["seen"]["capped"] == 2
+  assert results["null"]["suites"]["seen"]["rate"] == 0.0
+  run = results["random <b>"]
+  assert len(run["config_hash"]) == 16 and run["what"].endswith("step 7")
+  assert run["web"] == {"name": 0.625}
+
+
+def test_films(folder):
+  for policy in ("null", "oracle", "random <b>"):
+    assert len(list((folder / "films" / policy).glob("*.gif"))) == 4
+  with Image.open(folder / "films/oracle/people_roles_0.gif") as film:
+    assert film.size == (48, 48) and film.n_frames > 8
+    assert film.info["duration"] == 200  # ms: five steps a second
+
+
+def test_the_page_holds_tables_and_pictures_and_needs_nothing_else(folder):
+  text = (folder / "report.html").read_text()
+  page = Page()
+  page.feed(text)
+  success, outcomes, web = page.tables
+  assert success[0] == ["suite", "random <b>", "null", "oracle"]
+  rows = {row[0]: row[1:] for row in success}
+  assert rows["seen tasks"][1:] == ["0 0 to 66", "100 34 to 100"]
+  assert rows["people, average"][1:] == ["0 0 to 49", "100 51 to 100"]
+  assert rows["numbers"][2] == "100 34 to 100"
+  counts = {row[0]: row[1:] for row in outcomes}
+  assert counts["success"][1:] == ["0", "8"]
+  assert counts["nothing touched"][1] == counts["met the step cap"][1] == "8"
+  assert web == [["web source", "random <b>"], ["name", "62.5"]]
+  assert text.count("<svg") == 2
+  assert len(page.loaded) == 12  # four suites, three policies, one film each
+  assert all(s.startswith("data:image/jpeg;base64,") for s in page.loaded)
+  assert all((folder / link).is_file() for link in page.links)
+  assert "https://" not in text
+  assert "put the" in text and "“" in text
+
+
+def test_results_of_other_episodes_are_not_compared(folder, tmp_path):
+  for path in folder.glob("*.json"):
+    result = json.loads(path.read_text())
+    if path.name == "null.json":
+      result["episodes_hash"] = "0" * 16
+    (tmp_path / path.name).write_text(json.dumps(result))
+  with pytest.raises(
+    ValueError, match="2 different sets of episodes.*--seed.*another --output"
+  ):
+    report.write(tmp_path)
+  (tmp_path / "null.json").unlink()
+  with pytest.raises(ValueError, match="got film .*seen_0.gif.*run it again"):
+    report.write(tmp_path)
+
+
+def test_nothing_to_report(tmp_path):
+  with pytest.raises(ValueError, match="got no results in .*launch/rollout.py"):
+    report.write(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    ([], "got nothing to try, expected --workdir or --policy"),
+    (["--policy=orcle"], "got 'orcle' for --policy.*did you mean 'oracle'"),
+    (["--policy=null,null"], "expected another one for each policy"),
+    (
+      ["--policy=null", "--suites=people_role"],
+      "got 'people_role' for suite.*did you mean 'people_roles'",
+    ),
+    (["--policy=null", "--pictures=no.zip"], "got pictures 'no.zip', which"),
+    (["--workdir=/nowhere/run"], "which does not exist; pass the --workdir"),
+    (["--policy=null", "extra"], "expected flags only"),
+  ],
+)
+def test_one_clear_error(flags, message, tmp_path):
+  done = start(f"--output={tmp_path}/x", *flags)
+  assert done.returncode != 0
+  said = " ".join((done.stdout + done.stderr).split())
+  assert "Traceback" not in said
+  functools.reduce(find, message.split(".*"), said)
+
+
+def find(text: str, part: str) -> str:
+  """What follows a part of a text."""
+  assert part in text
+  return text.partition(part)[2]
+
+
+@pytest.mark.parametrize(
+  ("made", "message"),
+  [
+    ({"prefix_length": 12}, "tokens, expected at most 12: 'Q: what"),
+    ({"num_frames": 2}, "on 2 image(s), expected ('terminate', "),
+  ],
+)
+def test_a_model_that_cannot_act_here(made, message, tmp_path, tokenizer):
+  run = save_run(tmp_path / "run", tokenizer, **made)
+  done = start(f"--output={tmp_path}/x", f"--workdir={run}", "--episodes=2")
+  assert done.returncode != 0
+  assert message in done.stderr and "Traceback" not in done.stderr
