@@ -220,7 +220,7 @@ def train() -> dict:
     "examples_per_s": round(config.batch_size / step_s, 1),
     "useful_tflop": round(useful / 1e12, 4),
     "matmul_flops": float(f"{flops:.3g}"),
-    "mfu": round(useful / (step_s * mesh.size * flops), 3),
+    "mfu": float(f"{useful / (step_s * mesh.size * flops):.3g}"),
     "peak_memory_gb": round(peak_memory() / 1e9, 2),
   }
 
