@@ -19,7 +19,7 @@ quickstart: .venv/installed
 	  --workdir=$(QUICKSTART)/run
 	$(RUN) launch/evaluate.py --workdir=$(QUICKSTART)/run
 
-test: .venv/installed-torch
+test: .venv/installed-extras
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: .venv/installed
@@ -30,16 +30,19 @@ format: .venv/installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-bench: .venv/installed
+bench: .venv/installed-extras
 	$(RUN) -m data.make_reach_episodes --output_dir=runs/bench \
 	  --train_episodes=200 --val_episodes=1 --sensor_noise=4 --rate_hz=12
 	$(RUN) launch/benchmark.py \
 	  --data=runs/bench/fractal20220817_data/0.1.0
 
-# Conversion to PyTorch is tested against the real thing.
-.venv/installed-torch: .venv/installed
+# PyTorch, to compare with; the TPU's compiler; the simulator. Not for the
+# quick start, since JAX warns of a TPU that is not there once libtpu is.
+.venv/installed-extras: .venv/installed
 	.venv/bin/pip install -q --disable-pip-version-check \
-	  -c constraints.txt -e '.[torch]'
+	  -c constraints.txt -e '.[plan,sim,torch]'
+	$(DRAWING) || $(INSTALL_DRAWING) || echo "make: the tabletop cannot \
+	  be drawn; as root, run: $(INSTALL_DRAWING)"
 	touch $@
 
 clean:
@@ -52,7 +55,5 @@ clean:
 	  make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q --disable-pip-version-check \
-	  -c constraints.txt -e '.[plan,sim,test]'
-	$(DRAWING) || $(INSTALL_DRAWING) || echo "make: the tabletop cannot \
-	  be drawn; as root, run: $(INSTALL_DRAWING)"
+	  -c constraints.txt -e '.[test]'
 	touch $@
