@@ -25,6 +25,7 @@ from ml_collections import config_flags
 from rt2_jax import ahead_of_time, control_rate, planning
 from rt2_jax.chips import chip_of
 from rt2_jax.control_rate import ControlRate
+from rt2_jax.errors import ends_in_one_message
 from rt2_jax.hlo_cost import Cost
 from rt2_jax.planning import Plan
 from rt2_jax.train_config import TrainConfig
@@ -62,6 +63,7 @@ _BEST = 5  # rows that a sweep prints
 _BATCH_FACTORS = (1, 2, 4)  # that a sweep tries
 
 
+@ends_in_one_message
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
