@@ -24,8 +24,7 @@ from rt2_jax.action_tokens import NUM_BINS, RareTokens
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.chips import Torus, chip_of
-from rt2_jax.models.variants import VLMConfig
-from rt2_jax.models.vlm import init_params
+from rt2_jax.models.vlm import abstract_params
 from rt2_jax.train_config import TrainConfig
 
 # RT-1's camera, height x width: images come to the devices as recorded.
@@ -245,10 +244,6 @@ def advice(plan: Plan, config: TrainConfig) -> str:
     changes.append(f"config.microbatches = {2 * config.microbatches}")
   changes += ["a smaller --batch_size", "a larger slice"]
   return start + "try " + ", ".join(changes[:-1]) + f" or {changes[-1]}"
-
-
-def abstract_params(model: VLMConfig) -> dict:
-  return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:

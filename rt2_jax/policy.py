@@ -21,7 +21,7 @@ from rt2_jax.decode import decode_actions, decode_text
 from rt2_jax.errors import unknown_name
 from rt2_jax.images import as_frames
 from rt2_jax.models.variants import VLMConfig
-from rt2_jax.models.vlm import VLM, init_params
+from rt2_jax.models.vlm import VLM, abstract_params
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import EOS, Tokenizer
 
@@ -269,7 +269,7 @@ def held_params(model: VLMConfig) -> dict:
   round it at every call, so answers are the same, and memory is read half as
   often. Scales and biases, some of which act in float32, stay float32.
   """
-  shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+  shapes = abstract_params(model)
 
   def held(name, x):
     if name.endswith(("scale", "bias")):

@@ -26,7 +26,7 @@ import scipy.ndimage
 from rt2_jax import huggingface, trees
 from rt2_jax.huggingface import EMBEDDING, POSITIONS
 from rt2_jax.models.variants import VLMConfig
-from rt2_jax.models.vlm import init_params
+from rt2_jax.models.vlm import abstract_params
 from rt2_jax.weight_checks import check_config, check_names, check_tied
 from rt2_jax.weight_files import (
   Path,
@@ -131,8 +131,8 @@ def read_dtype(folder: Path) -> str:
 @functools.lru_cache(maxsize=8)
 def parameter_shapes(config: VLMConfig) -> Mapping[str, Shape]:
   """The name and shape of every parameter of a model."""
-  tree = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-  shapes = {name: leaf.shape for name, leaf in trees.flatten(tree).items()}
+  flat = trees.flatten(abstract_params(config))
+  shapes = {name: leaf.shape for name, leaf in flat.items()}
   return MappingProxyType(shapes)
 
 

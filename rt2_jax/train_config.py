@@ -17,7 +17,7 @@ from rt2_jax.augment import Augmentation
 from rt2_jax.errors import unknown_name
 from rt2_jax.input_pipeline import datasets, web
 from rt2_jax.models import variants
-from rt2_jax.models.vlm import init_params
+from rt2_jax.models.vlm import abstract_params
 from rt2_jax.optimizer import OptimizerConfig, make_optimizer
 from rt2_jax.prompt import ROBOT_TEMPLATE, Prompt
 from rt2_jax.tokenizer import Tokenizer
@@ -227,9 +227,11 @@ class TrainConfig:
     Raises:
       ValueError: the numbers do not multiply to the number of devices.
     """
-    shapes = jax.eval_shape(lambda: init_params(self.model, jax.random.key(0)))
     shape = sharding.mesh_shape(
-      self.mesh, shapes, len(devices), sharding.num_slices(devices)
+      self.mesh,
+      abstract_params(self.model),
+      len(devices),
+      sharding.num_slices(devices),
     )
     return sharding.make_mesh(shape, devices)
 

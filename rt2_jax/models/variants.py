@@ -14,6 +14,11 @@ from rt2_jax.errors import unknown_name
 from rt2_jax.models.remat import POLICIES
 
 
+def _check_remat(policy: str):
+  if policy not in POLICIES:
+    raise unknown_name("remat policy", str(policy), POLICIES)
+
+
 @dataclasses.dataclass(frozen=True)
 class SiglipConfig:
   """A SigLIP vision transformer.
@@ -56,6 +61,8 @@ class SiglipConfig:
         f"got num_heads {self.num_heads}, expected a divisor of width "
         f"{self.width}"
       )
+
+    _check_remat(self.remat)
 
   @property
   def num_tokens(self) -> int:
@@ -106,6 +113,8 @@ class GemmaConfig:
         f"got num_kv_heads {self.num_kv_heads}, expected a divisor of "
         f"num_heads {self.num_heads}"
       )
+
+    _check_remat(self.remat)
 
   @property
   def query_factor(self) -> float:
@@ -204,8 +213,6 @@ def vlm(
     raise unknown_name("encoder", img, ENCODERS)
   if llm not in DECODERS:
     raise unknown_name("decoder", llm, DECODERS)
-  if remat not in POLICIES:
-    raise unknown_name("remat policy", str(remat), POLICIES)
   encoder = dataclasses.replace(
     ENCODERS[img], image_size=image_size, dtype=dtype, remat=remat
   )

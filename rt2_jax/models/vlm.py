@@ -210,3 +210,8 @@ def init_params(config: VLMConfig, rng: jax.Array) -> dict:
   token = jnp.zeros((1, 1), jnp.int32)
   mask_input = jnp.ones((1, 1), bool)
   return VLM(config).init(rng, images, token, mask_input, token)["params"]
+
+
+def abstract_params(config: VLMConfig) -> dict:
+  """Names, shapes and types of the parameters as ShapeDtypeStructs."""
+  return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
