@@ -196,7 +196,7 @@ def train() -> dict:
     fields["batch_size"] = _BATCH_SIZE.value
   config = TrainConfig.from_dict(fields)
   mesh = config.make_mesh(jax.devices())
-  sharding.host_rows(config.batch_size, mesh, config.microbatches)
+  sharding.check_batch(config.batch_size, mesh.shape, config.microbatches)
   prompt, tokenizers = make_words(config)
   trainer = config.make_trainer(tokenizers, mesh)
   batch = sharding.to_devices(synthetic_batch(config, prompt, tokenizers), mesh)

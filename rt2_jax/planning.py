@@ -146,7 +146,7 @@ def lower_train_step(
 ) -> tuple[jax.stages.Lowered, Mesh, dict]:
   """A config's step on described devices, for `ahead_of_time.compile_for`."""
   mesh = config.make_mesh(devices)
-  check_batch(config, mesh.shape)
+  sharding.check_batch(config.batch_size, mesh.shape, config.microbatches)
   trainer = config.make_trainer(stand_in_tokenizers(config), mesh)
   state = trainer.abstract_state()
   facts = {
@@ -157,28 +157,6 @@ def lower_train_step(
   batch = abstract_batch(config, mesh)
   facts["argument_bytes"] = bytes_per_chip((state, batch))
   return trainer.lower_step(batch), mesh, facts
-
-
-def check_batch(config: TrainConfig, shape: Mapping[str, int]):
-  """
-  Raises:
-    ValueError: the batch, or a part of it, does not divide.
-  """
-  if _remainder(config, shape):
-    rows = math.prod(n for axis, n in shape.items() if axis != "model")
-    parts = rows * config.microbatches
-    lower = config.batch_size // parts * parts
-    raise ValueError(
-      f"got batch_size {config.batch_size}, expected a multiple of {parts}: "
-      f"slice x data x fsdp = {rows} chips that split it, times "
-      f"config.microbatches = {config.microbatches}; such as "
-      f"{lower or parts} or {lower + parts}"
-    )
-
-
-def _remainder(config: TrainConfig, shape: Mapping[str, int]) -> int:
-  rows = math.prod(n for axis, n in shape.items() if axis != "model")
-  return config.batch_size % (rows * config.microbatches)
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -217,9 +195,12 @@ def meshes(config: TrainConfig, topology: str) -> list[dict[str, int]]:
       if best["fsdp"] % part == 0:
         data, fsdp = best["data"] * part, best["fsdp"] // part
         found.append(best | {"data": data, "fsdp": fsdp})
-  dividing = [mesh for mesh in found if not _remainder(config, mesh)]
+  rows, parts = config.batch_size, config.microbatches
+  dividing = [
+    mesh for mesh in found if not rows % (sharding.batch_shards(mesh) * parts)
+  ]
   if not dividing:
-    check_batch(config, found[-1])
+    sharding.check_batch(rows, found[-1], parts)
   return dividing
 
 

@@ -207,7 +207,7 @@ class Policy:
     images = as_frames(np.asarray(image), rows, self.model.num_frames)
     if image_size is None:
       image_size = np.tile(np.int32(images.shape[2:4]), (rows, 1))
-    missing = -rows % sharding.batch_shards(self.mesh)
+    missing = -rows % sharding.batch_shards(self.mesh.shape)
     filled = [
       np.concatenate([x, np.repeat(x[-1:], missing, 0)])
       for x in (images, image_size, *columns)

@@ -220,16 +220,9 @@ def host_rows(batch_size: int, mesh: Mesh, microbatches: int = 1) -> range:
   """The rows of the global batch that this process loads.
 
   Raises:
-    ValueError: the batch does not divide by the devices that split it, times
-      the parts in which each of them computes its rows.
+    ValueError: see `check_batch`.
   """
-  shards = batch_shards(mesh)
-  if batch_size % (shards * microbatches):
-    raise ValueError(
-      f"got config.batch_size = {batch_size}, expected a multiple of "
-      f"slice x data x fsdp = {shards} devices, times config.microbatches = "
-      f"{microbatches}"
-    )
+  check_batch(batch_size, mesh.shape, microbatches)
   index = batch_sharding(mesh).devices_indices_map((batch_size,))
   mine = [index[d][0] for d in mesh.local_devices]
   start = min(s.start or 0 for s in mine)
@@ -237,9 +230,28 @@ def host_rows(batch_size: int, mesh: Mesh, microbatches: int = 1) -> range:
   return range(start, stop)
 
 
-def batch_shards(mesh: Mesh) -> int:
-  """Parts in which a batch is split over the devices."""
-  return math.prod(mesh.shape[axis] for axis in _BATCH_AXES)
+def batch_shards(sizes: Mapping[str, int]) -> int:
+  """Parts in which a batch is split over a mesh of these sizes."""
+  return math.prod(sizes[axis] for axis in _BATCH_AXES)
+
+
+def check_batch(
+  batch_size: int, sizes: Mapping[str, int], microbatches: int
+) -> None:
+  """
+  Raises:
+    ValueError: the batch does not divide by the devices that split it, times
+      the parts in which each of them computes its rows.
+  """
+  shards = batch_shards(sizes)
+  parts = shards * microbatches
+  if batch_size % parts:
+    lower = batch_size // parts * parts
+    raise ValueError(
+      f"got config.batch_size = {batch_size}, expected a multiple of {parts}: "
+      f"slice x data x fsdp = {shards} devices, times config.microbatches = "
+      f"{microbatches}; such as {lower or parts} or {lower + parts}"
+    )
 
 
 def to_devices(tree: Any, mesh: Mesh) -> Any:

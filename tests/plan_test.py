@@ -96,7 +96,8 @@ def test_a_mesh_that_does_not_multiply_is_refused(tiny):
 def test_a_batch_that_does_not_divide_is_refused(tiny):
   wrong = dataclasses.replace(tiny, batch_size=50)
   with pytest.raises(
-    ValueError, match="got batch_size 50, expected a multiple of 8: .* 48 or 56"
+    ValueError,
+    match="got config.batch_size = 50, expected a multiple of 8: .* 48 or 56",
   ):
     planning.plan(wrong, "v5e:2x4", "fast")
 
@@ -139,7 +140,7 @@ def test_a_sweep_tries_meshes_that_the_batch_divides_on(tiny):
   sizes = [tuple(mesh.values()) for mesh in found]
   assert sizes == [(2, 1, 8, 2), (2, 1, 4, 4)]
   odd = dataclasses.replace(tiny, batch_size=49)
-  with pytest.raises(ValueError, match="got batch_size 49, expected a multip"):
+  with pytest.raises(ValueError, match="got config.batch_size = 49, expected"):
     planning.meshes(odd, "v5e:4x4")
 
 
