@@ -35,6 +35,7 @@ bench: .venv/installed-extras
 	  --train_episodes=200 --val_episodes=1 --sensor_noise=4 --rate_hz=12
 	$(RUN) launch/benchmark.py \
 	  --data=runs/bench/fractal20220817_data/0.1.0
+	$(RUN) launch/validation.py
 
 # PyTorch, to compare with; the TPU's compiler; the simulator. Not for the
 # quick start, since JAX warns of a TPU that is not there once libtpu is.
