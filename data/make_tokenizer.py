@@ -227,14 +227,24 @@ def fingerprint(sentences: Sequence[str]) -> str:
   return hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16]
 
 
-def train(sentences: Sequence[str]) -> bytes:
-  """Trains the model on one thread, deterministically; returns its file."""
+def train(
+  sentences: Sequence[str],
+  vocabulary_size: int = VOCABULARY_SIZE,
+  whole: Sequence[str] = (),
+) -> bytes:
+  """Trains the model on one thread, deterministically; returns its file.
+
+  Args:
+    sentences: what the pieces are learnt from.
+    vocabulary_size: how many there are.
+    whole: pieces that there shall be in any case.
+  """
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(sentences),
     model_writer=model,
     model_type="unigram",
-    vocab_size=VOCABULARY_SIZE,
+    vocab_size=vocabulary_size,
     num_threads=1,
     minloglevel=2,
     # Gemma's conventions.
@@ -246,7 +256,7 @@ def train(sentences: Sequence[str]) -> bytes:
     eos_piece="<eos>",
     bos_piece="<bos>",
     unk_piece="<unk>",
-    user_defined_symbols=["\n"],
+    user_defined_symbols=["\n", *whole],
     byte_fallback=True,
     split_digits=True,
     add_dummy_prefix=False,

@@ -21,8 +21,9 @@ from rt2_jax.envs.descriptions import (
   sum_of,
 )
 from rt2_jax.envs.pictures import Concept, Pictures
+from rt2_jax.tokenizer import loc_word, place_words
 
-NUM_LOC = 1024  # bins of a coordinate in PaliGemma's vocabulary
+_CELLS = 4  # of a grid, along a side
 _WHAT = {
   "de": "Answer in de: was ist das?",
   "fr": "Answer in fr: qu'est-ce que c'est ?",
@@ -100,22 +101,30 @@ class Words:
 
   def place(self, drawn: Drawn, name: str) -> str:
     """The middle of a thing as two words, `<loc0416><loc0608>`: y, x."""
-    y_min, x_min, y_max, x_max = drawn.boxes[drawn.names.index(name)]
-    middles = (y_min + y_max) / 2, (x_min + x_max) / 2
-    cells = (min(int(v * self.bins), self.bins - 1) for v in middles)
-    return "".join(loc((cell + 0.5) / self.bins) for cell in cells)
+    return place_words(drawn.boxes[drawn.names.index(name)], self.bins)
 
   def box(self, drawn: Drawn, name: str) -> str:
     """The box of a thing as four words, edges moved out to the bins' own."""
     y_min, x_min, y_max, x_max = drawn.boxes[drawn.names.index(name)]
     low = (math.floor(v * self.bins) / self.bins for v in (y_min, x_min))
     high = (math.ceil(v * self.bins) / self.bins for v in (y_max, x_max))
-    return "".join(loc(v) for v in (*low, *high))
+    return "".join(loc_word(v) for v in (*low, *high))
 
-
-def loc(part: float) -> str:
-  """A coordinate, 0..1, in PaliGemma's words."""
-  return f"<loc{min(int(part * NUM_LOC), NUM_LOC - 1):04d}>"
+  def in_cell(self, drawn: Drawn, row: int, column: int) -> str:
+    """A word of the name of what lies there, or "nothing"."""
+    for name, (y_min, x_min, y_max, x_max) in zip(
+      drawn.names, drawn.boxes, strict=True
+    ):
+      y, x = (row + 0.5) / _CELLS, (column + 0.5) / _CELLS
+      reach = 0.3 / _CELLS  # a cell may show no more than a corner
+      inside = (
+        y_min - reach <= y <= y_max + reach
+        and x_min - reach <= x <= x_max + reach
+      )
+      if inside:
+        parts = name.split()
+        return parts[int(self.rng.integers(len(parts)))]
+    return "nothing"
 
 
 def name(words: Words, count: int) -> Question:
@@ -252,6 +261,25 @@ def point_by_fact(words: Words, count: int) -> Question:
   )
 
 
+def grid(words: Words, count: int) -> Question:
+  """What lies in each cell of a grid, row by row, in one word each.
+
+  Many small answers about one picture: what a small encoder learns fastest
+  from. Of a name with several words, any may stand for it.
+  """
+  c = words.one()
+  shown = [c.name, *words.others(c, count, lambda _: True)]
+
+  def ask(drawn: Drawn) -> tuple[str, str]:
+    cells = [words.in_cell(drawn, *divmod(i, _CELLS)) for i in range(_CELLS**2)]
+    # A space before each: then a word is the same token wherever it stands.
+    return "Answer in en: what is in each cell?", "".join(
+      f" {c}" for c in cells
+    )
+
+  return Question(shown, ask)
+
+
 SKILLS: Mapping[str, Callable[[Words, int], Question]] = {
   "name": name,
   "caption": caption,
@@ -263,4 +291,5 @@ SKILLS: Mapping[str, Callable[[Words, int], Question]] = {
   "detect": detect,
   "point": point,
   "point_by_fact": point_by_fact,
+  "grid": grid,
 }

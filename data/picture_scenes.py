@@ -87,7 +87,7 @@ def _flat(kind, shown, image_size, rng):
     size = rng.uniform(0.5, 0.95)
     places = [rng.uniform(size / 2, 1 - size / 2, 2)]
   else:
-    size = rng.uniform(0.22, 0.34)
+    size = rng.uniform(0.22, min(0.34, 0.6 / len(shown) ** 0.5))
     places = _apart(rng, len(shown), size)
   boxes = []
   for picture, (y, x) in zip(shown, places, strict=True):

@@ -62,6 +62,9 @@ _PICTURES = flags.DEFINE_string(
   str(pathlib.Path(__file__).parents[1] / "data/pictures.zip"),
   "What data/make_pictures.py writes.",
 )
+_CONCEPTS = flags.DEFINE_list(
+  "concepts", [], "What lies on the table; default: all that pictures show."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
 
 
@@ -99,7 +102,7 @@ def main(argv):
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)
   runs = check_names()
-  known = pictures.load(_PICTURES.value)
+  known = pictures.load(_PICTURES.value).only(_CONCEPTS.value)
   chosen = suites.choose(_SUITES.value)
   episodes = trials.draw(chosen, known, _EPISODES.value, _SEED.value)
   folder = pathlib.Path(_OUTPUT.value)

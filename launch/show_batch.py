@@ -29,6 +29,7 @@ from rt2_jax import sharding, training
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.errors import ends_in_one_message
+from rt2_jax.prompt import PLAN_END, PLAN_START, Prompt
 from rt2_jax.train_config import TrainConfig
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -118,13 +119,14 @@ def make_cards(
   """The first `rows` rows of a batch."""
   batch = Batch(*(column[:rows] for column in batch))
   shown = (images[:rows] + 1.0) / 2
+  prompt = config.make_prompt()
   cards = []
   for b, source in enumerate(batch.source):
     name = config.source_names[source]
     question = config.tokenizer.decode(batch.prefix[b, batch.mask_input[b]])
     ids = batch.suffix[b, batch.mask_loss[b] > 0][:-1]  # without eos
     if name in tokenizers:
-      text = robot_text(tokenizers[name], ids)
+      text = robot_text(tokenizers[name], prompt, ids)
     else:
       text = (config.tokenizer.decode(ids),)
     cards.append(Card(name, shown[b], question.strip(), *text))
@@ -132,15 +134,18 @@ def make_cards(
 
 
 def robot_text(
-  tokenizer: ActionTokenizer, ids: np.ndarray
+  tokenizer: ActionTokenizer, prompt: Prompt, ids: np.ndarray
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
-  """The answer's integers, and the action with names and units."""
+  """The plan, if any, with the integers; the action with names and units."""
+  plan, ids = prompt.split_plan(ids)
   action = tokenizer.decode(ids)
   values = tuple(
     (d.name, f"{value:+.4f} {d.unit}" if not d.values else f"{value:g}")
     for d, value in zip(tokenizer.space.dimensions, action, strict=True)
   )
-  return tokenizer.to_text(action), values
+  integers = tokenizer.to_text(action)
+  answer = f"{PLAN_START}{plan}{PLAN_END} {integers}" if plan else integers
+  return answer, values
 
 
 def draw(cards: list[Card], title: str) -> Figure:

@@ -2,19 +2,24 @@
 
 On a robot's question only tokens that the action grammar allows compete, and
 their logits alone are computed: a malformed action cannot be decoded (paper,
-section 3.2, "Output constraint"). Other questions have the whole vocabulary.
+section 3.2, "Output constraint"). Plans and other questions have the whole
+vocabulary.
 
 Shapes: B examples, F frames, R x R encoder pixels, P prefix columns, L tokens
-of an action, K candidate tokens, Q grammar states.
+of an action, K candidate tokens, Q grammar states, E tokens that end a plan,
+N tokens of a plan with its end, D width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from rt2_jax.action_tokens import Grammar
-from rt2_jax.models.vlm import VLM
+from rt2_jax.models.vlm import VLM, DecodeState
+from rt2_jax.tokenizer import PAD
 
 
 def decode_actions(
@@ -38,6 +43,137 @@ def decode_actions(
   Returns:
     int32[B, L], for `ActionTokenizer.decode`.
   """
+  hidden, state = model.apply(
+    {"params": params},
+    images,
+    prefix,
+    mask_input,
+    answer_len=grammar.length - 1,
+    method="prefill",
+  )
+  return _act(model, params, hidden, state, grammar)
+
+
+def decode_plans_and_actions(
+  model: VLM,
+  params: dict,
+  images: jax.Array,
+  prefix: jax.Array,
+  mask_input: jax.Array,
+  grammar: Grammar,
+  plan_end: Sequence[int],
+  plan_length: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Chain of thought: free text until it ends itself, then an action, greedily.
+
+  Args:
+    model: whose `prefill`, `extend`, `logits` and `logits_of` are used.
+    params: its parameters.
+    images: float32[B, F, R, R, 3] in [-1, 1].
+    prefix: int32[B, P], padded on the left.
+    mask_input: bool[B, P].
+    grammar: which token of an action may follow which.
+    plan_end: E tokens, after which a plan ends and an action begins.
+    plan_length: most tokens before them. What is missing of them is forced
+      upon a longer plan.
+
+  Returns:
+    Plans int32[B, N], each with its end and padded on the right, where
+    N = plan_length + E; and actions int32[B, L], as `decode_actions`.
+  """
+  hidden, state = model.apply(
+    {"params": params},
+    images,
+    prefix,
+    mask_input,
+    answer_len=plan_length + len(plan_end) + grammar.length - 1,
+    method="prefill",
+  )
+  plans, hidden, state = _plan(
+    model, params, hidden, state, jnp.asarray(plan_end), plan_length
+  )
+  return plans, _act(model, params, hidden, state, grammar)
+
+
+def _plan(
+  model: VLM,
+  params: dict,
+  hidden: jax.Array,
+  state: DecodeState,
+  end: jax.Array,
+  length: int,
+) -> tuple[jax.Array, jax.Array, DecodeState]:
+  """Writes plans until all have ended; those that have wait for the others.
+
+  Args:
+    model: as above.
+    params: likewise.
+    hidden: dtype[B, D], which predicts the first token.
+    state: room for N tokens at least.
+    end: int32[E].
+    length: most tokens before the end.
+
+  Returns:
+    Plans int32[B, N]; and what predicts the first token after each, as
+    `hidden` and `state`.
+  """
+  variables = {"params": params}
+  sizes = range(1, len(end) + 1)
+
+  def written(recent):
+    """int32[B, E], the last tokens -> int32[B], how many begin `end`."""
+    fits = [n * (recent[:, -n:] == end[:n]).all(-1) for n in sizes]
+    return jnp.max(jnp.stack(fits), 0)
+
+  def is_open(carry):
+    recent = carry[2]
+    return ~jnp.all(recent == end)
+
+  def step(carry):
+    i, plans, recent, hidden, state = carry
+    n = written(recent)
+    ended = n == len(end)
+    logits = model.apply(variables, hidden, method="logits")
+    token = jnp.where(i >= length, end[n], jnp.argmax(logits, -1))
+    token = jnp.where(ended, PAD, token).astype(jnp.int32)
+    following, longer = model.apply(
+      variables, token[:, None], state, method="extend"
+    )
+    shifted = jnp.concatenate([recent[:, 1:], token[:, None]], 1)
+    recent = jnp.where(ended[:, None], recent, shifted)
+    hidden = jnp.where(ended[:, None], hidden, following[:, 0])
+    state = _unless(ended, state, longer)
+    return i + 1, plans.at[:, i].set(token), recent, hidden, state
+
+  batch = len(hidden)
+  plans = jnp.full((batch, length + len(end)), PAD, jnp.int32)
+  recent = jnp.full((batch, len(end)), -1, jnp.int32)
+  start = (jnp.int32(0), plans, recent, hidden, state)
+  _, plans, _, hidden, state = jax.lax.while_loop(is_open, step, start)
+  return plans, hidden, state
+
+
+def _unless(
+  waits: jax.Array, before: DecodeState, after: DecodeState
+) -> DecodeState:
+  """The state after a token that the waiting examples bool[B] do not take.
+
+  It fills a slot in everyone's cache, where they never look.
+  """
+  return after.replace(
+    mask_input=jnp.where(waits[:, None], before.mask_input, after.mask_input),
+    position=jnp.where(waits, before.position, after.position),
+  )
+
+
+def _act(
+  model: VLM,
+  params: dict,
+  hidden: jax.Array,
+  state: DecodeState,
+  grammar: Grammar,
+) -> jax.Array:
+  """The action int32[B, L] whose first token `hidden` dtype[B, D] predicts."""
   variables = {"params": params}
   ids = jnp.asarray(grammar.ids)
   allowed = jnp.asarray(grammar.allowed)
@@ -57,15 +193,7 @@ def decode_actions(
     token, place = choose(hidden[:, 0], place)
     return (token, place, state), token
 
-  hidden, state = model.apply(
-    variables,
-    images,
-    prefix,
-    mask_input,
-    answer_len=grammar.length - 1,
-    method="prefill",
-  )
-  start = jnp.zeros(prefix.shape[0], jnp.int32)
+  start = jnp.zeros(len(hidden), jnp.int32)
   token, place = choose(hidden, start)
   _, rest = jax.lax.scan(step, (token, place, state), length=grammar.length - 1)
   return jnp.concatenate([token[:, None], rest.T], axis=1)

@@ -17,7 +17,11 @@ from rt2_jax import augment, sharding, trees
 from rt2_jax.actions import ActionSpace, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints, abstract
 from rt2_jax.compiler_options import ACTING, options_for
-from rt2_jax.decode import decode_actions, decode_text
+from rt2_jax.decode import (
+  decode_actions,
+  decode_plans_and_actions,
+  decode_text,
+)
 from rt2_jax.errors import unknown_name
 from rt2_jax.images import as_frames
 from rt2_jax.models.variants import VLMConfig
@@ -57,6 +61,11 @@ class Policy:
     whole = sharding.replicated(self.mesh)
     self._decode = jax.jit(
       self._image_to_ids,
+      out_shardings=whole,
+      compiler_options=options_for(self.mesh, ACTING),
+    )
+    self._plan = jax.jit(
+      self._image_to_plan_and_ids,
       out_shardings=whole,
       compiler_options=options_for(self.mesh, ACTING),
     )
@@ -129,9 +138,23 @@ class Policy:
     self, image: np.ndarray, instructions: Sequence[str]
   ) -> np.ndarray:
     """The tokens of B actions, int32[B, L]; arguments as in the call."""
-    self._check_can_act()
-    prompts = self.prompt.robot_prefixes(instructions)
-    return self._run(self._decode, image, None, *prompts)
+    return self._plans_and_ids(image, instructions)[1]
+
+  def plan_and_act(
+    self, image: np.ndarray, instructions: Sequence[str]
+  ) -> tuple[tuple[str, ...], np.ndarray]:
+    """B actions and the thoughts that led to them.
+
+    Args:
+      image: as in the call, with the leading B.
+      instructions: B of them.
+
+    Returns:
+      B plans in words, "" from a policy that acts at once; and float32[B, D].
+    """
+    plans, ids = self._plans_and_ids(image, instructions)
+    words = tuple(self.prompt.split_plan(row)[0] for row in plans)
+    return words, self.tokenizer.decode(ids)
 
   def answer(
     self,
@@ -201,7 +224,16 @@ class Policy:
         "and cannot act; train it with config.sources"
       )
 
-  def _run(self, call, image, image_size, *columns) -> np.ndarray:
+  def _plans_and_ids(self, image, instructions):
+    """Plans int32[B, N] with their ends, N = 0 without, and int32[B, L]."""
+    self._check_can_act()
+    prompts = self.prompt.robot_prefixes(instructions)
+    if self.prompt.plan_length:
+      return self._run(self._plan, image, None, *prompts)
+    ids = self._run(self._decode, image, None, *prompts)
+    return ids[:, :0], ids
+
+  def _run(self, call, image, image_size, *columns):
     """One compiled call, its rows filled up to the parts of the mesh."""
     rows = len(columns[0])
     images = as_frames(np.asarray(image), rows, self.model.num_frames)
@@ -214,7 +246,8 @@ class Policy:
     ]
     with sharding.scope(self.mesh):
       placed = sharding.same_rows_to_devices(filled, self.mesh)
-      return np.asarray(call(self.params, *placed))[:rows]
+      results = call(self.params, *placed)
+    return jax.tree.map(lambda x: np.asarray(x)[:rows], results)
 
   def _image_to_ids(self, params, images, image_size, prefix, mask_input):
     prepared = self._prepared(images, image_size)
@@ -225,6 +258,21 @@ class Policy:
       prefix,
       mask_input,
       self.tokenizer.grammar,
+    )
+
+  def _image_to_plan_and_ids(
+    self, params, images, image_size, prefix, mask_input
+  ):
+    prepared = self._prepared(images, image_size)
+    return decode_plans_and_actions(
+      VLM(self.model),
+      params,
+      prepared,
+      prefix,
+      mask_input,
+      self.tokenizer.grammar,
+      self.prompt.plan_end,
+      self.prompt.plan_length,
     )
 
   def _image_to_text(self, params, images, image_size, prefix, mask_input):

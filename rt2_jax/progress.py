@@ -57,7 +57,10 @@ class Progress:
     """Takes what was measured on held-out data after `done` steps."""
     for name, value in metrics.items():
       self._writer.add_scalar(f"eval/{name}", value, done)
-    shown = ("forced_accuracy", "forced_accuracy/mean", "accuracy")
+    shown = (
+      *("forced_accuracy", "forced_accuracy/mean", "accuracy"),
+      "within_2_bins/all",
+    )
     parts = [
       f"{name} {value:.3f}"
       for name, value in metrics.items()

@@ -9,6 +9,7 @@ Shapes: P prefix columns, S suffix columns.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,6 +18,10 @@ from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
 
 # Paper, section 3.2.
 ROBOT_TEMPLATE = "Q: what action should the robot take to {instruction}? A:"
+# Paper, section 4.4. What ends a plan has ids of its own, whatever stands
+# before it, so that decoding can look for them.
+PLAN_START = "Plan: "
+PLAN_END = ". Action:"
 
 
 def question_ids(tokenizer: Tokenizer, question: str) -> list[int]:
@@ -39,12 +44,15 @@ class Prompt:
       answer starts in the same column.
     suffix_length: S, columns of the suffix, padded on the right.
     template: the question for a robot, with the field `{instruction}`.
+    plan_length: most tokens of the plan that precedes every action, those of
+      `PLAN_END` not counted; 0 for a robot that acts at once.
   """
 
   tokenizer: Tokenizer
   prefix_length: int
   suffix_length: int
   template: str = ROBOT_TEMPLATE
+  plan_length: int = 0
 
   def __post_init__(self):
     if "{instruction}" not in self.template:
@@ -84,6 +92,52 @@ class Prompt:
       )
     mask_input = np.arange(self.prefix_length) >= pad
     return np.asarray([PAD] * pad + ids, np.int32), mask_input
+
+  @functools.cached_property
+  def plan_end(self) -> tuple[int, ...]:
+    """The ids of `PLAN_END`; an action follows them at once."""
+    return tuple(self.tokenizer.encode(PLAN_END))
+
+  def plan_ids(self, plan: str) -> np.ndarray:
+    """`Plan: {plan}. Action:`, which precedes the ids of an action, int32[n].
+
+    Raises:
+      ValueError: the plan is empty, too long, or holds what ends it.
+    """
+    words = " ".join(plan.split())
+    ids = self.tokenizer.encode(PLAN_START + words)
+    if not words or len(ids) > self.plan_length:
+      raise ValueError(
+        f"got a plan of {len(ids)} tokens, expected some words and at most "
+        f"{self.plan_length} tokens: {plan!r}; change the plan or "
+        "config.prompt.plan_length"
+      )
+    whole = np.asarray([*ids, *self.plan_end], np.int32)
+    if self._action_start(whole) < len(whole):
+      raise ValueError(
+        f"got a plan that holds {PLAN_END!r}, which ends it: {plan!r}; put it "
+        "into other words"
+      )
+    return whole
+
+  def split_plan(self, answer: Sequence[int]) -> tuple[str, np.ndarray]:
+    """Undoes `plan_ids`: a robot's answer -> the plan, and the ids after it.
+
+    The plan is "" for a robot that acts at once.
+    """
+    answer = np.asarray(answer, np.int32)
+    if not self.plan_length:
+      return "", answer
+    start = self._action_start(answer)
+    ids = answer[: start - len(self.plan_end)]
+    words = self.tokenizer.decode(ids).removeprefix(PLAN_START)
+    return words.strip(), answer[start:]
+
+  def _action_start(self, answer: np.ndarray) -> int:
+    """The first column after `plan_end`."""
+    end = np.asarray(self.plan_end)
+    windows = np.lib.stride_tricks.sliding_window_view(answer, len(end))
+    return int((windows == end).all(-1).argmax()) + len(end)
 
   def suffix(self, answer: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Returns ids int32[S] and mask_loss float32[S], 1 on answer and eos.

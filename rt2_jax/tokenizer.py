@@ -11,6 +11,7 @@ import functools
 import hashlib
 import pathlib
 import re
+from collections.abc import Sequence
 
 import sentencepiece
 
@@ -20,6 +21,24 @@ from rt2_jax.errors import unknown_name
 PAD, EOS, BOS = 0, 1, 2
 NUM_LOC, NUM_SEG = 1024, 128
 _EXTRA = re.compile(r"(<loc\d{4}>|<seg\d{3}>)")
+
+
+def loc_word(part: float) -> str:
+  """A coordinate, 0..1, in PaliGemma's words, such as `<loc0416>`."""
+  return f"<loc{min(int(part * NUM_LOC), NUM_LOC - 1):04d}>"
+
+
+def place_words(box: Sequence[float], bins: int) -> str:
+  """The middle of a box as two words, `<loc0416><loc0608>`: y, x.
+
+  Args:
+    box: y_min, x_min, y_max, x_max, 0..1.
+    bins: of a coordinate; a word stands for the middle of its bin.
+  """
+  y_min, x_min, y_max, x_max = box
+  middles = (y_min + y_max) / 2, (x_min + x_max) / 2
+  cells = (min(int(v * bins), bins - 1) for v in middles)
+  return "".join(loc_word((cell + 0.5) / bins) for cell in cells)
 
 
 class Tokenizer:

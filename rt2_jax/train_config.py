@@ -21,7 +21,7 @@ from rt2_jax.models.vlm import abstract_params
 from rt2_jax.optimizer import OptimizerConfig, make_optimizer
 from rt2_jax.prompt import ROBOT_TEMPLATE, Prompt
 from rt2_jax.tokenizer import Tokenizer
-from rt2_jax.train_state import Trainer
+from rt2_jax.train_state import OBJECTIVES, Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class PromptConfig:
   prefix_length: int
   suffix_length: int
   template: str = ROBOT_TEMPLATE
+  plan_length: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,9 @@ class TrainConfig:
     log_every: steps between progress lines.
     checkpoint_every: steps between checkpoints.
     keep_checkpoints: how many of the newest stay on disk.
+    objective: "answers" for all that a policy needs; "patches" teaches the
+      encoder alone to name what each patch shows, row by row, from a web
+      source whose answers have one token for each.
   """
 
   topology: str
@@ -130,6 +134,7 @@ class TrainConfig:
   log_every: int
   checkpoint_every: int
   keep_checkpoints: int
+  objective: str = "answers"
 
   @classmethod
   def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
@@ -182,11 +187,24 @@ class TrainConfig:
         "both, 1.0 without web sources, 0.0 without robot sources"
       )
 
+    self._check_objective()
     for name in ("batch_size", "microbatches", "log_every", "checkpoint_every"):
       if getattr(self, name) < 1:
         raise ValueError(
           f"got config.{name} = {getattr(self, name)}, expected at least 1"
         )
+
+  def _check_objective(self):
+    if self.objective not in OBJECTIVES:
+      raise unknown_name("config.objective", self.objective, OBJECTIVES)
+    tokens, room = self.model.num_image_tokens, self.prompt.suffix_length
+    if self.objective == "patches" and (self.sources or room <= tokens):
+      raise ValueError(
+        f"got config.objective = 'patches' with robot sources "
+        f"{sorted(self.sources)} and config.prompt.suffix_length = {room}, "
+        f"expected web sources alone and more than the {tokens} image tokens, "
+        "whose names the answers are"
+      )
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
@@ -249,6 +267,7 @@ class TrainConfig:
       microbatches=self.microbatches,
       frozen=tuple(self.optimizer.frozen),
       ema_decay=self.optimizer.ema_decay,
+      objective=self.objective,
     )
 
   def action_tokenizers(self) -> dict[str, ActionTokenizer]:

@@ -79,6 +79,7 @@ class Trainer:
       of them need less memory for activations and give the same update.
     frozen: patterns of parameter names that do not train.
     ema_decay: of the running mean of the parameters, 0 for none.
+    objective: one of `OBJECTIVES`.
   """
 
   model: VLMConfig
@@ -90,6 +91,7 @@ class Trainer:
   microbatches: int = 1
   frozen: tuple[str, ...] = ()
   ema_decay: float = 0.0
+  objective: str = "answers"
 
   def abstract_state(self) -> TrainState:
     """ShapeDtypeStructs with shardings; allocates nothing.
@@ -193,12 +195,9 @@ class Trainer:
 
   def _loss(self, trained, frozen, images, batch):
     """The mean loss of the examples, and `batch_metrics`."""
-    logits = VLM(self.model).apply(
-      {"params": trees.join(frozen, trained)},
-      images,
-      batch.prefix,
-      batch.mask_input,
-      batch.suffix,
+    params = trees.join(frozen, trained)
+    logits, batch = OBJECTIVES[self.objective](
+      VLM(self.model), params, images, batch
     )
     loss = losses.answer_loss(logits, batch.suffix, batch.mask_loss)
     return loss.mean(), batch_metrics(loss, logits, batch, self.tokenizers)
@@ -258,6 +257,34 @@ class Trainer:
     return on_mesh
 
 
+def answer(
+  model: VLM, params: Any, images: jax.Array, batch: Batch
+) -> tuple[jax.Array, Batch]:
+  """The decoder gives the answer: logits float32[B, S, V], and the batch."""
+  text = (batch.prefix, batch.mask_input, batch.suffix)
+  return model.apply({"params": params}, images, *text), batch
+
+
+def name_patches(
+  model: VLM, params: Any, images: jax.Array, batch: Batch
+) -> tuple[jax.Array, Batch]:
+  """The image tokens are the answer's words: the encoder learns alone.
+
+  Returns:
+    logits float32[B, N, V] of N image tokens, and the batch with an answer of
+    N columns.
+  """
+  logits = model.apply({"params": params}, images, method="name_patches")
+  tokens = logits.shape[1]
+  return logits, batch._replace(
+    suffix=batch.suffix[:, :tokens], mask_loss=batch.mask_loss[:, :tokens]
+  )
+
+
+# What can be learnt from a batch: each gives logits, and what they predict.
+OBJECTIVES = {"answers": answer, "patches": name_patches}
+
+
 def batch_metrics(
   loss: jax.Array,
   logits: jax.Array,
@@ -275,9 +302,9 @@ def batch_metrics(
   Returns:
     examples, loss and token_accuracy (of the answer, over the whole
     vocabulary) float32[M]; for robot sources that write one token per
-    dimension `correct/{m}` float32[D], right tokens, and `l1/{m}` float32[D],
-    distance in physical units between the likeliest valid bin and the recorded
-    one.
+    dimension, last before eos, `correct/{m}` float32[D], right tokens, and
+    `l1/{m}` float32[D], distance in physical units between the likeliest valid
+    bin and the recorded one.
   """
   member = batch.source[:, None] == jnp.arange(len(tokenizers))
   member = member.astype(jnp.float32)
@@ -293,21 +320,41 @@ def batch_metrics(
   for m, tokenizer in enumerate(tokenizers):
     if tokenizer is None or not isinstance(tokenizer.route, RareTokens):
       continue
-    width = len(tokenizer.space)
-    metrics[f"correct/{m}"] = member[:, m] @ right[:, :width]
-    error = _bin_errors(logits[:, :width], batch.suffix[:, :width], tokenizer)
-    metrics[f"l1/{m}"] = member[:, m] @ error
+    candidates = logits[..., jnp.asarray(tokenizer.route.ids)]
+    columns = _action_columns(batch.mask_loss, len(tokenizer.space))
+    right_numbers, scores, suffix = (
+      jax.vmap(lambda row, at: row[at])(x, columns)
+      for x in (right, candidates, batch.suffix)
+    )
+    metrics[f"correct/{m}"] = member[:, m] @ right_numbers
+    metrics[f"l1/{m}"] = member[:, m] @ _bin_errors(scores, suffix, tokenizer)
   return metrics
 
 
+def _action_columns(mask_loss: jax.Array, width: int) -> jax.Array:
+  """float32[B, S] -> int32[B, D], the last columns of the answers before eos.
+
+  A plan may precede an action, so that rows begin theirs in other columns. A
+  shorter answer, which is no action, repeats its first column.
+  """
+  end = mask_loss.sum(-1).astype(jnp.int32) - 1
+  return jnp.maximum(end[:, None] - width + jnp.arange(width), 0)
+
+
 def _bin_errors(
-  logits: jax.Array, suffix: jax.Array, tokenizer: ActionTokenizer
+  scores: jax.Array, suffix: jax.Array, tokenizer: ActionTokenizer
 ) -> jax.Array:
-  """|likeliest valid bin - target bin| in physical units, float32[B, D]."""
+  """|likeliest valid bin - target bin| in physical units, float32[B, D].
+
+  Args:
+    scores: float32[B, D, NUM_BINS], logits of the action tokens.
+    suffix: int32[B, D], the recorded tokens.
+    tokenizer: says what they mean.
+  """
   ids = jnp.asarray(tokenizer.route.ids)
   values = jnp.asarray(tokenizer.bin_values())
   valid = np.arange(NUM_BINS) < np.asarray(tokenizer.sizes)[:, None]
-  predicted = jnp.argmax(jnp.where(valid, logits[..., ids], -jnp.inf), -1)
+  predicted = jnp.argmax(jnp.where(valid, scores, -jnp.inf), -1)
   target = jnp.argmax(suffix[..., None] == ids, -1)
   dimension = jnp.arange(len(tokenizer.space))
   error = values[dimension, predicted] - values[dimension, target]

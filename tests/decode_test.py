@@ -9,7 +9,11 @@ import pytest
 
 from rt2_jax.action_tokens import IntegerTokens, RareTokens
 from rt2_jax.actions import RT2, ActionTokenizer
-from rt2_jax.decode import decode_actions, decode_text
+from rt2_jax.decode import (
+  decode_actions,
+  decode_plans_and_actions,
+  decode_text,
+)
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import VLM, init_params
 
@@ -66,6 +70,103 @@ def test_an_example_does_not_depend_on_its_neighbours(setup):
   for b in range(3):
     alone = decode((model, params, *(x[b : b + 1] for x in inputs)), RARE)
     np.testing.assert_array_equal(alone[0], together[b])
+
+
+LENGTH = 6  # most tokens of a plan
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def full_forward(model, params, *columns):
+  return model.apply({"params": params}, *columns)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_plans(model, params, images, prefix, mask_input, end):
+  inputs = images, prefix, mask_input
+  return decode_plans_and_actions(
+    model, params, *inputs, RARE.grammar, end, LENGTH
+  )
+
+
+def decode_plans(setup, end):
+  return map(np.asarray, _decode_plans(*setup, jnp.asarray(end)))
+
+
+def free_text(setup):
+  model, params, *inputs = setup
+  return np.asarray(decode_text(model, params, *inputs, length=8, eos=-1))
+
+
+def never_written(setup, count):
+  """Tokens that no row of the batch writes by itself."""
+  written = free_text(setup)
+  return tuple([i for i in range(3, VOCAB) if i not in written][:count])
+
+
+def one_by_one(setup, end):
+  """Each row alone; every token from a full forward pass over those before."""
+  model, params, *inputs = setup
+  candidates = np.asarray(RARE.route.ids)
+
+  def scores(row, answer):
+    padded = np.asarray([answer + [0] * (20 - len(answer))], np.int32)
+    return np.asarray(full_forward(model, params, *row, padded))[0, len(answer)]
+
+  for b in range(3):
+    row = [x[b : b + 1] for x in inputs]
+    plan = []
+    while tuple(plan[-len(end) :]) != end:
+      begun = [n for n in range(1, len(end)) if tuple(plan[-n:]) == end[:n]]
+      best = int(scores(row, plan).argmax())
+      plan.append(best if len(plan) < LENGTH else end[max(begun, default=0)])
+    action = []
+    for valid in RARE.grammar.allowed:
+      best = np.where(valid, scores(row, plan + action)[candidates], -np.inf)
+      action.append(int(candidates[best.argmax()]))
+    yield plan, action
+
+
+@pytest.mark.parametrize(
+  "kind", ["early", "late", "one", "again", "begun", "never"]
+)
+def test_plans_and_actions_are_those_of_the_full_forward(setup, kind):
+  """Where the end is what a row writes by itself, it stops early."""
+  free = free_text(setup)[0].tolist()
+  end = {
+    "early": tuple(free[2:4]),
+    "late": tuple(free[5:7]),  # its last token stands beyond the length
+    "one": (free[1],),
+    "again": (free[2], free[2], 7),  # a row may begin it again and again
+    "begun": (free[5], *never_written(setup, 2)),
+    "never": never_written(setup, 3),
+  }[kind]
+  plans, actions = decode_plans(setup, end)
+  assert plans.shape == (3, LENGTH + len(end)) and actions.shape == (3, 8)
+  for b, (plan, action) in enumerate(one_by_one(setup, end)):
+    padding = [0] * (plans.shape[1] - len(plan))
+    np.testing.assert_array_equal(plans[b], plan + padding)
+    np.testing.assert_array_equal(actions[b], action)
+
+
+def test_a_plan_that_does_not_end_is_ended(setup):
+  end = never_written(setup, 3)
+  plans, actions = decode_plans(setup, end)
+  np.testing.assert_array_equal(plans[:, :LENGTH], free_text(setup)[:, :LENGTH])
+  np.testing.assert_array_equal(plans[:, LENGTH:], [end] * 3)
+  assert RARE.decode(actions).shape == (3, 8)
+
+
+def test_a_plan_does_not_depend_on_its_neighbours(setup):
+  """The row that stops first waits, and then acts as it does alone."""
+  model, params, *inputs = setup
+  end = tuple(free_text(setup)[0, 2:4].tolist())
+  plans, actions = decode_plans(setup, end)
+  assert len(set((plans != 0).sum(1))) > 1
+  for b in range(3):
+    alone = (model, params, *(x[b : b + 1] for x in inputs))
+    plan, action = decode_plans(alone, end)
+    np.testing.assert_array_equal(plan[0], plans[b])
+    np.testing.assert_array_equal(action[0], actions[b])
 
 
 def test_free_text_is_a_fixed_point_of_teacher_forcing(setup):

@@ -4,11 +4,19 @@ import io
 
 import numpy as np
 import pytest
+import sentencepiece
 from PIL import Image
 
-from data import make_tabletop, make_web_pictures, picture_scenes
+from data import (
+  make_picture_tokenizer,
+  make_tabletop,
+  make_web_pictures,
+  picture_scenes,
+)
+from data.picture_questions import SKILLS, Words
 from rt2_jax.envs import pictures
 from rt2_jax.envs.instructions import FAMILIES
+from rt2_jax.tokenizer import Tokenizer
 from tests.envs.rendering import PICTURES, rendered
 
 DEMONSTRATIONS = {
@@ -76,3 +84,56 @@ def test_an_example_is_a_function_of_its_number():
 
   assert look("train", 5) == look("train", 5)
   assert len({look(s, n) for s in ("train", "val") for n in range(5)}) == 10
+
+
+@rendered
+def test_a_grid_names_what_its_cells_show():
+  known = pictures.load(PICTURES)
+  words = Words(known, ("dog", "red heart"), np.random.default_rng(0), 16)
+  question = SKILLS["grid"](words, 2)
+  assert sorted(question.shown) == ["dog", "red heart"]
+  names = ("dog", "red heart")
+  boxes = ((0.0, 0.0, 0.5, 0.5), (0.8, 0.8, 0.95, 0.95))
+  drawn = picture_scenes.Drawn(np.zeros((64, 64, 3)), names, boxes, "board")
+  _, answer = question.ask(drawn)
+  cells = np.reshape(answer.split(" ")[1:], (4, 4))
+  assert (cells[:2, :2] == "dog").all()
+  assert cells[3, 3] in ("red", "heart")
+  assert (cells == "nothing").sum() == 11
+
+
+@rendered
+def test_boards_find_room_for_all_their_things():
+  known = pictures.load(PICTURES)
+  names = list(known.concepts)[: picture_scenes.most_things("board")]
+  for seed in range(20):
+    rng = np.random.default_rng(seed)
+    drawn = picture_scenes.draw("board", known, names, "noto", 32, rng)
+    assert sorted(drawn.names) == sorted(names)
+
+
+def test_the_committed_pieces_hold_every_word_of_the_pictures():
+  known = pictures.load(PICTURES)
+  tokenizer = Tokenizer.from_file(make_picture_tokenizer.DEFAULT_OUTPUT)
+  assert tokenizer.vocab_size == 5504
+  for concept in known.concepts.values():
+    for word in concept.name.split():
+      assert len(tokenizer.encode(f" {word}")) == 1
+    assert len(tokenizer.encode(concept.name)) <= len(concept.name.split()) + 1
+  prompt = "Q: what action should the robot take to pick up the dog? A:"
+  assert len(tokenizer.encode(prompt)) == 6
+  assert len(tokenizer.encode(" nothing nothing red")) == 3  # one for each cell
+  assert len(tokenizer.encode(". Action:")) == 1
+
+
+@rendered
+def test_training_again_gives_every_whole_word():
+  """The rest also depends on Python's own English."""
+  known = pictures.load(PICTURES)
+  words = make_picture_tokenizer.whole_words(known)
+  assert words == make_picture_tokenizer.whole_words(known)
+  tokenizer = sentencepiece.SentencePieceProcessor(
+    model_file=str(make_picture_tokenizer.DEFAULT_OUTPUT)
+  )
+  unknown = tokenizer.unk_id()
+  assert unknown not in map(tokenizer.piece_to_id, words)

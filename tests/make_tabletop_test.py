@@ -1,5 +1,7 @@
 """Demonstrations on the tabletop, written and read back."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -45,6 +47,17 @@ def test_training_reads_what_the_expert_did(folder):
   images, instructions, _ = next(loader.read_steps(source, 4))
   assert images.shape == (4, 1, 48, 48, 3) and images.std() > 10
   assert set(instructions) <= set(index.texts)
+
+
+def test_plans_name_what_the_expert_acts_on(folder):
+  config = datasets.SourceConfig("tabletop_with_plan", str(folder))
+  source = datasets.open_source(config, "train")
+  place = r" <loc\d{4}><loc\d{4}>"
+  for i in range(len(source)):
+    plan, instruction = source.plan(i), source.instruction(i)
+    things = re.fullmatch(rf"(\w+){place}(?:, (\w+){place})?", plan).groups()
+    named = [word for word in SETTINGS["concepts"] if word in instruction]
+    assert set(named) == {thing for thing in things if thing}
 
 
 def test_actions_survive_their_tokens(folder):

@@ -23,7 +23,7 @@ def folder(tmp_path_factory, tokenizer):
   return checkpoint(tmp_path_factory.mktemp("run"), tokenizer, "float32")
 
 
-def checkpoint(folder, tokenizer, dtype):
+def checkpoint(folder, tokenizer, dtype, **prompt):
   """Of a random model with two robot sources and two frames."""
   model = variants.vlm(
     "tiny/16",
@@ -47,6 +47,7 @@ def checkpoint(folder, tokenizer, dtype):
       "prefix_length": 24,
       "suffix_length": 9,
       "template": ROBOT_TEMPLATE,
+      **prompt,
     },
     "action_tokenizers": {name: t.to_dict() for name, t in actions.items()},
     "tokenizer_sha256": tokenizer.sha256,
@@ -149,6 +150,46 @@ def test_other_images_are_refused(policy, images, change):
 def test_too_long_an_instruction_is_refused(policy, images):
   with pytest.raises(ValueError, match="got a prompt of .* at most 24"):
     policy(images[0], "pick the apple and " * 10)
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory, tokenizer):
+  folder = tmp_path_factory.mktemp("thinking")
+  return checkpoint(folder, tokenizer, "float32", plan_length=6)
+
+
+def test_a_policy_that_thinks_first(thinking, images):
+  policy = Policy.from_checkpoint(thinking, "table")
+  ids, _ = policy._plans_and_ids(images, INSTRUCTIONS)
+  end = policy.prompt.plan_end
+  assert ids.shape == (3, 6 + len(end))
+  np.testing.assert_array_equal(ids[:, 6:], [end] * 3)  # it never ends itself
+  plans, actions = policy.plan_and_act(images, INSTRUCTIONS)
+  words = policy.prompt.tokenizer.decode
+  assert plans == tuple(words(row[:6]).strip() for row in ids)
+  assert actions.shape == (3, 8) and (np.abs(actions[:, 1]) <= 0.0101).all()
+  np.testing.assert_array_equal(policy(images, INSTRUCTIONS), actions)
+  one = policy(images[1], INSTRUCTIONS[1])
+  np.testing.assert_array_equal(one, actions[1])
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
+  spread = Policy.from_checkpoint(thinking, "table", mesh=mesh)
+  again, same = spread.plan_and_act(images, INSTRUCTIONS)
+  assert again == plans
+  np.testing.assert_array_equal(same, actions)
+
+
+def test_a_policy_that_acts_at_once_has_no_plan(policy, images):
+  plans, actions = policy.plan_and_act(images, INSTRUCTIONS)
+  assert plans == ("", "", "")
+  np.testing.assert_array_equal(actions, policy(images, INSTRUCTIONS))
+
+
+def test_accuracy_of_a_policy_that_thinks_first(thinking, images):
+  policy = Policy.from_checkpoint(thinking, "table")
+  actions = policy(images, INSTRUCTIONS)
+  result = action_accuracy.evaluate(policy, [(images, INSTRUCTIONS, actions)])
+  assert result.near == 1.0 and result.forced is None
+  assert "decoded" in str(result)
 
 
 def test_accuracy_of_a_policy_against_itself(policy, images):

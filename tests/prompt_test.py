@@ -48,6 +48,44 @@ def test_too_long_an_answer_says_what_to_change(prompt):
     prompt.suffix(range(9))
 
 
+PLAN = "apple <loc0480><loc0608>, red heart <loc0992><loc0992>"
+
+
+def test_a_plan_is_written_as_in_the_paper(tokenizer):
+  prompt = Prompt(tokenizer, 32, 40, plan_length=24)
+  ids = prompt.plan_ids("pick  rxbar chocolate ")
+  assert tokenizer.decode(ids) == "Plan: pick rxbar chocolate. Action:"
+  assert tokenizer.loc(480) in prompt.plan_ids(PLAN)
+
+
+@pytest.mark.parametrize("plan", [PLAN, "pick rxbar chocolate", "1. 2... Act."])
+def test_a_plan_can_be_told_from_what_follows_it(tokenizer, plan):
+  prompt = Prompt(tokenizer, 32, 40, plan_length=24)
+  ids = prompt.plan_ids(plan)
+  words, rest = prompt.split_plan([*ids, *prompt.plan_end, 7, 8])
+  assert words == plan
+  np.testing.assert_array_equal(rest, [*prompt.plan_end, 7, 8])
+
+
+def test_a_robot_that_acts_at_once_has_no_plan(prompt):
+  words, rest = prompt.split_plan([7, 8])
+  assert words == "" and rest.tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(
+  ("plan", "message"),
+  [
+    (" ", "got a plan of .* expected some words and at most 24 tokens: ' '"),
+    ("apple " * 30, "got a plan of 34 tokens, .* change the plan or conf"),
+    ("a. Action: b", "got a plan that holds '. Action:', which ends it: 'a. A"),
+  ],
+)
+def test_plans_that_cannot_be_written(tokenizer, plan, message):
+  prompt = Prompt(tokenizer, 32, 40, plan_length=24)
+  with pytest.raises(ValueError, match=message):
+    prompt.plan_ids(plan)
+
+
 def test_a_template_without_an_instruction_is_refused(tokenizer):
   with pytest.raises(ValueError, match=r"expected the field '\{instruction\}'"):
     Prompt(tokenizer, 32, 9, template="what now?")

@@ -39,6 +39,28 @@ def bridge_episode(
   }
 
 
+def tabletop_episode(
+  target: str,
+  target_boxes: Sequence[tuple[float, float, float, float]],
+  reference: str = "",
+  reference_boxes: Sequence[tuple[float, float, float, float]] = (),
+) -> dict[str, list]:
+  """What data/make_tabletop.py writes and `datasets.py` reads, at rest."""
+  length = len(target_boxes)
+  reference_boxes = reference_boxes or [(0.0,) * 4] * length
+  instruction = f"pick up the {target}".encode()
+  return {
+    "steps/is_first": [int(t == 0) for t in range(length)],
+    "steps/action": [0.0] * 8 * length,
+    "steps/language_instruction": [instruction] * length,
+    "steps/observation/image": [jpeg(t) for t in range(length)],
+    "steps/target_box": np.ravel(target_boxes).tolist(),
+    "steps/reference_box": np.ravel(reference_boxes).tolist(),
+    "episode_metadata/target": [target.encode()],
+    "episode_metadata/reference": [reference.encode()],
+  }
+
+
 def web_example(
   seed: int,
   question: str = "Answer in en: what colour is the cup?",

@@ -97,6 +97,34 @@ def test_every_mesh_trains_alike(replicated, mesh):
   assert all(s == kernel.sharding for s in moments)
 
 
+def test_naming_patches_teaches_the_encoder_and_the_words_alone():
+  config = optimizer.OptimizerConfig(1e-2, 2)
+  trainer = make_trainer(
+    {"data": 8},
+    objective="patches",
+    optimizer=optimizer.make_optimizer(config, 60),
+    augmentation=Augmentation(),
+    tokenizers=(None,),
+  )
+  batch = make_batch(rows=8)  # one picture's four patches have four names
+  batch = sharding.to_devices(
+    batch._replace(source=0 * batch.source), trainer.mesh
+  )
+  start, step = trainer.init_state(), trainer.compile_step()
+  state = jax.tree.map(jnp.copy, start)
+  losses = []
+  for _ in range(60):
+    state, metrics = step(state, batch)
+    losses.append(float(metrics["loss"][0]) / 8)
+  assert losses[0] > 4 and losses[-1] < 0.5  # by heart
+  before, after = start.params, state.params
+  layers = (before["llm"]["layers"], after["llm"]["layers"])
+  jax.tree.map(np.testing.assert_array_equal, *layers)
+  assert (
+    before["img"]["head"]["kernel"] != after["img"]["head"]["kernel"]
+  ).any()
+
+
 @pytest.mark.parametrize("microbatches", [2, 4])
 def test_a_batch_in_parts_trains_alike(replicated, microbatches):
   trainer = make_trainer({"data": 4, "fsdp": 2}, microbatches=microbatches)
@@ -197,6 +225,29 @@ def test_metrics_by_hand():
   np.testing.assert_allclose(metrics["l1/0"], [1] + [0] * 7, atol=1e-6)
   # One bin of ±0.5 m.
   np.testing.assert_allclose(metrics["l1/1"], [0, 1 / 256] + [0] * 6, atol=1e-6)
+
+
+def test_metrics_are_of_the_action_wherever_a_plan_ends():
+  """Plans of 0 to 5 tokens move the answers' last columns, and no figure."""
+  batch = make_batch(rows=6)
+  rng = np.random.default_rng(1)
+  logits = rng.normal(size=(6, 9, VOCAB)).astype(np.float32)
+  loss = jnp.zeros(6)
+  plain = batch_metrics(loss, logits, batch, (TOKENIZER, OTHER))
+  suffix = rng.integers(2, VOCAB, (6, 14)).astype(np.int32)
+  longer = rng.normal(size=(6, 14, VOCAB)).astype(np.float32)
+  for b in range(6):
+    suffix[b, b : b + 9] = batch.suffix[b]
+    longer[b, b : b + 9] = logits[b]
+  mask_loss = np.arange(14) < np.arange(9, 15)[:, None]
+  planned = batch_metrics(
+    loss,
+    longer,
+    batch._replace(suffix=suffix, mask_loss=mask_loss.astype(np.float32)),
+    (TOKENIZER, OTHER),
+  )
+  for name in ("correct/0", "correct/1", "l1/0", "l1/1"):
+    np.testing.assert_allclose(planned[name], plain[name], rtol=1e-6)
 
 
 def test_a_word_that_is_no_action_counts_as_wrong_but_has_a_distance():

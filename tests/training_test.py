@@ -223,7 +223,9 @@ def test_a_mean_of_the_parameters_is_what_acts(fields, tmp_path):
     ("microbatches", 3, r"batch_size = 8, expected .* times config.microbatc"),
     ("microbatches", 0, "config.microbatches = 0, expected at least 1"),
     ("mesh.data", 3, r"got config\.mesh .* expected axes that multiply to 8"),
-    ("batch_size", 6, r"config.batch_size = 6, expected a multiple of slic"),
+    ("objective", "patch", "'patch' for config.objective, .* mean 'patches'"),
+    ("objective", "patches", "robot sources .'bridge'.* expected web sources "),
+    ("batch_size", 6, r"config.batch_size = 6, expected a multiple of 4: s"),
     (
       "tokenizer_file",
       "README.md",

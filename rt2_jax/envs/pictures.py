@@ -6,13 +6,14 @@ square pictures in the order of the concepts. `data/make_pictures.py` makes it.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import io
 import json
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -100,6 +101,17 @@ class Pictures:
     if name not in self.concepts:
       raise unknown_name("object", name, self.concepts)
     return self.concepts[name]
+
+  def only(self, names: Sequence[str]) -> Pictures:
+    """The same with these concepts alone; all of them where none is named.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    chosen = copy.copy(self)
+    if names:
+      chosen.concepts = {name: self[name] for name in names}
+    return chosen
 
   def in_category(self, category: str) -> tuple[str, ...]:
     """Names of all concepts of a kind. Raises ValueError if there are none."""

@@ -30,7 +30,7 @@ class ActionAccuracy:
     recorded: float32[N, D] physical units.
     decoded: float32[N, D] physical units.
     forced: bool[N, D], the teacher-forced token is right; None where an
-      action is not written as one token per dimension.
+      action is not written as one token per dimension, or follows a plan.
   """
 
   tokenizer: ActionTokenizer
@@ -107,10 +107,14 @@ def evaluate(
       float32[b, D]), from `loader.read_steps`.
   """
   recorded, decoded, forced = [], [], []
+  forces = (
+    isinstance(policy.tokenizer.route, RareTokens)
+    and not policy.prompt.plan_length
+  )
   for images, instructions, actions in steps:
     recorded.append(actions)
     decoded.append(policy(images, instructions))
-    if isinstance(policy.tokenizer.route, RareTokens):
+    if forces:
       forced.append(_forced(policy, images, instructions, actions))
   return ActionAccuracy(
     policy.tokenizer,

@@ -21,6 +21,9 @@ from rt2_jax.errors import unknown_name
 from rt2_jax.input_pipeline import index, records, rlds
 from rt2_jax.input_pipeline.rlds import Canonical, Episode
 from rt2_jax.input_pipeline.storage import Storage, open_storage
+from rt2_jax.tokenizer import place_words
+
+_PLACES = 16  # of a coordinate in plans, as data/make_web_pictures.py points
 
 
 def fractal20220817_data(episode: Episode) -> Canonical:
@@ -119,6 +122,22 @@ def tabletop(episode: Episode) -> Canonical:
   return Canonical(episode.texts("language_instruction"), episode["action"])
 
 
+def tabletop_with_plan(episode: Episode) -> Canonical:
+  """The same; before it acts the robot names what it acts on, and where it is.
+
+  The task's thing, then where it belongs, if anywhere, each with the middle of
+  its box at that step: `apple <loc0416><loc0608>, heart <loc0096><loc0480>`.
+  """
+  things = []
+  for role in ("target", "reference"):
+    (name,) = episode.record.texts(f"episode_metadata/{role}")
+    boxes = episode[f"{role}_box"]
+    if name:
+      things.append([f"{name} {place_words(box, _PLACES)}" for box in boxes])
+  plan = [", ".join(step) for step in zip(*things, strict=True)]
+  return tabletop(episode)._replace(plan=plan)
+
+
 def absolute_gripper(closedness: np.ndarray) -> np.ndarray:
   """Relative commands (+1 close, -1 open, 0 hold) to absolute 1 = open.
 
@@ -179,6 +198,9 @@ DATASETS: Mapping[str, RobotDataset] = {
   ),
   "libero": RobotDataset(RT2, "observation/image", libero),
   "tabletop": RobotDataset(TABLETOP, "observation/image", tabletop),
+  "tabletop_with_plan": RobotDataset(
+    TABLETOP, "observation/image", tabletop_with_plan
+  ),
 }
 
 

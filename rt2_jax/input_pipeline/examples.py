@@ -50,18 +50,20 @@ class Examples(Protocol):
 
 
 class RobotExamples:
-  """Robot steps: instruction in, action tokens out."""
+  """Robot steps: instruction in, action tokens out, after a plan if any."""
 
   shrinks = False  # acting sees whole images, so training must too
 
   def __init__(
     self, source: StepSource, tokenizer: ActionTokenizer, prompt: Prompt
   ):
-    """Tokenizes every distinct instruction.
+    """Tokenizes every distinct instruction and plan.
 
     Raises:
-      ValueError: one is too long for the prompt, or actions are.
+      ValueError: one is too long for the prompt, or actions are; or the data
+        have plans and the prompt has not, or the other way round.
     """
+    _check_plans(source, prompt)
     self.source = source
     self.storage = source.storage
     self.skipped = source.index.damaged
@@ -72,7 +74,10 @@ class RobotExamples:
     self._prefixes = {
       text: prompt.robot_prefix(text) for text in source.index.texts
     }
-    prompt.suffix([0] * tokenizer.answer_length)  # raises if it is too short
+    self._plans = {"": np.zeros(0, np.int32)}
+    self._plans |= {plan: prompt.plan_ids(plan) for plan in source.index.plans}
+    longest = max(map(len, self._plans.values())) + tokenizer.answer_length
+    prompt.suffix([0] * longest)  # raises if it is too short
 
   def __len__(self) -> int:
     return len(self.source)
@@ -81,7 +86,22 @@ class RobotExamples:
     del epoch  # a step has one action
     prefix = self._prefixes[self.source.instruction(i)]
     action = self._tokenizer.encode(self.source.index.action[i])
-    return Row(tuple(data), *prefix, *self._prompt.suffix(action))
+    answer = np.concatenate([self._plans[self.source.plan(i)], action])
+    return Row(tuple(data), *prefix, *self._prompt.suffix(answer))
+
+
+def _check_plans(source: StepSource, prompt: Prompt):
+  """
+  Raises:
+    ValueError: only one of the two has plans.
+  """
+  count = len(source.index.plans)
+  if bool(count) != bool(prompt.plan_length):
+    raise ValueError(
+      f"{source.location(0)}: got data with {count} different plans, expected "
+      f"{'some' if prompt.plan_length else 'none'} with config.prompt."
+      f"plan_length = {prompt.plan_length}; change it, or use another dataset"
+    )
 
 
 class WebExamples:

@@ -60,10 +60,12 @@ class Canonical(NamedTuple):
   Attributes:
     instruction: T strings.
     action: float32[T, D] in physical units, in the order of an `ActionSpace`.
+    plan: T strings that precede the actions, or none; see `Prompt.plan_ids`.
   """
 
   instruction: list[str]
   action: np.ndarray
+  plan: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,8 @@ class StepIndex:
     episode: uint32[N], numbered over all shards.
     text: uint32[N], which of `texts` is the instruction.
     texts: the different instructions.
+    plan: uint32[N], which of `plans` precedes the action; empty without plans.
+    plans: the different plans.
     action: float32[N, D] in physical units.
     damaged: what was left out because it cannot be read, a line each.
   """
@@ -124,6 +128,8 @@ class StepIndex:
   episode: np.ndarray
   text: np.ndarray
   texts: tuple[str, ...]
+  plan: np.ndarray
+  plans: tuple[str, ...]
   action: np.ndarray
   damaged: tuple[str, ...]
 
@@ -132,20 +138,18 @@ class StepIndex:
 
   @property
   def nbytes(self) -> int:
-    arrays = (self.file, self.offset, self.length, self.episode, self.text)
-    return sum(a.nbytes for a in arrays) + self.action.nbytes
+    columns = (getattr(self, f.name) for f in dataclasses.fields(self))
+    return sum(c.nbytes for c in columns if isinstance(c, np.ndarray))
 
   @classmethod
   def merge(
     cls, files: Sequence[str], shards: Sequence[Mapping[str, np.ndarray]]
   ) -> StepIndex:
     """One index from those that `index_episodes` made of each shard."""
-    texts: dict[str, int] = {}
-    episode, text, first = [], [], 0
+    text, texts = _merge_texts(shards, "text")
+    plan, plans = _merge_texts(shards, "plan")
+    episode, first = [], 0
     for columns in shards:
-      own = from_column(columns["texts"])
-      numbers = [texts.setdefault(t, len(texts)) for t in own]
-      text.append(np.asarray(numbers, np.uint32)[columns["text"]])
       episode.append(columns["episode"] + np.uint32(first))
       first += int(columns["num_episodes"])
     sizes = [len(columns["offset"]) for columns in shards]
@@ -155,11 +159,26 @@ class StepIndex:
       offset=np.concatenate([c["offset"] for c in shards]),
       length=np.concatenate([c["length"] for c in shards]),
       episode=np.concatenate(episode),
-      text=np.concatenate(text),
-      texts=tuple(texts),
+      text=text,
+      texts=texts,
+      plan=plan,
+      plans=plans,
       action=np.concatenate([c["action"] for c in shards]),
       damaged=tuple(damaged_in(shards)),
     )
+
+
+def _merge_texts(
+  shards: Sequence[Mapping[str, np.ndarray]], name: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """A column of numbers, uint32[N], and the different texts that they mean."""
+  texts: dict[str, int] = {}
+  columns = []
+  for shard in shards:
+    own = from_column(shard[f"{name}s"])
+    numbers = [texts.setdefault(t, len(texts)) for t in own]
+    columns.append(np.asarray(numbers, np.uint32)[shard[name]])
+  return np.concatenate(columns), tuple(texts)
 
 
 def index_episodes(
@@ -181,15 +200,17 @@ def index_episodes(
     filters: what to leave out.
 
   Returns:
-    The columns of `StepIndex` for this shard, episodes and texts numbered from
-    0, and `num_episodes`. Damaged records are left out and listed.
+    The columns of `StepIndex` for this shard, with episodes, texts and plans
+    numbered from 0, and `num_episodes`. Damaged records are left out, and
+    listed.
 
   Raises:
     ValueError: an episode lacks a feature, or holds an action that is not
       finite; the message names the file and the step.
   """
-  spans, episodes, text, action = [], [], [], []
+  spans, episodes, text, plan, action = [], [], [], [], []
   texts: dict[str, int] = {}
+  plans: dict[str, int] = {}
   damaged: list[str] = []
   for record in records.read_records(storage, path, damaged):
     if not filters.keep_episode(record):
@@ -200,9 +221,8 @@ def index_episodes(
     kept = np.flatnonzero(filters.keep_steps(canonical.action, space))
     images = episode.image_spans(camera)
     spans += [images[t] for t in kept]
-    text += [
-      texts.setdefault(canonical.instruction[t], len(texts)) for t in kept
-    ]
+    text += _numbers(canonical.instruction, kept, texts)
+    plan += _numbers(canonical.plan, kept, plans)
     action.append(canonical.action[kept])
     episodes.append(len(kept))
   offset, length = np.asarray(spans, np.uint64).reshape(-1, 2).T
@@ -213,10 +233,19 @@ def index_episodes(
     "episode": np.repeat(np.arange(len(episodes), dtype=np.uint32), episodes),
     "text": np.asarray(text, np.uint32),
     "texts": to_column(texts),
+    "plan": np.asarray(plan, np.uint32),
+    "plans": to_column(plans),
     "action": np.concatenate([empty, *action]).astype(np.float32),
     "num_episodes": np.asarray(len(episodes)),
     "damaged": to_column(damaged),
   }
+
+
+def _numbers(
+  texts: Sequence[str], kept: np.ndarray, known: dict[str, int]
+) -> list[int]:
+  """The kept texts' numbers among the known ones, which grow; none of none."""
+  return [known.setdefault(texts[t], len(known)) for t in kept if texts]
 
 
 def _check_action(
@@ -260,6 +289,11 @@ class StepSource:
 
   def instruction(self, i: int) -> str:
     return self.index.texts[self.index.text[i]]
+
+  def plan(self, i: int) -> str:
+    """What precedes step `i`'s action; "" in a dataset without plans."""
+    index = self.index
+    return index.plans[index.plan[i]] if index.plans else ""
 
   def location(self, i: int) -> str:
     """Where step `i`'s image lies, for error messages."""

@@ -7,8 +7,12 @@ format. No class token and no pooling: one token per patch, row by row.
 Shapes: B images, H x W pixels, n patches, D encoder width, E decoder width.
 """
 
+import math
+from typing import Any
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from rt2_jax.models.remat import rematerialized
 from rt2_jax.models.variants import SiglipConfig
@@ -73,6 +77,34 @@ class Encoder(nn.Module):
     return nn.LayerNorm(epsilon=1e-6, dtype="float32", name="encoder_norm")(x)
 
 
+def sines_and_cosines(
+  rng: jax.Array, shape: tuple[int, int, int], dtype: Any = jnp.float32
+) -> jax.Array:
+  """Positions to start from: where a patch lies, in waves of many lengths.
+
+  Trained from scratch on little data, a model would spend most of it on finding
+  out which patches are neighbours (MoCo v3's embedding, here learnt on).
+
+  Args:
+    rng: not used; nothing is drawn.
+    shape: (1, n, D), n a square and D a multiple of 4.
+    dtype: of the result.
+
+  Returns:
+    dtype[1, n, D]: sine and cosine of the column, then of the row.
+  """
+  del rng
+  _, n, width = shape
+  side = math.isqrt(n)
+  assert side * side == n, n
+  assert width % 4 == 0, width
+  waves = 1e4 ** -(jnp.arange(width // 4) / (width // 4 - 1))
+  rows, columns = jnp.divmod(jnp.arange(n), side)
+  angles = [place[:, None] * waves for place in (columns, rows)]
+  parts = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]
+  return jnp.concatenate(parts, -1)[None].astype(dtype)
+
+
 class Siglip(nn.Module):
   """The encoder, in three steps that can be called one by one.
 
@@ -92,7 +124,7 @@ class Siglip(nn.Module):
     )
     self.pos_embedding = self.param(
       "pos_embedding",
-      nn.initializers.normal(config.width**-0.5),
+      sines_and_cosines,
       (1, config.num_tokens, config.width),
     )
     self.Transformer = Encoder(config)

@@ -74,6 +74,17 @@ def test_unknown_names(known):
     known.in_category("fruits")
 
 
+def test_some_of_the_pictures(known):
+  few = known.only(["dog", "apple"])
+  assert list(few.concepts) == ["dog", "apple"]
+  np.testing.assert_array_equal(
+    few.picture("dog", "noto"), known.picture("dog", "noto")
+  )
+  assert known.only([]).concepts == known.concepts
+  with pytest.raises(ValueError, match="'aple' for object.*did you mean"):
+    known.only(["aple"])
+
+
 @pytest.mark.parametrize("content", [None, b"no zip", "other"])
 def test_a_file_that_holds_no_pictures(tmp_path, content):
   path = tmp_path / "pictures.zip"

@@ -136,6 +136,33 @@ def test_libero_in_metres_with_an_open_gripper_of_1(tmp_path):
   )
 
 
+def test_a_plan_names_things_and_where_they_are(tmp_path):
+  """One episode with a reference, one without, in a shard each."""
+  corner, moved = (0.0, 0.0, 0.1, 0.1), (0.4, 0.55, 0.5, 0.65)
+  end = (0.9, 0.98, 1.0, 1.0)
+  episodes = [
+    tiny_datasets.tabletop_episode("apple", [corner, moved]),
+    tiny_datasets.tabletop_episode(
+      "cat", [moved, corner], "red heart", [end, end]
+    ),
+  ]
+  folder = tiny_datasets.write(tmp_path, episodes, "tabletop", num_shards=2)
+  config = datasets.SourceConfig("tabletop_with_plan", str(folder))
+  source = datasets.open_source(config, "train")
+  # Sixteen places in each direction, y first; the middle of the place.
+  assert [source.plan(i) for i in range(4)] == [
+    "apple <loc0032><loc0032>",
+    "apple <loc0480><loc0608>",
+    "cat <loc0480><loc0608>, red heart <loc0992><loc0992>",
+    "cat <loc0032><loc0032>, red heart <loc0992><loc0992>",
+  ]
+  assert source.index.plan.dtype == np.uint32
+  assert source.instruction(3) == "pick up the cat"
+  silent = datasets.SourceConfig("tabletop", str(folder))
+  silent = datasets.open_source(silent, "train")
+  assert silent.plan(3) == "" and silent.index.plan.nbytes == 0
+
+
 def test_fractals_format_as_tfds_writes_it(tmp_path):
   make_reach_episodes.make(
     str(tmp_path), train_episodes=2, val_episodes=1, seed=3

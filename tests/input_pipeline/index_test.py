@@ -40,8 +40,8 @@ def damage(config, shard: int, byte: int) -> str:
 
 
 def equal(a, b) -> bool:
-  columns = ("file", "offset", "length", "episode", "text", "action")
-  return a.texts == b.texts and all(
+  columns = ("file", "offset", "length", "episode", "text", "plan", "action")
+  return (a.texts, a.plans) == (b.texts, b.plans) and all(
     np.array_equal(getattr(a, c), getattr(b, c)) for c in columns
   )
 

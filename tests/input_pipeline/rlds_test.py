@@ -106,3 +106,16 @@ def test_steps_that_change_nothing_are_dropped(tmp_path):
   index = filtered(tmp_path, {"drop_noops": True}, [episode])
   np.testing.assert_allclose(index.action[:, 1:7], action[[0, 2, 4], :6])
   assert index.action[-1, 0] == 1.0
+
+
+def test_the_plans_of_kept_steps_are_kept(tmp_path):
+  boxes = [(y, 0.0, y, 0.1) for y in (0.0, 0.3, 0.6)]
+  episode = tiny_datasets.tabletop_episode("apple", boxes)
+  episode["steps/action"][8 * 2 + 7] = 1.0  # 1: nothing; 2: opens
+  tiny_datasets.write(tmp_path, [episode])
+  config = datasets.SourceConfig(
+    "tabletop_with_plan", str(tmp_path), filters={"drop_noops": True}
+  )
+  source = datasets.open_source(config, "train")
+  assert len(source) == 1
+  assert source.plan(0) == "apple <loc0608><loc0032>"

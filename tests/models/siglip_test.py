@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rt2_jax.models.siglip import Siglip
+from rt2_jax.models.siglip import Siglip, sines_and_cosines
 from rt2_jax.models.variants import SiglipConfig
 
 CONFIG = SiglipConfig(16, 2, 32, 4, patch_size=4, image_size=12)
@@ -53,6 +53,16 @@ def test_a_patch_is_projected_by_the_kernel(params, images):
 def test_positions_tell_equal_patches_apart(params):
   tokens = apply(CONFIG, params, jnp.zeros((1, 12, 12, 3)))
   assert np.abs(tokens[0, 1:] - tokens[0, :-1]).max(axis=1).min() > 1e-2
+
+
+def test_untrained_positions_say_how_far_apart_patches_are():
+  table = np.asarray(sines_and_cosines(None, (1, 36, 32)))[0]
+  assert np.abs(table).max() <= 1.0
+  alike = (table @ table.T).reshape(6, 6, 6, 6)
+  # Only the difference counts, and the nearer the more alike.
+  np.testing.assert_allclose(alike[1, 1, 2, 3], alike[3, 2, 4, 4], atol=1e-4)
+  assert alike[0, 0, 0, 0] > alike[0, 0, 0, 1] > alike[0, 0, 1, 1]
+  assert alike[2, 2, 2, 3] > alike[2, 2, 2, 4]
 
 
 def test_encode_is_normalised_and_the_call_projects_it(params, images):

@@ -179,6 +179,14 @@ def test_an_answer_token_is_seen_by_later_ones_only(config, inputs, logits):
     assert changed[:, column + 1 :].any(axis=(0, 2)).all()
 
 
+def test_image_tokens_are_named_by_the_token_table(config, inputs):
+  named = apply(config, inputs.images, method="name_patches")
+  tokens = apply(config, inputs.images, method="embed_images")
+  assert named.shape == (2, config.num_image_tokens, config.llm.vocab_size)
+  expected = apply(config, tokens, method="logits")
+  np.testing.assert_allclose(named, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_every_frame_is_seen_and_their_order_matters():
   config = CONFIGS["mha_two_frames"]
   inputs = make_inputs(config)

@@ -1,0 +1,17 @@
+"""`mini_cofinetuned` with chain of thought (paper, section 4.4).
+
+Before it acts, the robot writes what it acts on and where that is:
+`Plan: apple <loc0416><loc0608>. Action: …`.
+"""
+
+import ml_collections
+
+from configs import mini_cofinetuned
+
+
+def get_config(data: str = "runs/mini") -> ml_collections.ConfigDict:
+  config = mini_cofinetuned.get_config(data)
+  config.sources.tabletop.dataset = "tabletop_with_plan"
+  config.prompt.plan_length = 14
+  config.prompt.suffix_length = 24  # plan, its end, eight numbers and eos
+  return config

@@ -1,0 +1,92 @@
+"""The mini VLM (2.3 M parameters): RT-2 in miniature begins here.
+
+Web pretraining for the simulated tabletop: what things are called, what there
+is to know about them, and where in a picture they are. Small enough for two CPU
+cores, and for `configs/mini_cofinetuned.py` to start from. It starts from
+`configs/mini_encoder.py`.
+
+  --config=configs/mini_vlm.py:runs/mini
+
+names the folder that holds the runs and the data that README.md makes.
+"""
+
+import ml_collections
+
+# How often each skill is asked. Pointing is what acting is made of.
+SKILLS = {
+  "point": 4.0,
+  "point_by_fact": 3.0,
+  "name": 1.0,
+  "category": 0.5,
+  "keyword": 0.25,
+  "fact": 0.5,
+  "arithmetic": 0.5,
+  "language": 0.5,
+  "detect": 0.5,
+  "caption": 0.25,
+}
+
+
+def get_config(data: str = "runs/mini") -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict(
+    {
+      "topology": "v5e:1x1",
+      "model": {
+        "img": "mini/16",
+        "llm": "gemma_mini",
+        "image_size": 64,
+        "vocab_size": 5504,
+        "num_frames": 1,
+        "dtype": "float32",
+        "remat": "none",
+      },
+      "pretrained": f"{data}/encoder",
+      "tokenizer_file": "data/picture_tokenizer.model",
+      "prompt": {"prefix_length": 24, "suffix_length": 12},
+      "actions": {"route": "rare", "rt1_compat": False},
+      "sources": {},
+      "web": {
+        skill: web(data, skill, share) for skill, share in SKILLS.items()
+      },
+      "robot_share": 0.0,
+      # A few captions are longer than the answers of all others.
+      "loader": {"num_threads": 1, "max_skipped": 20_000, "index_folder": ""},
+      "augmentation": {
+        "crop": 0.0,
+        "brightness": 0.0,
+        "contrast": 0.0,
+        "saturation": 0.0,
+      },
+      "optimizer": {
+        "learning_rate": 1.5e-3,
+        "warmup_steps": 100,
+        "weight_decay": 0.05,
+        "clip_norm": 1.0,
+        "b2": 0.98,
+      },
+      "evaluation": {
+        "every": 1_000,
+        "num_steps": 512,
+        "num_questions": 250,
+        "batch_size": 125,
+      },
+      "mesh": {"slice": 1, "data": -1, "fsdp": 1, "model": 1},
+      "batch_size": 128,
+      "microbatches": 1,
+      "num_steps": 3_000,
+      "seed": 0,
+      "log_every": 100,
+      "checkpoint_every": 500,
+      "keep_checkpoints": 1,
+    }
+  )
+
+
+def web(data: str, skill: str, share: float) -> dict:
+  """One skill's questions, as data/make_web_pictures.py wrote them."""
+  return {
+    "path": f"{data}/web/{skill}",
+    "split": "train",
+    "eval_split": "val",
+    "weight": share,
+  }

@@ -1,0 +1,127 @@
+"""Trains the tokenizer of the small models that know this project's pictures.
+
+  python -m data.make_picture_tokenizer    # from the root of the repository
+
+makes `data/picture_tokenizer.model`: as data/make_tokenizer.py has it, but
+every word of a picture's name and facts, of a robot's instruction and of a
+question is one piece, and so are the fixed words of a prompt. A small model has
+no capacity to spare for spelling, and short prompts make cheap steps. Keywords
+and plain English share what is left; the 256 action tokens live there.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from absl import app, flags
+
+from data import make_tokenizer
+from data.make_web_pictures import PICTURES
+from data.picture_questions import SKILLS, Question, Words
+from data.picture_scenes import Drawn
+from rt2_jax.envs import pictures
+from rt2_jax.envs.instructions import SIDES, TEMPLATES
+from rt2_jax.envs.pictures import Pictures
+from rt2_jax.prompt import PLAN_END, PLAN_START, ROBOT_TEMPLATE
+
+VOCABULARY_SIZE = 4352  # with <loc> and <seg>: 5504, a multiple of 128
+DEFAULT_OUTPUT = Path(__file__).with_name("picture_tokenizer.model")
+PROMPTS = (
+  *ROBOT_TEMPLATE.split(" {instruction}"),
+  *(f"Answer in {language}:" for language in ("en", "de", "fr", "es")),
+  "Generate caption in en",
+  PLAN_START.strip(),
+  PLAN_END,
+)
+_QUESTIONS = 3000  # of each skill, to find out which words they use
+_ENGLISH = 3  # how often plain English is repeated
+
+
+def questions(known: Pictures, skills: Iterable[str]) -> Iterator[str]:
+  """Prompts and answers, without places."""
+  rng = np.random.default_rng(0)
+  words = Words(known, tuple(known.concepts), rng, location_bins=16)
+  for skill in skills:
+    for _ in range(_QUESTIONS):
+      question = SKILLS[skill](words, int(rng.integers(1, 5)))
+      for text in question.ask(not_drawn(question)):
+        yield re.sub(r"<loc\d+>", "", text)
+
+
+def not_drawn(question: Question) -> Drawn:
+  """A scene for its words alone: no pixels, everything in one place."""
+  boxes = ((0.0, 0.0, 0.5, 0.5),) * len(question.shown)
+  return Drawn(np.zeros((0, 0, 3)), tuple(question.shown), boxes, "table")
+
+
+def whole_words(known: Pictures) -> list[str]:
+  """The words that are one piece each, as SentencePiece writes them.
+
+  With the space before it; what can begin a text also without one.
+  """
+  names = list(known.concepts)
+  facts = [
+    str(value)
+    for concept in known.concepts.values()
+    for value in (concept.category, *concept.facts.values())
+  ]
+  instructions = [
+    re.sub(r"{\w+}", "", text)
+    for choices in (*TEMPLATES.values(), *SIDES.values())
+    for text in choices
+  ]
+  # Keywords are too many.
+  asked = list(
+    questions(known, [skill for skill in SKILLS if skill != "keyword"])
+  )
+  first = {text.split()[0] for text in (*names, *instructions)}
+  first |= {"detect", "point"}
+  later = {
+    word
+    for text in (*names, *facts, *instructions, *asked)
+    for word in re.sub(r"[,?!:]", " ", text).split()
+  }
+  return sorted(first) + [f"▁{word}" for word in sorted(later)]
+
+
+def corpus(known: Pictures) -> list[str]:
+  """What the pieces beside `whole_words` are learnt from."""
+  keywords = [
+    word for concept in known.concepts.values() for word in concept.keywords
+  ]
+  return [
+    *questions(known, SKILLS),
+    *keywords,
+    *(f" {word}" for word in keywords),
+    *make_tokenizer.plain_english() * _ENGLISH,
+    " ".join(map(chr, range(32, 127))),
+  ]
+
+
+def main(_):
+  known = pictures.load(PICTURES)
+  fixed = [text.replace(" ", "▁") for text in PROMPTS]
+  model = make_tokenizer.train(
+    corpus(known), VOCABULARY_SIZE, [*fixed, *whole_words(known)]
+  )
+  output = Path(flags.FLAGS.output)
+  output.write_bytes(model)
+  tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
+  make_tokenizer.check_round_trip(
+    tokenizer, [*questions(known, SKILLS), "  two  spaces\n", "grüße 你好 🤖"]
+  )
+  names = tokenizer.encode(list(known.concepts))
+  print(
+    f"{output}: {len(model) / 1000:.1f} kB, {tokenizer.get_piece_size()} "
+    f"pieces, round trip exact; {np.mean([len(ids) for ids in names]):.2f} "
+    "tokens in a name"
+  )
+
+
+if __name__ == "__main__":
+  # Flags are defined only when this file is the program: absl's names are
+  # global, and tests import several programs into one process.
+  flags.DEFINE_string("output", str(DEFAULT_OUTPUT), "Where to write the model")
+  app.run(main)

@@ -1,0 +1,87 @@
+"""Robot steps as rows of ids, with and without a plan before the action."""
+
+import numpy as np
+import pytest
+
+from rt2_jax.actions import TABLETOP, ActionTokenizer
+from rt2_jax.input_pipeline import datasets
+from rt2_jax.input_pipeline.examples import RobotExamples
+from rt2_jax.prompt import Prompt
+from rt2_jax.tokenizer import EOS, PAD
+from tests import tiny_datasets
+
+_HERE, _THERE = (0.0, 0.0, 0.1, 0.1), (0.4, 0.55, 0.5, 0.65)
+
+
+@pytest.fixture
+def open_examples(tmp_path, tokenizer):
+  actions = ActionTokenizer(TABLETOP, tokenizer.action_route("rare"))
+  episodes = [
+    tiny_datasets.tabletop_episode("apple", [_HERE, _THERE]),
+    tiny_datasets.tabletop_episode("cat", [_THERE], "apple", [_HERE]),
+  ]
+  folder = tiny_datasets.write(tmp_path, episodes)
+
+  def open_with(suffix_length, plan_length, dataset="tabletop_with_plan"):
+    config = datasets.SourceConfig(dataset, str(folder))
+    prompt = Prompt(tokenizer, 24, suffix_length, plan_length=plan_length)
+    source = datasets.open_source(config, "train")
+    return RobotExamples(source, actions, prompt)
+
+  return open_with
+
+
+def test_a_plan_and_its_action_are_one_answer(open_examples, tokenizer):
+  examples = open_examples(32, 16)
+  action = examples._tokenizer.encode(examples.source.index.action)
+  for i, plan in enumerate(
+    [
+      "apple <loc0032><loc0032>",
+      "apple <loc0480><loc0608>",
+      "cat <loc0480><loc0608>, apple <loc0032><loc0032>",
+    ]
+  ):
+    row = examples.row(i, 0, [b""])
+    answer = row.suffix[row.mask_loss > 0]
+    text = tokenizer.encode(f"Plan: {plan}. Action:")
+    np.testing.assert_array_equal(answer, [*text, *action[i], EOS])
+    assert (row.suffix[len(answer) :] == PAD).all()
+
+
+def test_without_plans_the_action_is_the_answer(open_examples):
+  examples = open_examples(9, 0, "tabletop")
+  row = examples.row(0, 0, [b""])
+  action = examples._tokenizer.encode(examples.source.index.action[0])
+  np.testing.assert_array_equal(row.suffix, [*action, EOS])
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (
+      (32, 0),
+      "tfrecord.*: got data with 3 different plans, expected none with "
+      "config.prompt.plan_length = 0; change it, or use another dataset",
+    ),
+    (
+      (32, 16, "tabletop"),
+      "got data with 0 different plans, expected some with config.prompt."
+      "plan_length = 16",
+    ),
+    (
+      (32, 9),
+      r"got a plan of \d+ tokens, expected some words and at most 9 tokens: "
+      "'cat <loc.*; change the plan or config.prompt.plan_length",
+    ),
+    (
+      (20, 16),
+      r"got an answer of \d+ tokens with eos, expected at most 20; raise "
+      "config.prompt.suffix_length",
+    ),
+  ],
+)
+def test_plans_that_do_not_fit_the_prompt_stop_a_run(
+  open_examples, arguments, message
+):
+  with pytest.raises(ValueError, match=message):
+    open_examples(*arguments)
