@@ -13,6 +13,7 @@ program fails when they disagree. to_hf and from_hf need the extra [torch].
 import pathlib
 import re
 import sys
+from collections.abc import Mapping
 
 import absl.logging
 import jax
@@ -27,7 +28,7 @@ from rt2_jax import (
   trees,
   weight_files,
 )
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.errors import ends_in_one_message, unknown_name
 from rt2_jax.evaluators import agreement
 from rt2_jax.evaluators.agreement import Inputs, Outputs
@@ -41,6 +42,15 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
 _FOLDER = flags.DEFINE_string("folder", None, "What to_hf wrote, for from_hf.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
 _STEPS = flags.DEFINE_list("steps", [], "Checkpoints to average.")
+_DTYPE = flags.DEFINE_enum(
+  "dtype",
+  None,
+  ["float32", "bfloat16"],
+  "For to_big_vision; default: as it is.",
+)
+_COMPRESSED = flags.DEFINE_bool(
+  "compressed", False, "A smaller file of to_big_vision, written slowly."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Where the result goes.")
 # Of the memory that is free: activations and the framework need some, too.
 _SHARE_FOR_PARAMETERS = 0.5
@@ -120,8 +130,10 @@ def to_big_vision(path: pathlib.Path):
   """One file, read back by `pretrained`."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
   params = checkpoint.read_params()
+  if _DTYPE.value:
+    params = jax.tree.map(lambda leaf: leaf.astype(_DTYPE.value), params)
   path.parent.mkdir(parents=True, exist_ok=True)
-  export.to_big_vision(params, path)
+  export.to_big_vision(params, path, _COMPRESSED.value)
   print(f"wrote {path}")
   whole = fits_in_memory(checkpoint)
   ours, _ = run_ours(checkpoint, params, whole)
@@ -176,15 +188,24 @@ def run_ours(
   model = VLMConfig.from_dict(checkpoint.meta["model"])
   if not whole:
     model, params = agreement.ends(model, params)
-  tokenizers = checkpoint.meta["action_tokenizers"]
+  tokenizer = Tokenizer(checkpoint.tokenizer)
   policy = Policy(
     agreement.as_float32(model),
     jax.tree.map(lambda leaf: leaf.astype("float32"), params),
-    Prompt(Tokenizer(checkpoint.tokenizer), **checkpoint.meta["prompt"]),
-    ActionTokenizer.from_dict(next(iter(tokenizers.values()))),
+    Prompt(tokenizer, **checkpoint.meta["prompt"]),
+    some_actions(checkpoint.meta["action_tokenizers"], tokenizer),
   )
   inputs = agreement.fixed_inputs(policy)
   return agreement.flax_outputs(policy, inputs), inputs
+
+
+def some_actions(
+  action_tokenizers: Mapping[str, dict], tokenizer: Tokenizer
+) -> ActionTokenizer:
+  """The first robot's; RT-2's where the model was trained on none."""
+  for stored in action_tokenizers.values():
+    return ActionTokenizer.from_dict(stored)
+  return ActionTokenizer(RT2, tokenizer.action_route("rare"))
 
 
 def torch_ends(folder: pathlib.Path):

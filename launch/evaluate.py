@@ -3,7 +3,8 @@
 On the evaluation split of each robot source: token accuracy and L1 in physical
 units per action dimension, and a picture of predicted against recorded actions.
 On that of each web source: how many answers are right, so that forgetting
-shows. Everything is also written to `DIR/evaluation/`.
+shows; --web_of asks the questions of another run, such as the one it started
+from. Everything is also written to `DIR/evaluation/`.
 How often the run does what it is asked to is launch/rollout.py's question.
 """
 
@@ -26,6 +27,11 @@ from rt2_jax.policy import Policy
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+_WEB_OF = flags.DEFINE_string(
+  "web_of",
+  None,
+  "Workdir of the run whose web sources to ask; default: its own.",
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 50, "Steps in one call.")
 _LIMIT = flags.DEFINE_integer(
   "limit", None, "Examples of each source, spread over it; default: all."
@@ -50,7 +56,7 @@ def main(argv):
     source = datasets.SourceConfig(**fields)
     metrics = evaluate_actions(policy, name, source, config["loader"], folder)
     write({"step": step} | metrics, folder / f"{name}.json")
-  for name, fields in config["web"].items():
+  for name, fields in web_sources(config).items():
     source = web.WebConfig(**fields)
     if source.eval_split:
       # Any robot's: its words do not matter here.
@@ -58,6 +64,15 @@ def main(argv):
       policy = Policy.from_checkpoint(workdir, robot, step)
       metrics = evaluate_answers(policy, name, source, config["loader"])
       write({"step": step} | metrics, folder / f"{name}.json")
+
+
+def web_sources(config):
+  """By name, as in the config of the run that --web_of names."""
+  if _WEB_OF.value:
+    checkpoints = Checkpoints.open_run(_WEB_OF.value)
+    config = checkpoints.restore_meta()[0]["config"]
+    checkpoints.close()
+  return config["web"]
 
 
 def evaluate_actions(policy, name, source, reading, folder):

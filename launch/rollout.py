@@ -172,7 +172,7 @@ def load(workdir: str, episodes: list[trials.Episode]) -> Tried:
     f"{workdir}, step {step}",
     policy,
     config_hash=fingerprint(meta["config"]),
-    web=web_accuracy(pathlib.Path(workdir), meta["config"], step),
+    web=web_accuracy(pathlib.Path(workdir), step),
   )
 
 
@@ -182,20 +182,16 @@ def fingerprint(config: dict) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def web_accuracy(
-  workdir: pathlib.Path, config: dict, step: int
-) -> dict[str, float]:
-  """What launch/evaluate.py measured of this checkpoint's web sources."""
-  paths = {name: workdir / f"evaluation/{name}.json" for name in config["web"]}
+def web_accuracy(workdir: pathlib.Path, step: int) -> dict[str, float]:
+  """What launch/evaluate.py measured of this checkpoint on web sources."""
   measured = {
-    name: json.loads(path.read_text())
-    for name, path in paths.items()
-    if path.is_file()
+    path.stem: json.loads(path.read_text())
+    for path in sorted((workdir / "evaluation").glob("*.json"))
   }
   return {
     name: metrics["accuracy"]
     for name, metrics in measured.items()
-    if metrics.get("step") == step
+    if metrics.get("step") == step and "accuracy" in metrics
   }
 
 

@@ -27,14 +27,16 @@ _ROBOT_FILE = "rt2.json"
 _INDEX = "model.safetensors.index.json"
 
 
-def to_big_vision(params: dict, path: pathlib.Path):
+def to_big_vision(params: dict, path: pathlib.Path, compressed: bool = False):
   """Writes an `.npz` as big_vision has it: layers stacked, under `params/`.
 
   Args:
     params: the parameter tree; bfloat16 becomes two bytes without a type.
     path: of the file.
+    compressed: a smaller file, written slowly.
   """
-  with zipfile.ZipFile(path, "w") as archive:
+  method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+  with zipfile.ZipFile(path, "w", method) as archive:
     for name, leaf in trees.flatten(params).items():
       array = np.asarray(leaf)
       if array.dtype == "bfloat16":

@@ -152,6 +152,26 @@ def test_to_big_vision_and_its_proof(workdir, tmp_path):
   assert names == set(trees.flatten(params_of(workdir)))
 
 
+def test_to_big_vision_of_a_model_without_robots_in_half_the_space(
+  workdir, tmp_path
+):
+  """What is committed of a small model: bfloat16, compressed."""
+  stored = StoredCheckpoint.open(workdir)
+  meta = stored.meta | {"action_tokenizers": {}}
+  checkpoints = Checkpoints(tmp_path / "web/checkpoints")
+  params = stored.read_params()
+  checkpoints.save(1, params, {"count": np.zeros(1)}, meta, stored.tokenizer)
+  checkpoints.close()
+  path = tmp_path / "weights.npz"
+  out = run(
+    *("launch/convert.py", "to_big_vision", "--dtype=bfloat16", "--compressed"),
+    *(f"--workdir={tmp_path}/web", f"--output={path}"),
+  )
+  assert "max |Δ| logits       0.0e+00" in out
+  numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
+  assert path.stat().st_size < 2 * numbers
+
+
 def test_strip_keeps_what_acting_needs(workdir, tmp_path):
   out = run(
     *("launch/convert.py", "strip"),

@@ -20,6 +20,7 @@ from rt2_jax.input_pipeline import datasets, loader
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
+from rt2_jax.stored_checkpoint import StoredCheckpoint
 from tests import tiny_datasets
 from tests.conftest import ROOT
 
@@ -225,3 +226,26 @@ def test_a_policy_acts_from_the_checkpoint_alone(folder, whole):
   actions = policy(images, instructions)
   assert actions.shape == (4, 8) and np.isfinite(actions).all()
   assert set(actions[:, 0]) <= {0.0, 1.0}
+
+
+def test_a_run_without_web_data_is_asked_the_questions_of_another(
+  folder, whole
+):
+  """So that forgetting can be measured after training on robots alone."""
+  records = [tiny_datasets.web_example(i, f"dog {i}") for i in range(4)]
+  tiny_datasets.write(folder / "web", records, "vqa", "val")
+  other = folder / "with_web"
+  stored = StoredCheckpoint.open(whole)
+  web = {"vqa": {"path": str(folder / "web"), "eval_split": "val"}}
+  config = stored.meta["config"] | {"web": web}
+  checkpoints = Checkpoints(other / "checkpoints")
+  params = {"none": np.zeros(1)}
+  meta = stored.meta | {"config": config}
+  checkpoints.save(1, params, params, meta, stored.tokenizer)
+  checkpoints.close()
+  command = [sys.executable, "launch/evaluate.py", f"--workdir={whole}"]
+  subprocess.run(
+    [*command, f"--web_of={other}", "--limit=4"], cwd=ROOT, check=True
+  )
+  metrics = json.loads((whole / "evaluation/vqa.json").read_text())
+  assert metrics["step"] == NUM_STEPS and 0 <= metrics["accuracy"] <= 1

@@ -115,7 +115,7 @@ def test_only_differences_of_positions_matter(config, params, inputs):
   assert np.abs(here - stretched).max() > 1e-2
 
 
-@pytest.mark.parametrize("policy", ["full", "dots"])
+@pytest.mark.parametrize("policy", ["full", "ungated", "dots"])
 def test_remat_changes_neither_hidden_nor_gradients(policy):
   x = jax.random.normal(jax.random.key(3), (2, LENGTH, 24))
   mask = jnp.tril(jnp.ones((2, LENGTH, LENGTH), bool))
@@ -133,6 +133,29 @@ def test_remat_changes_neither_hidden_nor_gradients(policy):
     plain,
     remat,
   )
+
+
+@pytest.mark.parametrize(
+  ("policy", "queries", "gates"),
+  [("full", False, False), ("ungated", True, False), ("dots", True, True)],
+)
+def test_remat_keeps_what_its_policy_says(policy, queries, gates):
+  config = dataclasses.replace(GEMMA2, remat=policy)
+  x = jnp.zeros((3, LENGTH, 24))
+  mask = jnp.ones((3, LENGTH, LENGTH), bool)
+  positions = jnp.zeros((3, LENGTH), int)
+
+  def backward(params):
+    def hidden(params):
+      return Gemma(config).apply({"params": params}, x, mask, positions)
+
+    return jax.vjp(hidden, params)[1]
+
+  kept = jax.tree.leaves(jax.eval_shape(backward, draw(GEMMA2)))
+  sizes = {leaf.size for leaf in kept}
+  tokens = GEMMA2.depth * 3 * LENGTH
+  assert (tokens * 4 * 8 in sizes) == queries
+  assert (tokens * 2 * 48 in sizes) == gates
 
 
 def test_logits_of_are_rows_of_the_logits(config, params):

@@ -93,7 +93,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(images):
   assert 0 < np.abs(rounded - exact).max() < 0.1
 
 
-@pytest.mark.parametrize("policy", ["full", "dots"])
+@pytest.mark.parametrize("policy", ["full", "ungated", "dots"])
 def test_remat_changes_neither_tokens_nor_gradients(params, images, policy):
   def loss(params, config):
     return (Siglip(config, 24).apply({"params": params}, images) ** 2).sum()
@@ -106,6 +106,20 @@ def test_remat_changes_neither_tokens_nor_gradients(params, images, policy):
     plain,
     remat,
   )
+
+
+def test_ungated_keeps_all_products_of_the_encoder(params, images):
+  """It has no gated MLP."""
+
+  def kept(policy):
+    def tokens(params):
+      config = dataclasses.replace(CONFIG, remat=policy)
+      return Siglip(config, 24).apply({"params": params}, images)
+
+    backward = jax.eval_shape(lambda params: jax.vjp(tokens, params)[1], params)
+    return sorted(leaf.shape for leaf in jax.tree.leaves(backward))
+
+  assert kept("full") != kept("ungated") == kept("dots")
 
 
 @pytest.mark.parametrize(
