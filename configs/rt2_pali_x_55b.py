@@ -7,8 +7,9 @@ PaLI-X and T5 were fine-tuned; 224 pixels. Ours is a decoder, UL2 an
 encoder-decoder; PaLI-X's weights are not public, so bring your own as
 `pali_x_55b.npz` or set `--config.pretrained=`.
 
-Smallest slice that it fits on: v5p:2x4x4, with 56.7 of 102.8 GB per chip. A
-step on v5p:8x8x16: 1.63 s, compiler-predicted (launch/plan.py, fast mode).
+Smallest slice that it fits on: v5p:4x4x8, with 50.7 of 102.8 GB per chip; with
+--config.model.remat=full --config.mesh.model=1 v5p:2x4x4, with 56.7. A step on
+v5p:8x8x16: 1.20 s, compiler-predicted (launch/plan.py, fast mode).
 """
 
 import ml_collections
@@ -17,6 +18,15 @@ from configs import rt2_paligemma_3b
 
 
 def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
+  config = recipe(data)
+  # Fastest within 20 GB per chip, see docs/step_time.md.
+  config.mesh.model = 2
+  config.model.remat = "ungated"
+  return config
+
+
+def recipe(data: str) -> ml_collections.ConfigDict:
+  """What the smaller models share: all but how the step fits its slice."""
   config = rt2_paligemma_3b.get_config(data)
   config.topology = "v5p:8x8x16"
   config.model.update({"img": "22B/14", "llm": "ul2_32b"})

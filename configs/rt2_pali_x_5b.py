@@ -13,7 +13,7 @@ from configs import rt2_pali_x_55b
 
 
 def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
-  config = rt2_pali_x_55b.get_config(data)
+  config = rt2_pali_x_55b.recipe(data)
   config.topology = "v5e:16x16"
   config.model.update({"img": "G/14", "llm": "ul2_3b"})
   config.pretrained = f"{data}/pali_x_5b.npz"

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rt2_jax.models.remat import rematerialized
+from rt2_jax.models.remat import rematerialized, ungated
 from rt2_jax.models.token_table import lookup, scores
 from rt2_jax.models.variants import GemmaConfig
 
@@ -120,7 +120,7 @@ class Einsum(nn.Module):
   def __call__(self, equation: str, x: jax.Array) -> jax.Array:
     init = nn.initializers.normal(self.fan_in**-0.5)
     w = self.param("w", init, self.shape)
-    return jnp.einsum(equation, x, w.astype(x.dtype))
+    return ungated(jnp.einsum(equation, x, w.astype(x.dtype)))
 
 
 class Attention(nn.Module):

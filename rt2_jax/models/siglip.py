@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rt2_jax.models.remat import rematerialized
+from rt2_jax.models.remat import rematerialized, ungated_dot_general
 from rt2_jax.models.variants import SiglipConfig
 
 # How activations are laid out between blocks. `sharding.py` says what the names
@@ -29,7 +29,11 @@ class MlpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = nn.Dense(self.config.mlp_dim, dtype=self.config.dtype)(x)
+    x = nn.Dense(
+      self.config.mlp_dim,
+      dtype=self.config.dtype,
+      dot_general=ungated_dot_general,
+    )(x)
     x = nn.gelu(x, approximate=True)
     return nn.Dense(self.config.width, dtype=self.config.dtype)(x)
 
@@ -52,6 +56,8 @@ class EncoderBlock(nn.Module):
       num_heads=config.num_heads,
       dtype=config.dtype,
       force_fp32_for_softmax=True,
+      qkv_dot_general=ungated_dot_general,
+      out_dot_general=ungated_dot_general,
     )(y)
     y = nn.LayerNorm(epsilon=1e-6, dtype="float32")(x)
     x += MlpBlock(config)(y)
