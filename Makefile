@@ -5,7 +5,7 @@ RUN := .venv/bin/python
 QUICKSTART ?= runs/quickstart
 MINI ?= runs/mini
 MINI_ROBOTS := cofinetuned robot_only from_scratch planning
-MINI_SKILLS := name,category,keyword,fact,arithmetic,language,detect,caption
+MINI_SKILLS := hand,name,category,keyword,fact,arithmetic,language,detect,caption
 MINI_WEB = $(RUN) -m data.make_web_pictures --output_dir=$(MINI)/web \
   --flagfile=data/mini_concepts.flags --image_size=64 --num_shards=2
 MINI_ROLLOUT = $(RUN) launch/rollout.py --output=$(MINI)/rollouts \

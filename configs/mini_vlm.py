@@ -16,6 +16,7 @@ import ml_collections
 SKILLS = {
   "point": 4.0,
   "point_by_fact": 3.0,
+  "hand": 1.0,
   "name": 1.0,
   "category": 0.5,
   "keyword": 0.25,

@@ -53,7 +53,8 @@ def questions(known: Pictures, skills: Iterable[str]) -> Iterator[str]:
 def not_drawn(question: Question) -> Drawn:
   """A scene for its words alone: no pixels, everything in one place."""
   boxes = ((0.0, 0.0, 0.5, 0.5),) * len(question.shown)
-  return Drawn(np.zeros((0, 0, 3)), tuple(question.shown), boxes, "table")
+  names, hand = tuple(question.shown), (0.9, 0.9)
+  return Drawn(np.zeros((0, 0, 3)), names, boxes, "table", hand)
 
 
 def whole_words(known: Pictures) -> list[str]:

@@ -69,6 +69,7 @@ def example(settings: Settings, skill: str, split: str, number: int) -> Record:
   question = SKILLS[skill](words, int(rng.integers(least, most + 1)))
   if len(question.shown) > picture_scenes.most_things(kind):
     kind = "board"
+  kind = question.kind or kind
   drawn = picture_scenes.draw(
     kind, known, question.shown, style, settings["image_size"], rng
   )

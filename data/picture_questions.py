@@ -48,11 +48,14 @@ class Question(NamedTuple):
     shown: names of the things in the picture; the question is about the first.
     ask: given the picture, the prompt and the right answer.
     language: of the answer.
+    kind: of the picture, where the question needs one, of
+      `picture_scenes.SCENES`.
   """
 
   shown: list[str]
   ask: Callable[[Drawn], tuple[str, str]]
   language: str = "en"
+  kind: str = ""
 
 
 class Words:
@@ -111,12 +114,13 @@ class Words:
     return "".join(loc_word(v) for v in (*low, *high))
 
   def in_cell(self, drawn: Drawn, row: int, column: int) -> str:
-    """A word of the name of what lies there, or "nothing"."""
-    for name, (y_min, x_min, y_max, x_max) in zip(
-      drawn.names, drawn.boxes, strict=True
-    ):
-      y, x = (row + 0.5) / _CELLS, (column + 0.5) / _CELLS
-      reach = 0.3 / _CELLS  # a cell may show no more than a corner
+    """A word of the name of what lies there, "hand" or "nothing"."""
+    shown = dict(zip(drawn.names, drawn.boxes, strict=True))
+    if drawn.hand is not None:
+      shown["hand"] = drawn.hand * 2
+    y, x = (row + 0.5) / _CELLS, (column + 0.5) / _CELLS
+    reach = 0.3 / _CELLS  # a cell may show no more than a corner
+    for name, (y_min, x_min, y_max, x_max) in shown.items():
       inside = (
         y_min - reach <= y <= y_max + reach
         and x_min - reach <= x <= x_max + reach
@@ -261,6 +265,20 @@ def point_by_fact(words: Words, count: int) -> Question:
   )
 
 
+def hand(words: Words, count: int) -> Question:
+  """Where on the table the robot's hand is."""
+  c = words.one()
+  shown = [c.name, *words.others(c, count, lambda _: True)]
+  return Question(
+    shown,
+    lambda drawn: (
+      "point to the hand",
+      place_words(drawn.hand * 2, words.bins),
+    ),
+    kind="table",
+  )
+
+
 def grid(words: Words, count: int) -> Question:
   """What lies in each cell of a grid, row by row, in one word each.
 
@@ -291,5 +309,6 @@ SKILLS: Mapping[str, Callable[[Words, int], Question]] = {
   "detect": detect,
   "point": point,
   "point_by_fact": point_by_fact,
+  "hand": hand,
   "grid": grid,
 }

@@ -29,12 +29,15 @@ class Drawn(NamedTuple):
     names: of the things, in order of their middles from left to right.
     boxes: of each, y_min x_min y_max x_max as parts of the image.
     kind: one of `SCENES`.
+    hand: the point of the table below the robot's hand, y x as parts of the
+      image; None without a table.
   """
 
   image: np.ndarray
   names: tuple[str, ...]
   boxes: tuple[tuple[float, float, float, float], ...]
   kind: str
+  hand: tuple[float, float] | None = None
 
 
 def most_things(kind: str) -> int:
@@ -61,8 +64,9 @@ def draw(
     rng: gives places, sizes and colours.
   """
   shown = [pictures.picture(name, style) for name in names]
+  hand = None
   if kind == "table":
-    image, boxes = _table(names, shown, image_size, rng)
+    image, boxes, hand = _table(names, shown, image_size, rng)
   else:
     image, boxes = _flat(kind, shown, image_size, rng)
   order = sorted(range(len(names)), key=lambda i: boxes[i][1] + boxes[i][3])
@@ -71,6 +75,7 @@ def draw(
     tuple(names[i] for i in order),
     tuple(boxes[i] for i in order),
     kind,
+    hand,
   )
 
 
@@ -145,4 +150,6 @@ def _table(names, shown, image_size, rng):
   camera.dress(
     things, shown, surfaces.background(background), surfaces.environment("lab")
   )
-  return camera.render(), [camera.box(i) for i in range(len(things))]
+  below = camera.project(hand[None] * [1, 1, 0])[0]
+  boxes = [camera.box(i) for i in range(len(things))]
+  return camera.render(), boxes, tuple(np.clip(below, 0, 1))

@@ -94,12 +94,32 @@ def test_a_grid_names_what_its_cells_show():
   assert sorted(question.shown) == ["dog", "red heart"]
   names = ("dog", "red heart")
   boxes = ((0.0, 0.0, 0.5, 0.5), (0.8, 0.8, 0.95, 0.95))
-  drawn = picture_scenes.Drawn(np.zeros((64, 64, 3)), names, boxes, "board")
+  drawn = picture_scenes.Drawn(
+    np.zeros((64, 64, 3)), names, boxes, "table", hand=(0.6, 0.9)
+  )
   _, answer = question.ask(drawn)
   cells = np.reshape(answer.split(" ")[1:], (4, 4))
   assert (cells[:2, :2] == "dog").all()
   assert cells[3, 3] in ("red", "heart")
-  assert (cells == "nothing").sum() == 11
+  assert cells[2, 3] == "hand"
+  assert (cells == "nothing").sum() == 10
+  assert SKILLS["hand"](words, 2).ask(drawn)[1] == "<loc0608><loc0928>"
+
+
+@rendered
+def test_the_hand_hovers_over_its_point_of_the_table():
+  """A dark disc on the table marks it, and the question needs a table."""
+  known = pictures.load(PICTURES)
+  dark = 0
+  for seed in range(8):
+    rng = np.random.default_rng(seed)
+    drawn = picture_scenes.draw("table", known, ["dog"], "noto", 96, rng)
+    y, x = (round(v * 95) for v in drawn.hand)
+    dark += drawn.image[y, x].max() < 90
+  assert dark >= 6  # a thing may hide it
+  assert SKILLS["hand"](Words(known, ("dog",), rng, 16), 1).kind == "table"
+  flat = picture_scenes.draw("board", known, ["dog"], "noto", 32, rng)
+  assert flat.hand is None
 
 
 @rendered

@@ -131,8 +131,11 @@ def ask(skill, count, seed):
   known = pictures.load(PICTURES)
   words = Words(known, tuple(known.concepts), np.random.default_rng(seed), 16)
   question = SKILLS[skill](words, count)
-  boxes = [(0.4, 0.2 * i, 0.55, 0.2 * i + 0.15) for i in range(5)]
-  drawn = Drawn(np.zeros(()), tuple(question.shown), tuple(boxes), "board")
+  boxes = tuple(
+    (0.4, 0.2 * i, 0.55, 0.2 * i + 0.15) for i in range(len(question.shown))
+  )
+  names = tuple(question.shown)
+  drawn = Drawn(np.zeros(()), names, boxes, "board", hand=(0.9, 0.9))
   return known, question, *question.ask(drawn)
 
 
