@@ -1,6 +1,9 @@
 """Ablation: `mini_cofinetuned` fine-tuned on robot data alone.
 
 It sees as many robot steps, in half as large batches.
+
+Fits on one chip, v5e:1x1, with 0.34 of 16.9 GB. A step there: 2.2 ms,
+compiler-predicted (launch/plan.py, fast mode).
 """
 
 import ml_collections

@@ -4,6 +4,9 @@
 format of RT-1's data, and evaluates on the same episodes: it shows that every
 part of the road works. Too few pictures to learn to see from; for numbers on
 episodes that the model has not seen, `--config.sources.reach.eval_split=val`.
+
+Fits on one chip, v5e:1x1, with 0.57 of 16.9 GB. A step there: 3.1 ms,
+compiler-predicted (launch/plan.py, fast mode).
 """
 
 import ml_collections
