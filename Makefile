@@ -12,8 +12,8 @@ MINI_ROLLOUT = $(RUN) launch/rollout.py --output=$(MINI)/rollouts \
   --flagfile=data/mini_concepts.flags --image_size=64
 
 # XLA's arrays would otherwise go back to Linux after every step and be cleared
-# when they come again: a third of a small model's time.
-export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592:glibc.malloc.hugetlb=1
+# when they come again: a quarter of a small model's time.
+quickstart mini: export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592:glibc.malloc.hugetlb=1
 
 # The simulated tabletop is drawn without a screen by one of these libraries.
 DRAWING := ldconfig -p | grep -qE 'lib(EGL|OSMesa)\.so'

@@ -1,4 +1,4 @@
-"""The mini VLM (2.3 M parameters): RT-2 in miniature begins here.
+"""The mini VLM (2.2 M parameters): RT-2 in miniature begins here.
 
 Web pretraining for the simulated tabletop: what things are called, what there
 is to know about them, and where in a picture they are. Small enough for two CPU
@@ -7,7 +7,7 @@ cores, and for `configs/mini_cofinetuned.py` to start from. It starts from
 
   --config=configs/mini_vlm.py:runs/mini
 
-names the folder that holds the runs and the data that README.md makes.
+names the folder of the runs and the data, as `make mini` fills it.
 
 Fits on one chip, v5e:1x1, with 0.75 of 16.9 GB. A step there: 4.8 ms,
 compiler-predicted (launch/plan.py, fast mode).

@@ -82,6 +82,11 @@ class Words:
       )
     return known[int(self.rng.integers(len(known)))]
 
+  def some(self, count: int) -> list[str]:
+    """Names of `count` things; a question is about the first."""
+    first = self.one()
+    return [first.name, *self.others(first, count, lambda _: True)]
+
   def others(
     self, concept: Concept, count: int, fits: Callable[[Concept], object]
   ) -> list[str]:
@@ -139,8 +144,7 @@ def name(words: Words, count: int) -> Question:
 
 def caption(words: Words, count: int) -> Question:
   """All things from left to right."""
-  c = words.one()
-  shown = [c.name, *words.others(c, count, lambda _: True)]
+  shown = words.some(count)
 
   def ask(drawn: Drawn) -> tuple[str, str]:
     *first, last = drawn.names
@@ -234,24 +238,22 @@ def language(words: Words, count: int) -> Question:
 
 def detect(words: Words, count: int) -> Question:
   """The box around a thing, as PaliGemma answers."""
-  c = words.one()
-  shown = [c.name, *words.others(c, count, lambda _: True)]
+  shown = words.some(count)
   return Question(
     shown,
     lambda drawn: (
-      f"detect {c.name}",
-      f"{words.box(drawn, c.name)} {c.name}",
+      f"detect {shown[0]}",
+      f"{words.box(drawn, shown[0])} {shown[0]}",
     ),
   )
 
 
 def point(words: Words, count: int) -> Question:
   """Where the middle of a thing is."""
-  c = words.one()
-  shown = [c.name, *words.others(c, count, lambda _: True)]
+  shown = words.some(count)
   return Question(
     shown,
-    lambda drawn: (f"point to the {c.name}", words.place(drawn, c.name)),
+    lambda drawn: (f"point to the {shown[0]}", words.place(drawn, shown[0])),
   )
 
 
@@ -267,8 +269,7 @@ def point_by_fact(words: Words, count: int) -> Question:
 
 def hand(words: Words, count: int) -> Question:
   """Where on the table the robot's hand is."""
-  c = words.one()
-  shown = [c.name, *words.others(c, count, lambda _: True)]
+  shown = words.some(count)
   return Question(
     shown,
     lambda drawn: (
@@ -285,8 +286,7 @@ def grid(words: Words, count: int) -> Question:
   Many small answers about one picture: what a small encoder learns fastest
   from. Of a name with several words, any may stand for it.
   """
-  c = words.one()
-  shown = [c.name, *words.others(c, count, lambda _: True)]
+  shown = words.some(count)
 
   def ask(drawn: Drawn) -> tuple[str, str]:
     cells = [words.in_cell(drawn, *divmod(i, _CELLS)) for i in range(_CELLS**2)]

@@ -147,11 +147,9 @@ def test_the_committed_pieces_hold_every_word_of_the_pictures():
 
 
 @rendered
-def test_training_again_gives_every_whole_word():
-  """The rest also depends on Python's own English."""
+def test_every_word_that_should_be_whole_is_a_piece():
   known = pictures.load(PICTURES)
   words = make_picture_tokenizer.whole_words(known)
-  assert words == make_picture_tokenizer.whole_words(known)
   tokenizer = sentencepiece.SentencePieceProcessor(
     model_file=str(make_picture_tokenizer.DEFAULT_OUTPUT)
   )
