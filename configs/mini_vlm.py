@@ -62,6 +62,7 @@ def get_config(data: str = "runs/mini") -> ml_collections.ConfigDict:
         "saturation": 0.0,
       },
       "optimizer": {
+        "name": "muon",
         "learning_rate": 1.5e-3,
         "warmup_steps": 100,
         "weight_decay": 0.05,

@@ -42,6 +42,9 @@ from rt2_jax.evaluators import (
 _WORKDIR = flags.DEFINE_list("workdir", [], "Of training runs.")
 _POLICY = flags.DEFINE_list("policy", [], "Baselines: null, random, …")
 _SUITES = flags.DEFINE_list("suites", ["all"], "Names of suites or groups.")
+_FAMILIES = flags.DEFINE_list(
+  "families", [], "Of tasks: move_to, pick, …; default: all of a suite."
+)
 _EPISODES = flags.DEFINE_integer("episodes", 50, "Of each suite.", 1)
 _NUM_ENVS = flags.DEFINE_integer("num_envs", 16, "Stepped at once.", 1)
 _NUM_PROCESSES = flags.DEFINE_integer(
@@ -103,7 +106,7 @@ def main(argv):
   absl.logging.set_verbosity(absl.logging.WARNING)
   runs = check_names()
   known = pictures.load(_PICTURES.value).only(_CONCEPTS.value)
-  chosen = suites.choose(_SUITES.value)
+  chosen = suites.only(suites.choose(_SUITES.value), _FAMILIES.value)
   episodes = trials.draw(chosen, known, _EPISODES.value, _SEED.value)
   folder = pathlib.Path(_OUTPUT.value)
   folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 from rt2_jax import trees
 from rt2_jax.errors import unknown_name
@@ -19,6 +20,16 @@ DECAYED = (
   r"mlp/(gating_einsum|linear)$",
 )
 
+# Input and output axes of the matrices within the layers, for Muon.
+_MATRICES = {
+  r"(q|kv)_einsum/w$": (-2, (-3, -1)),
+  r"(query|key|value)/kernel$": (-3, (-2, -1)),
+  r"(attn_vec_einsum/w|out/kernel)$": ((-3, -2), -1),
+  r"(Dense_\d/kernel|head/kernel|mlp/(gating_einsum|linear))$": (-2, -1),
+}
+# Of AdamW's updates, about: learning rates carry over.
+_ADAM_RMS = 0.2
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -27,16 +38,18 @@ class OptimizerConfig:
   Attributes:
     learning_rate: its peak, after warm-up.
     warmup_steps: steps of linear warm-up from zero.
-    name: "adamw", or "adafactor", whose second moments are factored and whose
-      updates are relative to each parameter's size (as T5 and PaLI-X had it).
+    name: "adamw"; "adafactor", whose second moments are factored and whose
+      updates are relative to each parameter's size (as T5 and PaLI-X had it);
+      or "muon", whose updates of matrices are orthogonal and as large as
+      AdamW's (arXiv:2502.16982), with AdamW for the rest.
     schedule: what follows the warm-up, "cosine" or "constant".
     end_learning_rate: where "cosine" ends, at the last step.
     weight_decay: decoupled decay of the `DECAYED` parameters, per unit of
       learning rate.
     clip_norm: largest global norm of a gradient, 0 for any.
-    b1: decay of AdamW's first moment.
+    b1: decay of the first moment, of AdamW and of Muon.
     b2: decay of AdamW's second moment.
-    moment_dtype: of AdamW's first moment; "bfloat16" saves two bytes per
+    moment_dtype: of the first moment; "bfloat16" saves two bytes per
       parameter.
     frozen: patterns of parameter names that do not train.
     ema_decay: of the running mean of the parameters that policies act with;
@@ -95,7 +108,7 @@ def make_optimizer(
   Raises:
     ValueError: an unknown optimizer or schedule.
   """
-  scalings = {"adamw": _adam, "adafactor": _adafactor}
+  scalings = {"adamw": _adam, "adafactor": _adafactor, "muon": _muon}
   if config.name not in scalings:
     raise unknown_name("config.optimizer.name", config.name, scalings)
   return optax.chain(
@@ -118,6 +131,37 @@ def _adafactor(config: OptimizerConfig) -> optax.GradientTransformation:
     optax.clip_by_block_rms(1.0),
     optax.scale_by_param_block_rms(),
   )
+
+
+def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
+  scaled = optax.contrib.muon(
+    1.0,
+    beta=config.b1,
+    mu_dtype=config.moment_dtype,
+    consistent_rms=_ADAM_RMS,
+    adam_b1=config.b1,
+    adam_b2=config.b2,
+    muon_weight_dimension_numbers=matrix_axes,
+  )
+  return optax.chain(scaled, optax.scale(-1.0))  # the schedule comes later
+
+
+def matrix_axes(params: Any) -> Any:
+  """Which axes of each parameter are a matrix's inputs and outputs.
+
+  All other axes, such as the layers in one array, count its matrices. None for
+  a parameter that is no matrix within a layer.
+  """
+  return trees.unflatten(
+    {name: _axes_of(name) for name in trees.flatten(params)}
+  )
+
+
+def _axes_of(name: str) -> MuonDimensionNumbers | None:
+  for pattern, axes in _MATRICES.items():
+    if re.search(pattern, name):
+      return MuonDimensionNumbers(*axes)
+  return None
 
 
 def decay_mask(params: Any) -> Any:

@@ -41,6 +41,7 @@ PARAM_RULES: Sequence[tuple[str, P | str]] = (
   # Adafactor's row and column statistics are a dimension short.
   (r"(^|/)v_(row|col)/", _LONGEST),
   (r"(scale|bias)$", P()),
+  (r"/ns_coeffs$", P()),  # Muon's three constants
   (r"img/embedding/kernel$", P("fsdp")),
   (r"img/pos_embedding$", P("fsdp")),
   (r"img/.*/(query|key|value)/kernel$", P("fsdp", "model", None)),

@@ -4,11 +4,10 @@ import re
 
 import jax
 import numpy as np
-import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from rt2_jax import sharding, trees
+from rt2_jax import optimizer, sharding, trees
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params
 from rt2_jax.sharding import make_mesh
@@ -37,11 +36,16 @@ def test_every_rule_is_used_by_some_variant():
     for llm in variants.DECODERS
     for name in trees.flatten(abstract_params(llm))
   }
-  adafactor = jax.eval_shape(optax.adafactor().init, abstract_params())
-  leaves, _ = jax.tree_util.tree_flatten_with_path(adafactor)
-  names |= {
-    jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves
-  }
+  for name in ("adafactor", "muon"):
+    config = optimizer.OptimizerConfig(1e-3, 1, name=name)
+    state = jax.eval_shape(
+      optimizer.make_optimizer(config, 10).init, abstract_params()
+    )
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    names |= {
+      jax.tree_util.keystr(path, simple=True, separator="/")
+      for path, _ in leaves
+    }
   for pattern, _ in sharding.PARAM_RULES:
     assert any(re.search(pattern, name) for name in names), pattern
 

@@ -9,7 +9,7 @@ ask for what only the web's pictures can have taught: symbols, reasoning, people
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rt2_jax.envs import instructions, surfaces
 from rt2_jax.envs.pictures import Concept
@@ -67,8 +67,9 @@ class Suite:
     families: of tasks, each as often as the others.
     targets: what is acted on.
     references: what something is put on or next to.
-    described: "target" or "reference": what `words` are about. They fit
-      nothing else that lies there.
+    described: "target" or "reference": what the suite and its `words` are
+      about; in families without a reference it is acted on itself. The words
+      fit nothing else that lies there.
     words: keys of `descriptions.DESCRIBERS`, each as often as the others.
     distractors: least and most other things.
     style: of the pictures.
@@ -91,12 +92,12 @@ class Suite:
 
 
 def _symbols(name: str, title: str, *kinds: str) -> Suite:
-  """A seen thing is put on or next to a symbol."""
+  """A symbol is reached for or picked; a seen thing is put on or next to it."""
   return Suite(
     f"symbols_{name}",
     "symbol understanding",
     title,
-    families=("place_on", "place_next_to"),
+    families=("move_to", "pick", "place_on", "place_next_to"),
     references=Things(seen=False, kinds=kinds),
     described="reference",
     distractors=(2, 2),
@@ -195,3 +196,26 @@ def choose(names: Iterable[str]) -> tuple[Suite, ...]:
       raise unknown_name("suite", name, ["all", *groups, *SUITES])
     chosen |= {suite.name: suite for suite in found}
   return tuple(suite for suite in SUITES.values() if suite.name in chosen)
+
+
+def only(suites: Iterable[Suite], families: Sequence[str]) -> tuple[Suite, ...]:
+  """The suites without other families of tasks than these; all when empty.
+
+  Raises:
+    ValueError: an unknown family, or a suite that has none of them.
+  """
+  for family in families:
+    instructions.check_family(family)
+  return tuple(
+    _only(suite, families) if families else suite for suite in suites
+  )
+
+
+def _only(suite: Suite, families: Sequence[str]) -> Suite:
+  left = tuple(family for family in suite.families if family in families)
+  if not left:
+    raise ValueError(
+      f"got families {list(families)}, expected one of suite {suite.name!r}: "
+      f"{', '.join(suite.families)}; add one or leave the suite out"
+    )
+  return dataclasses.replace(suite, families=left)

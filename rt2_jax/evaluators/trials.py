@@ -89,7 +89,7 @@ def _draw_options(
   """What an episode of a family shows, and how it is asked for."""
   places = family.startswith("place")
   described = suite.described if places else "target"
-  parts, others, words = _draw_things(suite, described, places, pictures, rng)
+  parts, others, words = _draw_things(suite, places, pictures, rng)
   side = tuple(instructions.SIDES)[int(rng.integers(len(instructions.SIDES)))]
   task = Task(
     family,
@@ -109,39 +109,39 @@ def _draw_options(
 
 def _draw_things(
   suite: Suite,
-  described: str,
   places: bool,
   pictures: Pictures,
   rng: np.random.Generator,
 ) -> tuple[dict[str, Concept], list[Concept], str]:
   """Target and reference, the other things, and words for the described."""
   describer = DESCRIBERS[suite.words[int(rng.integers(len(suite.words)))]]
+  about = suite.described
 
-  def one_of(part: str, fits: Callable[[Concept], bool]) -> Concept:
-    things = getattr(suite, f"{part}s")
+  def one_of(kind: str, fits: Callable[[Concept], bool]) -> Concept:
+    things = getattr(suite, f"{kind}s")
     known = pictures.concepts.values()
     return _pick(suite, [c for c in known if things.has(c) and fits(c)], rng)
 
-  first = one_of(described, lambda c: _can_describe(c, describer))
+  first = one_of(about, lambda c: _can_describe(c, describer))
   words = describer.describe(first, rng)
   shown = [first]
 
-  def another(part: str) -> Concept:
+  def another(kind: str) -> Concept:
     shown.append(
       one_of(
-        part,
+        kind,
         lambda c: words.excludes(c) and not any(_is_a(c, s) for s in shown),
       )
     )
     return shown[-1]
 
-  parts = {described: first}
+  parts = {about if places else "target": first}
   if places:
-    part = "target" if described == "reference" else "reference"
-    parts[part] = another(part)
+    other = "target" if about == "reference" else "reference"
+    parts[other] = another(other)
   count = int(rng.integers(*suite.distractors, endpoint=True))
   # As `tabletop.lay` has it: the first lies there as the reference does.
-  kinds = ("reference" if places else "target", "target")
+  kinds = ("reference" if places else about, "target")
   return parts, [another(kinds[i % 2]) for i in range(count)], words.text
 
 

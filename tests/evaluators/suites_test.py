@@ -105,7 +105,7 @@ def test_what_is_described_is_unseen_and_fits_one_thing_only(name):
   suite = SUITES[name]
   for episode in draw(name, 30):
     task, options = episode.options.task, episode.options
-    described = KNOWN[getattr(task, suite.described)]
+    described = KNOWN[getattr(task, episode.described)]
     assert described.name not in seen.SEEN_CONCEPTS
     if suite.words != ("name",):
       pattern = rf"the {described.name}\b"
@@ -126,10 +126,23 @@ def test_sums_are_right():
     first, sign, second = re.search(r"(\w+) (plus|minus) (\w+)$", text).groups()
     first, second = NUMBERS.index(first), NUMBERS.index(second)
     value = first + second if sign == "plus" else first - second
-    assert episode.options.task.reference == f"number {value}"
+    task = episode.options.task
+    assert getattr(task, episode.described) == f"number {value}"
 
 
-def test_a_patterndoes_not_fit_another_thing_too():
+def test_a_symbol_is_acted_on_where_nothing_is_put_on_it():
+  for episode in draw("symbols_numbers", 40):
+    task, others = episode.options.task, episode.options.distractors
+    number = getattr(task, episode.described)
+    assert number.startswith("number") and number in episode.options.instruction
+    places = task.family.startswith("place")
+    assert episode.described == ("reference" if places else "target")
+    # Another number lies there too, and something that demonstrations show.
+    kinds = sorted(KNOWN[name].category == "number" for name in others)
+    assert kinds == [False, True]
+
+
+def test_a_pattern_does_not_fit_another_thing_too():
   assert trials._is_a(KNOWN["green apple"], KNOWN["apple"])
   assert not trials._is_a(KNOWN["apple"], KNOWN["green apple"])
   assert not trials._is_a(KNOWN["number 10"], KNOWN["number 1"])
@@ -148,6 +161,18 @@ def test_choosing():
     ValueError, match="'people_role' for suite, expected.*mean 'people_roles'"
   ):
     suites.choose(["people_role"])
+
+
+def test_families_can_be_left_out():
+  some = suites.only(suites.choose(["seen", "people"]), ["pick", "push"])
+  assert [s.families for s in some] == [("pick", "push"), ("pick",), ("pick",)]
+  assert suites.only(some, []) == some
+  episodes = trials.draw(some, KNOWN, 4, 0)
+  assert {e.options.task.family for e in episodes} == {"pick", "push"}
+  with pytest.raises(ValueError, match="expected one of suite 'people_names'"):
+    suites.only(suites.choose(["people"]), ["push"])
+  with pytest.raises(ValueError, match="'pik' for task family"):
+    suites.only(some, ["pik"])
 
 
 def test_a_bad_row():
