@@ -5,11 +5,15 @@ RUN := .venv/bin/python
 QUICKSTART ?= runs/quickstart
 MINI ?= runs/mini
 MINI_ROBOTS := cofinetuned robot_only from_scratch planning
-MINI_SKILLS := hand,name,category,keyword,fact,arithmetic,language,detect,caption
+MINI_SKILLS := hand,name,category,keyword,fact,arithmetic,language,detect
 MINI_WEB = $(RUN) -m data.make_web_pictures --output_dir=$(MINI)/web \
   --flagfile=data/mini_concepts.flags --image_size=64 --num_shards=2
+MINI_TASKS := --families=move_to,pick --image_size=64
 MINI_ROLLOUT = $(RUN) launch/rollout.py --output=$(MINI)/rollouts \
-  --flagfile=data/mini_concepts.flags --image_size=64
+  --flagfile=data/mini_concepts.flags $(MINI_TASKS)
+QUICKSTART_ROLLOUT = $(RUN) launch/rollout.py --output=$(QUICKSTART)/rollouts \
+  --flagfile=data/mini_concepts.flags $(MINI_TASKS) --episodes=20 \
+  --suites=seen,objects_easy,symbol_understanding
 
 # XLA's arrays would otherwise go back to Linux after every step and be cleared
 # when they come again: a quarter of a small model's time.
@@ -22,18 +26,24 @@ INSTALL_DRAWING := { apt-get -qq update && apt-get -qq install -y \
 
 .PHONY: quickstart mini test lint format bench clean
 
-quickstart: .venv/installed
-	$(RUN) -m data.make_reach_episodes --output_dir=$(QUICKSTART)/data \
-	  --train_episodes=24 --val_episodes=6
-	$(RUN) launch/train.py --config=configs/quickstart.py \
-	  --config.sources.reach.path=$(QUICKSTART)/data/fractal20220817_data/0.1.0 \
+# A part of `mini`, from the committed VLM.
+quickstart: .venv/installed-sim
+	$(RUN) -m data.make_tabletop --output_dir=$(QUICKSTART)/robot \
+	  --train_episodes=1500 --val_episodes=20 --max_distractors=3 $(MINI_TASKS)
+	$(RUN) -m data.make_web_pictures --output_dir=$(QUICKSTART)/web \
+	  --flagfile=data/mini_concepts.flags --image_size=64 --num_shards=2 \
+	  --train_examples=1500 --val_examples=50 \
+	  --skills=point,point_by_fact,$(MINI_SKILLS)
+	$(RUN) launch/train.py --config=configs/quickstart.py:$(QUICKSTART) \
 	  --workdir=$(QUICKSTART)/run
 	$(RUN) launch/evaluate.py --workdir=$(QUICKSTART)/run
+	$(QUICKSTART_ROLLOUT) --workdir=$(QUICKSTART)/run
+	$(QUICKSTART_ROLLOUT) --policy=guess,oracle
 
 # RT-2 in miniature: hours on two cores. A call that was killed goes on.
 mini: $(MINI)/web/written
 	$(RUN) -m data.make_tabletop --output_dir=$(MINI)/robot \
-	  --train_episodes=2000 --val_episodes=60 --image_size=64 --max_distractors=3
+	  --train_episodes=8000 --val_episodes=100 --max_distractors=3 $(MINI_TASKS)
 	for run in encoder vlm $(MINI_ROBOTS); do $(RUN) launch/train.py \
 	  --config=configs/mini_$$run.py:$(MINI) --workdir=$(MINI)/$$run || exit 1; done
 	for run in vlm $(MINI_ROBOTS); do $(RUN) launch/evaluate.py \
@@ -42,7 +52,7 @@ mini: $(MINI)/web/written
 	  || exit 1; done
 	$(MINI_ROLLOUT) --policy=null,random,guess,oracle
 
-$(MINI)/web/written: .venv/installed-extras
+$(MINI)/web/written: .venv/installed-sim
 	rm -rf $(MINI)/web
 	$(MINI_WEB) --train_examples=60000 --val_examples=500 --skills=grid
 	$(MINI_WEB) --train_examples=40000 --val_examples=500 --skills=point
@@ -68,11 +78,16 @@ bench: .venv/installed-extras
 	  --data=runs/bench/fractal20220817_data/0.1.0
 	$(RUN) launch/validation.py
 
-# PyTorch, to compare with; the TPU's compiler; the simulator. Not for the
-# quick start, since JAX warns of a TPU that is not there once libtpu is.
-.venv/installed-extras: .venv/installed
+# PyTorch, to compare with, and the TPU's compiler. Not for the quick start,
+# since JAX warns of a TPU that is not there once libtpu is.
+.venv/installed-extras: .venv/installed-sim
 	.venv/bin/pip install -q --disable-pip-version-check \
 	  -c constraints.txt -e '.[plan,sim,torch]'
+	touch $@
+
+.venv/installed-sim: .venv/installed
+	.venv/bin/pip install -q --disable-pip-version-check \
+	  -c constraints.txt -e '.[sim]'
 	$(DRAWING) || $(INSTALL_DRAWING) || echo "make: the tabletop cannot \
 	  be drawn; as root, run: $(INSTALL_DRAWING)"
 	touch $@

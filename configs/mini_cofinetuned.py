@@ -28,5 +28,5 @@ def get_config(data: str = "runs/mini") -> ml_collections.ConfigDict:
   }
   config.robot_share = 0.5
   config.optimizer.learning_rate = 1e-3
-  config.num_steps = 3_000
+  config.num_steps = 4_000
   return config

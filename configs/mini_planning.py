@@ -15,6 +15,6 @@ from configs import mini_cofinetuned
 def get_config(data: str = "runs/mini") -> ml_collections.ConfigDict:
   config = mini_cofinetuned.get_config(data)
   config.sources.tabletop.dataset = "tabletop_with_plan"
-  config.prompt.plan_length = 14
-  config.prompt.suffix_length = 24  # plan, its end, eight numbers and eos
+  config.prompt.plan_length = 7
+  config.prompt.suffix_length = 17  # plan, its end, eight numbers and eos
   return config

@@ -27,7 +27,6 @@ SKILLS = {
   "arithmetic": 0.5,
   "language": 0.5,
   "detect": 0.5,
-  "caption": 0.25,
 }
 
 
@@ -42,18 +41,18 @@ def get_config(data: str = "runs/mini") -> ml_collections.ConfigDict:
         "vocab_size": 5504,
         "num_frames": 1,
         "dtype": "float32",
-        "remat": "none",
+        "remat": "dots",
       },
       "pretrained": f"{data}/encoder",
       "tokenizer_file": "data/picture_tokenizer.model",
-      "prompt": {"prefix_length": 24, "suffix_length": 12},
+      "prompt": {"prefix_length": 16, "suffix_length": 9},
       "actions": {"route": "rare", "rt1_compat": False},
       "sources": {},
       "web": {
         skill: web(data, skill, share) for skill, share in SKILLS.items()
       },
       "robot_share": 0.0,
-      # A few captions are longer than the answers of all others.
+      # A few words of other languages are longer than all other answers.
       "loader": {"num_threads": 1, "max_skipped": 20_000, "index_folder": ""},
       "augmentation": {
         "crop": 0.0,
@@ -70,7 +69,7 @@ def get_config(data: str = "runs/mini") -> ml_collections.ConfigDict:
         "b2": 0.98,
       },
       "evaluation": {
-        "every": 1_000,
+        "every": 2_000,
         "num_steps": 512,
         "num_questions": 250,
         "batch_size": 125,

@@ -5,8 +5,9 @@
     --output=runs/rollouts
 
 Every policy meets the same episodes. OUTPUT gets `{policy}.json` for each, and
-`report.html` about all that are in the folder, also from earlier calls; a run
-is called after its folder. Suites are rows of rt2_jax/evaluators/suites.py.
+`report.html` and `summary.md` about all that are in the folder, also from
+earlier calls; a run is called after its folder. Suites are rows of
+rt2_jax/evaluators/suites.py.
 
 Baselines: `null` rests, `random` moves at random, `guess` is the scripted
 expert who takes anything for the thing that a suite is about (chance for who
@@ -36,6 +37,7 @@ from rt2_jax.evaluators import (
   rollout,
   simulation,
   suites,
+  summary,
   trials,
 )
 
@@ -80,6 +82,7 @@ class Tried(NamedTuple):
     expert: which task the expert takes an episode for.
     config_hash: of a run's config; "" for a baseline.
     web: accuracy on each web source, where it was measured.
+    web_before: likewise, of the run that training started from.
   """
 
   what: str
@@ -87,6 +90,7 @@ class Tried(NamedTuple):
   expert: Callable = rollout.asked
   config_hash: str = ""
   web: dict[str, float] = {}  # noqa: RUF012
+  web_before: dict[str, float] = {}  # noqa: RUF012
 
 
 _BASELINES = {
@@ -117,6 +121,7 @@ def main(argv):
       evaluate(name, _BASELINES[name], episodes, folder)
   except RuntimeError as error:  # nothing to draw with
     sys.exit(str(error))
+  print(f"table: {summary.write(folder)}")
   print(f"page: {report.write(folder)}")
 
 
@@ -171,11 +176,13 @@ def load(workdir: str, episodes: list[trials.Episode]) -> Tried:
   meta, _ = checkpoints.restore_meta(_STEP.value)
   step = _STEP.value or checkpoints.latest_step()
   checkpoints.close()
+  start = meta["config"].get("pretrained")
   return Tried(
     f"{workdir}, step {step}",
     policy,
     config_hash=fingerprint(meta["config"]),
-    web=web_accuracy(pathlib.Path(workdir), step),
+    web=web_accuracy(workdir, step),
+    web_before=web_accuracy(start) if isinstance(start, str) else {},
   )
 
 
@@ -185,16 +192,21 @@ def fingerprint(config: dict) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def web_accuracy(workdir: pathlib.Path, step: int) -> dict[str, float]:
-  """What launch/evaluate.py measured of this checkpoint on web sources."""
+def web_accuracy(workdir: str, step: int | None = None) -> dict[str, float]:
+  """What launch/evaluate.py measured of a run on web sources.
+
+  Args:
+    workdir: of the run; one that was never evaluated has no accuracies.
+    step: of the checkpoint that was measured; None for any.
+  """
   measured = {
     path.stem: json.loads(path.read_text())
-    for path in sorted((workdir / "evaluation").glob("*.json"))
+    for path in sorted(pathlib.Path(workdir, "evaluation").glob("*.json"))
   }
   return {
     name: metrics["accuracy"]
     for name, metrics in measured.items()
-    if metrics.get("step") == step and "accuracy" in metrics
+    if step in (None, metrics.get("step")) and "accuracy" in metrics
   }
 
 
@@ -230,8 +242,8 @@ def evaluate(
       films.write_gif(one.images, folder / one.film)
       one.images = []
   numbers = {suite: rollout.summarize(r) for suite, r in done.items()}
-  for suite, summary in numbers.items():
-    print_line(suite, summary)
+  for suite, cell in numbers.items():
+    print_line(suite, cell)
   settings = {"image_size": config.image_size, "max_steps": config.max_steps}
   result = {
     "policy": name,
@@ -244,6 +256,7 @@ def evaluate(
     **settings,
     "seconds": round(time.monotonic() - start, 1),
     "web": tried.web,
+    "web_before": tried.web_before,
     "suites": numbers,
   }
   path = folder / f"{name}.json"
@@ -251,16 +264,16 @@ def evaluate(
   print(f"numbers: {path}")
 
 
-def print_line(suite: str, summary: dict) -> None:
-  low, high = summary["interval"]
+def print_line(suite: str, cell: dict) -> None:
+  low, high = cell["interval"]
   outcomes = ", ".join(
     f"{count} {outcome}"
-    for outcome, count in summary["outcomes"].items()
+    for outcome, count in cell["outcomes"].items()
     if count and outcome != SUCCESS
   )
   print(
-    f"{suite:<22}{summary['rate']:>6.1%}  [{low:.1%}, {high:.1%}]  "
-    f"n={summary['n']}  {outcomes}"
+    f"{suite:<22}{cell['rate']:>6.1%}  [{low:.1%}, {high:.1%}]  "
+    f"n={cell['n']}  {outcomes}"
   )
 
 

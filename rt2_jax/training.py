@@ -25,8 +25,10 @@ from rt2_jax.train_state import Trainer, TrainState
 
 _LOG = logging.getLogger(__name__)
 
-# Fields that may change when a run goes on: the batches stay the same.
+# Fields that may change when a run goes on, wherever they stand: batches and
+# model stay the same.
 _FREE_FIELDS = (
+  "remat",
   "topology",
   "mesh",
   "microbatches",
@@ -271,8 +273,7 @@ def claim_workdir(workdir: pathlib.Path, fields: Mapping[str, Any]):
     path.write_text(json.dumps(fields, indent=2, sort_keys=True))
     return
   stored = json.loads(path.read_text())
-  wanted = dict(to_json(fields), **{f: stored.get(f) for f in _FREE_FIELDS})
-  differences = list(differing(stored, wanted, "config"))
+  differences = list(differing(stored, to_json(fields), "config"))
   if differences:
     raise ValueError(
       f"got a config that differs from the one in {path}: "
@@ -287,9 +288,12 @@ def to_json(value: Any) -> Any:
 
 
 def differing(old: Any, new: Any, name: str) -> Iterator[str]:
-  """Names each place where two JSON values differ: `a.b is 1, was 2`."""
+  """Names each place where two JSON values differ: `a.b is 1, was 2`.
+
+  Fields that may change are left out.
+  """
   if isinstance(old, dict) and isinstance(new, dict):
-    for key in sorted(old.keys() | new.keys()):
+    for key in sorted((old.keys() | new.keys()) - set(_FREE_FIELDS)):
       yield from differing(old.get(key), new.get(key), f"{name}.{key}")
   elif old != new:
     yield f"{name} is {new!r:.80}, was {old!r:.80}"

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import html.parser
 import json
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from rt2_jax.actions import TABLETOP, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
-from rt2_jax.evaluators import report
+from rt2_jax.evaluators import report, summary
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params
 from rt2_jax.prompt import ROBOT_TEMPLATE
@@ -42,7 +43,11 @@ def save_run(folder, tokenizer, prefix_length=48, num_frames=1):
   )
   actions = ActionTokenizer(TABLETOP, tokenizer.action_route("rare"))
   meta = {
-    "config": {"sources": {"tabletop": {}}, "web": {"name": {}, "fact": {}}},
+    "config": {
+      "sources": {"tabletop": {}},
+      "web": {"name": {}, "fact": {}},
+      "pretrained": str(folder / "vlm"),
+    },
     "model": dataclasses.asdict(model),
     "prompt": {
       "prefix_length": prefix_length,
@@ -60,6 +65,9 @@ def save_run(folder, tokenizer, prefix_length=48, num_frames=1):
   for name, step in (("name", 7), ("fact", 6)):  # one of another checkpoint
     path = folder / f"evaluation/{name}.json"
     path.write_text(json.dumps({"step": step, "accuracy": 0.625}))
+  before = folder / "vlm/evaluation"
+  before.mkdir(parents=True)
+  (before / "name.json").write_text('{"step": 3, "accuracy": 0.75}')
   return folder
 
 
@@ -114,7 +122,7 @@ class Page(html.parser.HTMLParser):
 
 
 def test_numbers(folder):
-  results = report.read(folder)
+  results = summary.read(folder)
   assert list(results) == ["random <b>", "null", "oracle"]
   oracle = json.loads((folder / "oracle.json").read_text())
   names = ["seen", "symbols_numbers", "people_names", "people_roles"]
@@ -131,14 +139,28 @@ def test_numbers(folder):
   assert results["null"]["suites"]["seen"]["rate"] == 0.0
   run = results["random <b>"]
   assert len(run["config_hash"]) == 16 and run["what"].endswith("step 7")
-  assert run["web"] == {"name": 0.625}
+  assert run["web"] == {"name": 0.625} and run["web_before"] == {"name": 0.75}
+
+
+def test_the_table_pools_topics_and_families(folder):
+  lines = (folder / "summary.md").read_text().splitlines()
+  head, rule, *rows = ([c.strip() for c in x.split("|")[1:-1]] for x in lines)
+  assert head == ["", "random <b>", "null", "oracle"] and set(rule) == {"---"}
+  rows = {name: cells for name, *cells in rows}
+  assert list(rows)[:3] == [
+    *("seen tasks (n = 2)", "symbol understanding (n = 2)", "people (n = 4)")
+  ]
+  assert rows["people (n = 4)"][1:] == ["0 (0 to 49)", "100 (51 to 100)"]
+  families = [name for name in rows if name.startswith("all, ")]
+  assert sum(int(re.search(r"\d+", name)[0]) for name in families) == 8
+  assert rows["web answers"] == ["62 (83% kept)", "", ""]
 
 
 def test_films(folder):
   for policy in ("null", "oracle", "random <b>"):
     assert len(list((folder / "films" / policy).glob("*.gif"))) == 4
   with Image.open(folder / "films/oracle/people_roles_0.gif") as film:
-    assert film.size == (48, 48) and film.n_frames > 8
+    assert film.size == (48, 48) and film.n_frames > 4
     assert film.info["duration"] == 200  # ms: five steps a second
 
 
@@ -161,7 +183,9 @@ def test_the_page_holds_tables_and_pictures_and_needs_nothing_else(folder):
   assert all(s.startswith("data:image/jpeg;base64,") for s in page.loaded)
   assert all((folder / link).is_file() for link in page.links)
   assert "https://" not in text
-  assert "put the" in text and "“" in text
+  oracle = json.loads((folder / "oracle.json").read_text())
+  asked = oracle["suites"]["seen"]["episodes"][0]["instruction"]
+  assert f"“{asked}”" in text
 
 
 def test_results_of_other_episodes_are_not_compared(folder, tmp_path):

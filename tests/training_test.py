@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -269,6 +270,15 @@ def test_a_workdir_of_another_experiment_is_left_alone(fields, tmp_path):
   ):
     training.claim_workdir(tmp_path, other)
   assert (tmp_path / "config.json").read_text() == before
+
+
+def test_what_a_layer_computes_again_may_change(fields, tmp_path):
+  fields["num_steps"] = 2
+  first = training.train(fields, tmp_path / "run")
+  fields["model"]["remat"] = "dots"
+  fields["log_every"] = 2
+  again = training.train(fields, tmp_path / "run")
+  chex.assert_trees_all_equal(again.params, first.params)
 
 
 def test_a_checkpoint_of_another_model_or_action_space(fields, tmp_path):

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from rt2_jax.evaluators import films, plots
-from rt2_jax.evaluators.rollout import OUTCOMES, wilson
-from rt2_jax.evaluators.suites import GROUPS, SUITES
+from rt2_jax.evaluators import films, plots, summary
+from rt2_jax.evaluators.rollout import OUTCOMES
+from rt2_jax.evaluators.suites import SUITES
 
 PAGE = "report.html"
-BASELINES = ("null", "random", "guess", "oracle")
 _EMERGENT = ("symbol understanding", "reasoning", "people")
 
 _STYLE = """
@@ -48,7 +45,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   Raises:
     ValueError: no results, results of other episodes, or a film is missing.
   """
-  results = read(folder)
+  results = summary.read(folder)
   first = next(iter(results.values()))
   rows = {
     name: SUITES[name].title for name in SUITES if name in first["suites"]
@@ -57,7 +54,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     _introduction(results),
     "<h2>Success</h2>",
     _success_table(results, rows),
-    plots.draw_success(_summary(results, rows)),
+    plots.draw_success(summary.by_group(results, rows)),
     "<h2>How episodes ended</h2>",
     plots.draw_outcomes(
       {
@@ -83,36 +80,6 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def read(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """A folder's results by policy, the baselines last.
-
-  Raises:
-    ValueError: there are none, or they are about other episodes.
-  """
-  found = {path: json.loads(path.read_text()) for path in folder.glob("*.json")}
-  if not found:
-    raise ValueError(
-      f"got no results in {str(folder)!r}, expected a file for each policy; "
-      "run launch/rollout.py"
-    )
-  prints: dict[str, list[str]] = {}
-  for path, result in found.items():
-    prints.setdefault(result["episodes_hash"], []).append(path.name)
-  if len(prints) > 1:
-    groups = "; ".join(", ".join(sorted(names)) for names in prints.values())
-    raise ValueError(
-      f"got results of {len(prints)} different sets of episodes in "
-      f"{str(folder)!r} ({groups}), expected the same --suites, --episodes, "
-      "--seed and picture size for every policy; choose another --output"
-    )
-  results = {result["policy"]: result for result in found.values()}
-  order = sorted(
-    results,
-    key=lambda p: (BASELINES.index(p) if p in BASELINES else -1, p),
-  )
-  return {policy: results[policy] for policy in order}
-
-
 def _introduction(results: Mapping[str, dict]) -> str:
   first = next(iter(results.values()))
   return (
@@ -128,42 +95,9 @@ def _introduction(results: Mapping[str, dict]) -> str:
   )
 
 
-def pool(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-  """Several suites as one: they have equally many episodes."""
-  cells = list(cells)
-  successes = sum(cell["successes"] for cell in cells)
-  n = sum(cell["n"] for cell in cells)
-  return {
-    "n": n,
-    "successes": successes,
-    "rate": successes / n,
-    "interval": wilson(successes, n),
-  }
-
-
-def _grouped(rows: Iterable[str]) -> dict[str, list[str]]:
-  """The suites of each group that has any."""
-  names = list(rows)
-  grouped = {g: [s for s in names if SUITES[s].group == g] for g in GROUPS}
-  return {group: suites for group, suites in grouped.items() if suites}
-
-
-def _summary(
-  results: Mapping[str, dict], rows: Iterable[str]
-) -> dict[str, dict[str, dict]]:
-  """Each group pooled, by policy."""
-  return {
-    group: {
-      policy: pool(result["suites"][s] for s in suites)
-      for policy, result in results.items()
-    }
-    for group, suites in _grouped(rows).items()
-  }
-
-
 def _success_table(results: Mapping[str, dict], rows: Mapping[str, str]) -> str:
   lines = [_header("suite", results)]
-  for group, suites in _grouped(rows).items():
+  for group, suites in summary.grouped(rows).items():
     if suites != [group.replace(" tasks", "")]:
       span = len(results) + 1
       lines.append(f'<tr class="group"><th colspan="{span}">{group}</th></tr>')
@@ -171,13 +105,13 @@ def _success_table(results: Mapping[str, dict], rows: Mapping[str, str]) -> str:
       cells = {p: result["suites"][suite] for p, result in results.items()}
       lines.append(_row(rows[suite], cells))
     if len(suites) > 1:
-      cells = _summary(results, suites)[group]
+      cells = summary.by_group(results, suites)[group]
       lines.append(_row(f"{group}, average", cells, "mean"))
-  summary = _summary(results, rows)
-  if all(group in summary for group in _EMERGENT):
+  pooled = summary.by_group(results, rows)
+  if all(group in pooled for group in _EMERGENT):
     # As in table 5: the mean of the three means, which has no simple interval.
     cells = {
-      p: {"rate": sum(summary[g][p]["rate"] for g in _EMERGENT) / 3}
+      p: {"rate": sum(pooled[g][p]["rate"] for g in _EMERGENT) / 3}
       for p in results
     }
     lines.append(_row("emergent, mean of the three averages", cells, "mean"))
@@ -191,11 +125,11 @@ def _header(first: str, columns: Iterable[str]) -> str:
 
 def _row(title: str, cells: Mapping[str, Mapping], style: str = "") -> str:
   """A row of rates; the best of the policies that are no baselines is bold."""
-  tried = [c["rate"] for p, c in cells.items() if p not in BASELINES]
+  tried = [c["rate"] for p, c in cells.items() if p not in summary.BASELINES]
   texts = []
   for policy, cell in cells.items():
     text = f"{100 * cell['rate']:.0f}"
-    if policy not in BASELINES and cell["rate"] == max(tried):
+    if policy not in summary.BASELINES and cell["rate"] == max(tried):
       text = f"<b>{text}</b>"
     hint = ""
     if "interval" in cell:

@@ -179,9 +179,12 @@ class Loader:
     if len(self.skipped) >= self.max_skipped:
       raise error
     self.skipped.append(str(error))
+    count = len(self.skipped)
+    if count & (count - 1):
+      return  # the 1st, 2nd, 4th, 8th … are news enough
     _LOG.warning(
-      "skipped %d of at most %d damaged examples: %s",
-      len(self.skipped),
+      "skipped %d of at most %d examples, such as %s",
+      count,
       self.max_skipped,
       error,
     )

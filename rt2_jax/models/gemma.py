@@ -167,7 +167,8 @@ class GatedMlp(nn.Module):
     d, f, normal = x.shape[-1], self.config.mlp_dim, nn.initializers.normal
     gating = self.param("gating_einsum", normal(d**-0.5), (2, d, f))
     linear = self.param("linear", normal(f**-0.5), (f, d))
-    gate, up = jnp.einsum("btd,cdf->cbtf", x, gating.astype(x.dtype))
+    # One product for both would come out transposed on a CPU.
+    gate, up = (jnp.einsum("btd,df->btf", x, w) for w in gating.astype(x.dtype))
     hidden = nn.gelu(gate, approximate=True) * up
     return jnp.einsum("btf,fd->btd", hidden, linear.astype(x.dtype))
 
