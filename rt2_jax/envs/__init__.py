@@ -1,7 +1,15 @@
 """Environments in which a robot can be tried, all without a screen."""
 
 import ctypes.util
+import importlib.util
 import os
+
+for _package in ("gymnasium", "mujoco", "PIL"):
+  if importlib.util.find_spec(_package) is None:
+    raise ModuleNotFoundError(
+      f"got no package {_package!r}, expected the simulator's; run "
+      "`pip install -e '.[sim]'`"
+    )
 
 # MuJoCo reads this once, when it is imported; by itself it would ask for a
 # screen. Whoever sets it knows better.

@@ -294,3 +294,22 @@ def test_where_nothing_can_be_drawn(before, variables, message):
     cwd=ROOT,
   )
   assert message in done.stdout, done.stderr[-2000:]
+
+
+def test_without_the_simulators_packages(tmp_path):
+  """MuJoCo is hidden, as on a machine without the extra."""
+  (tmp_path / "sitecustomize.py").write_text(
+    "import importlib.util as u\n"
+    "find = u.find_spec\n"
+    "u.find_spec = lambda name: None if name == 'mujoco' else find(name)\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "launch/rollout.py", "--policy=null", "--output=x"],
+    env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert done.returncode
+  assert "got no package 'mujoco'" in done.stderr
+  assert "pip install -e '.[sim]'" in done.stderr
