@@ -4,6 +4,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 QUICKSTART ?= runs/quickstart
 MINI ?= runs/mini
+MINI_MODEL ?=
 MINI_ROBOTS := cofinetuned robot_only from_scratch planning
 MINI_SKILLS := hand,name,category,keyword,fact,arithmetic,language,detect
 MINI_WEB = $(RUN) -m data.make_web_pictures --output_dir=$(MINI)/web \
@@ -40,12 +41,15 @@ quickstart: .venv/installed-sim
 	$(QUICKSTART_ROLLOUT) --workdir=$(QUICKSTART)/run
 	$(QUICKSTART_ROLLOUT) --policy=guess,oracle
 
-# RT-2 in miniature: hours on two cores. A call that was killed goes on.
+# RT-2 in miniature: hours on two cores. A call that was killed goes on. At
+# another size: MINI=runs/micro MINI_MODEL='--config.model.img=micro/16
+# --config.model.llm=gemma_micro'.
 mini: $(MINI)/web/written
 	$(RUN) -m data.make_tabletop --output_dir=$(MINI)/robot \
 	  --train_episodes=8000 --val_episodes=100 --max_distractors=3 $(MINI_TASKS)
 	for run in encoder vlm $(MINI_ROBOTS); do $(RUN) launch/train.py \
-	  --config=configs/mini_$$run.py:$(MINI) --workdir=$(MINI)/$$run || exit 1; done
+	  --config=configs/mini_$$run.py:$(MINI) --workdir=$(MINI)/$$run \
+	  $(MINI_MODEL) || exit 1; done
 	for run in vlm $(MINI_ROBOTS); do $(RUN) launch/evaluate.py \
 	  --workdir=$(MINI)/$$run --web_of=$(MINI)/vlm || exit 1; done
 	for run in $(MINI_ROBOTS); do $(MINI_ROLLOUT) --workdir=$(MINI)/$$run \

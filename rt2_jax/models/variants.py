@@ -148,7 +148,7 @@ class VLMConfig:
 # G, e and 22B are those of PaLI, PaLI-E (ViT-4B of PaLM-E) and PaLI-X.
 ENCODERS: Mapping[str, SiglipConfig] = MappingProxyType(
   {
-    "mini/8": SiglipConfig(128, 4, 384, 4, patch_size=8),
+    "micro/16": SiglipConfig(64, 4, 192, 2, patch_size=16),
     "mini/16": SiglipConfig(128, 4, 384, 4, patch_size=16),
     "tiny/16": SiglipConfig(192, 4, 768, 4, patch_size=16),
     "tiny/8": SiglipConfig(192, 4, 768, 4, patch_size=8),
@@ -170,6 +170,7 @@ def _gemma2(*sizes: int, **overrides) -> GemmaConfig:
 # stack, `ul2_3b` has more layers to hold as many parameters.
 DECODERS: Mapping[str, GemmaConfig] = MappingProxyType(
   {
+    "gemma_micro": GemmaConfig(64, 4, 192, 2, 1, 32),
     "gemma_mini": GemmaConfig(128, 4, 384, 4, 1, 32),
     "gemma_tiny": GemmaConfig(256, 4, 1024, 4, 1, 64),
     "gemma2_tiny": _gemma2(256, 4, 1024, 4, 2, 64),
