@@ -82,8 +82,8 @@ def predict(
   """Compiles a config's acting for one chip of a slice.
 
   Raises:
-    ValueError: an unknown slice or mode, or actions that are not written in
-      rare tokens.
+    ValueError: an unknown slice or mode, actions that are not written in rare
+      tokens, or plans before them.
     RuntimeError: no `libtpu`, or the compiler failed.
   """
   compiled = ahead_of_time.compile_for(
@@ -115,6 +115,12 @@ def lower_action(
     raise ValueError(
       f"got config.actions.route = {config.actions.route!r}, expected 'rare': "
       "other routes depend on the tokenizer's file"
+    )
+  if config.prompt.plan_length:
+    raise ValueError(
+      f"got config.prompt.plan_length = {config.prompt.plan_length}, expected "
+      "0: how many tokens a plan takes is not known ahead; pass "
+      "--config.prompt.plan_length=0 for the action alone"
     )
   mesh = sharding.make_mesh({}, devices[:1])
   whole = sharding.replicated(mesh)

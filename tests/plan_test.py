@@ -166,6 +166,13 @@ def test_text_routes_have_no_control_rate(tiny):
     control_rate.predict(text, "v5e:1x1", "fast")
 
 
+def test_plans_have_no_control_rate(tiny):
+  prompt = dataclasses.replace(tiny.prompt, plan_length=7)
+  planning_robot = dataclasses.replace(tiny, prompt=prompt)
+  with pytest.raises(ValueError, match="plan_length = 7, expected 0: how many"):
+    control_rate.predict(planning_robot, "v5e:1x1", "fast")
+
+
 def test_decoding_has_no_mesh():
   done = run("launch/plan.py", CONFIG, "--program=decode", "--mesh=1x1x2x1")
   assert done.returncode != 0
