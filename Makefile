@@ -9,11 +9,12 @@ MINI_ROBOTS := cofinetuned robot_only from_scratch planning
 MINI_SKILLS := hand,name,category,keyword,fact,arithmetic,language,detect
 MINI_WEB = $(RUN) -m data.make_web_pictures --output_dir=$(MINI)/web \
   --flagfile=data/mini_concepts.flags --image_size=64 --num_shards=2
+QUICKSTART_TASKS := --families=move_to --image_size=64
 MINI_TASKS := --families=move_to,pick --image_size=64
 MINI_ROLLOUT = $(RUN) launch/rollout.py --output=$(MINI)/rollouts \
   --flagfile=data/mini_concepts.flags $(MINI_TASKS)
 QUICKSTART_ROLLOUT = $(RUN) launch/rollout.py --output=$(QUICKSTART)/rollouts \
-  --flagfile=data/mini_concepts.flags $(MINI_TASKS) --episodes=20 \
+  --flagfile=data/mini_concepts.flags $(QUICKSTART_TASKS) --episodes=20 \
   --suites=seen,objects_easy,symbol_understanding
 
 # XLA's arrays would otherwise go back to Linux after every step and be cleared
@@ -30,7 +31,8 @@ INSTALL_DRAWING := { apt-get -qq update && apt-get -qq install -y \
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
 	$(RUN) -m data.make_tabletop --output_dir=$(QUICKSTART)/robot \
-	  --train_episodes=1500 --val_episodes=20 --max_distractors=3 $(MINI_TASKS)
+	  --train_episodes=2000 --val_episodes=20 --max_distractors=3 \
+	  $(QUICKSTART_TASKS)
 	$(RUN) -m data.make_web_pictures --output_dir=$(QUICKSTART)/web \
 	  --flagfile=data/mini_concepts.flags --image_size=64 --num_shards=2 \
 	  --train_examples=1500 --val_examples=50 \

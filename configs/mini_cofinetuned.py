@@ -3,7 +3,7 @@
 The paper's "co-fine-tune" rows of table 6, in miniature: demonstrations show 53
 things in one art style, the rest is known from the web alone.
 
-Fits on one chip, v5e:1x1, with 0.75 of 16.9 GB. A step there: 4.8 ms,
+Fits on one chip, v5e:1x1, with 0.17 of 16.9 GB. A step there: 2.5 ms,
 compiler-predicted (launch/plan.py, fast mode).
 """
 

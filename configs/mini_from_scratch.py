@@ -1,6 +1,6 @@
 """Ablation: `mini_robot_only` without pretrained weights.
 
-Fits on one chip, v5e:1x1, with 0.34 of 16.9 GB. A step there: 2.2 ms,
+Fits on one chip, v5e:1x1, with 0.10 of 16.9 GB. A step there: 1.3 ms,
 compiler-predicted (launch/plan.py, fast mode).
 """
 

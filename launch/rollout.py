@@ -260,7 +260,7 @@ def evaluate(
     "suites": numbers,
   }
   path = folder / f"{name}.json"
-  path.write_text(json.dumps(result, indent=1) + "\n")
+  path.write_text(json.dumps(result) + "\n")
   print(f"numbers: {path}")
 
 

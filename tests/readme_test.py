@@ -1,0 +1,22 @@
+"""Figures in README are those of the files that programs wrote."""
+
+import pathlib
+
+from rt2_jax.evaluators import summary
+from tests.conftest import ROOT
+
+MINI = ROOT / "docs/mini"
+
+
+def test_the_table_of_the_mini_robots_is_the_programs():
+  table = (MINI / summary.TABLE).read_text()
+  assert table == summary.table(summary.read(MINI))
+  for page in ("README.md", "docs/mini.md"):
+    assert table in pathlib.Path(ROOT, page).read_text(), page
+
+
+def test_every_run_names_its_config():
+  for policy, result in summary.read(MINI).items():
+    if policy not in summary.BASELINES:
+      assert len(result["config_hash"]) == 16, policy
+      assert result["web"] and result["command"]
