@@ -57,7 +57,7 @@ INSIDE = {
     {"trials"},
     {"simulation"},
     {"rollout"},
-    {"plots"},
+    {"summary", "plots"},
     {"report"},
   ],
 }

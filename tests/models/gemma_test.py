@@ -155,7 +155,7 @@ def test_remat_keeps_what_its_policy_says(policy, queries, gates):
   sizes = {leaf.size for leaf in kept}
   tokens = GEMMA2.depth * 3 * LENGTH
   assert (tokens * 4 * 8 in sizes) == queries
-  assert (tokens * 2 * 48 in sizes) == gates
+  assert (tokens * 48 in sizes) == gates
 
 
 def test_logits_of_are_rows_of_the_logits(config, params):
