@@ -48,7 +48,7 @@ quickstart: .venv/installed-sim
 # --config.model.llm=gemma_micro'.
 mini: $(MINI)/web/written
 	$(RUN) -m data.make_tabletop --output_dir=$(MINI)/robot \
-	  --train_episodes=8000 --val_episodes=100 --max_distractors=3 $(MINI_TASKS)
+	  --train_episodes=12000 --val_episodes=100 --max_distractors=3 $(MINI_TASKS)
 	for run in encoder vlm $(MINI_ROBOTS); do $(RUN) launch/train.py \
 	  --config=configs/mini_$$run.py:$(MINI) --workdir=$(MINI)/$$run \
 	  $(MINI_MODEL) || exit 1; done

@@ -21,7 +21,11 @@ _LIFT = 0.075  # and so does a block in the hand
 _GRASP = 0.012
 _RELEASE = 0.015
 _NEAR = 0.006  # of a goal, m
-_ALIGNED = 0.06  # rad
+_OVER = 0.012  # m from above a thing
+_AROUND = 0.01  # m: a block this far from the fingers' middle is grasped
+_ALIGNED = 0.12  # rad, likewise
+_FUNNEL = 4.0  # m of height for each m beside the block
+_TURNED = 0.02  # m beside the block that a rad of turning counts as
 _BEHIND = scene.BLOCK + 0.035  # from a block's middle to where a push begins
 _PUSH_GOAL = 0.12
 
@@ -46,24 +50,28 @@ def act(world: World, task: Task) -> np.ndarray:
 
 def _move_to(world: World, target: int) -> np.ndarray:
   goal = np.array([*world.spots()[target, :2], _HOVER])
-  if np.linalg.norm(goal - world.position) < _NEAR:
+  if np.linalg.norm(goal - world.position) < _OVER:
     return _stop(gripper=1.0)
   return _go(world, goal)
 
 
 def _grasp(world: World, target: int) -> np.ndarray:
-  """Goes above the block, turns, descends around it, closes."""
+  """Comes down a funnel around the block, turning on the way, and closes.
+
+  How low the hand may be follows smoothly from how far it is off. Whoever
+  imitates this sees no moment at which one motion ends and another begins, and
+  at which a small error of sight leaves the hand hovering for ever.
+  """
   spot = world.spots()[target]
   turn = math.remainder(world.yaw(target) - world.turn[2], math.pi / 2)
-  offset = spot[:2] - world.position[:2]
-  is_above = np.linalg.norm(offset) < _NEAR and abs(turn) < _ALIGNED
-  low = world.position[2] < _HOVER - _NEAR
-  if not is_above:
-    goal = [*(world.position[:2] if low else spot[:2]), _HOVER]
-    return _go(world, np.array(goal), yaw=0.0 if low else turn)
-  bottom = max(spot[2] - scene.BLOCK_HEIGHT, 0.0)
-  if world.position[2] > bottom + _GRASP + _NEAR:
-    return _go(world, np.array([*spot[:2], bottom + _GRASP]))
+  beside = float(np.linalg.norm(spot[:2] - world.position[:2]))
+  astray = max(beside - _AROUND, 0.0) + _TURNED * max(abs(turn) - _ALIGNED, 0.0)
+  bottom = max(spot[2] - scene.BLOCK_HEIGHT, 0.0) + _GRASP
+  height = min(_HOVER, bottom + _FUNNEL * astray)
+  if world.position[2] < height - 2 * _NEAR:  # up first: blocks are in the way
+    return _go(world, np.array([*world.position[:2], height]))
+  if astray or world.position[2] > bottom + _AROUND:
+    return _go(world, np.array([*spot[:2], height]), yaw=turn)
   return _go(world, world.position, gripper=0.0)
 
 
@@ -130,8 +138,7 @@ def _stop(gripper: float) -> np.ndarray:
 def _go(
   world: World, goal: np.ndarray, yaw: float = 0.0, gripper: float = 1.0
 ) -> np.ndarray:
-  """One step of a straight line to goal float[3], the hand held upright."""
-  way = goal - world.position
-  way = way * min(1.0, MAX_STEP / max(float(np.abs(way).max()), 1e-9))
+  """One step towards goal float[3], each axis for itself, the hand upright."""
+  way = np.clip(goal - world.position, -MAX_STEP, MAX_STEP)
   turn = np.clip([*-world.turn[:2], yaw], -MAX_TURN, MAX_TURN)
   return np.array([0.0, *way, *turn, gripper], np.float32)
