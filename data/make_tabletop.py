@@ -47,6 +47,7 @@ PICTURES = Path(__file__).with_name("pictures.zip")
 JPEG_QUALITY = 95
 CHUNK = 4  # episodes that a process records at a time
 ASTRAY = 0.03  # m, and 5 times as many rad
+FUMBLE = 0.3  # share of those steps that also open or close the hand
 _ATTEMPTS = 20
 
 Settings = Mapping[str, Any]
@@ -187,12 +188,17 @@ def record(
 
 
 def lead_astray(action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Another motion than the expert's; ending the episode stays as it is."""
+  """Another motion than the expert's; ending the episode stays as it is.
+
+  A hand that closed on nothing, or let go, is among what a policy must know.
+  """
   if action[0] > 0.5:
     return action
   spread = ASTRAY * np.array([1, 1, 1, 5, 5, 5])
   motion = rng.uniform(-spread, spread)
-  return np.array([0.0, *motion, action[7]], np.float32)
+  fumbles = rng.random() < FUMBLE
+  gripper = 1.0 - action[7] if fumbles else action[7]
+  return np.array([0.0, *motion, gripper], np.float32)
 
 
 def jpeg(image: np.ndarray) -> bytes:
@@ -322,7 +328,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer("min_distractors", 1, "Things beside the task's", 0, 3)
   flags.DEFINE_integer("max_distractors", 2, "Likewise", 0, 3)
   flags.DEFINE_float(
-    "wander", 0.1, "Share of steps that lead the hand astray", 0.0, 0.5
+    "wander", 0.15, "Share of steps that lead the hand astray", 0.0, 0.5
   )
   flags.DEFINE_integer("num_workers", None, "Processes; default: all CPUs", 1)
   app.run(main)

@@ -49,6 +49,20 @@ def test_training_reads_what_the_expert_did(folder):
   assert set(instructions) <= set(index.texts)
 
 
+def test_who_is_led_astray_moves_and_fumbles_but_does_not_end():
+  rng = np.random.default_rng(0)
+  action = np.array([0, 0.05, 0, 0, 0, 0, 0, 1], np.float32)
+  astray = np.stack(
+    [make_tabletop.lead_astray(action, rng) for _ in range(500)]
+  )
+  assert np.abs(astray[:, 1:4]).max() <= make_tabletop.ASTRAY
+  assert (astray[:, 7] == 0).mean() == pytest.approx(
+    make_tabletop.FUMBLE, abs=0.06
+  )
+  stop = np.array([1, 0, 0, 0, 0, 0, 0, 0], np.float32)
+  np.testing.assert_array_equal(make_tabletop.lead_astray(stop, rng), stop)
+
+
 def test_plans_name_what_the_expert_acts_on(folder):
   config = datasets.SourceConfig("tabletop_with_plan", str(folder))
   source = datasets.open_source(config, "train")

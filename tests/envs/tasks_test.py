@@ -77,6 +77,28 @@ def test_the_expert_finds_back_from_anywhere(world):
   assert tasks.is_success(world, task)
 
 
+def test_an_unsteady_hand_grasps_all_the_same(world):
+  """A policy sees to a few mm; the expert must not wait for exactness."""
+  rng = np.random.default_rng(3)
+  task, solved = Task("pick", "a"), 0
+  for _ in range(20):
+    world.reset(lay(task, rng), np.array([0.0, 0.0, 0.12]))
+    for _ in range(30):
+      action = oracle.act(world, task)
+      if action[0] > 0.5:
+        break
+      unsteady = action[1:4] + rng.normal(0, 0.006, 3)
+      world.step(unsteady, action[4:7], action[7])
+    solved += tasks.is_success(world, task)
+  assert solved >= 18
+
+
+def test_a_hand_that_closed_on_nothing_opens_again(world):
+  world.reset([Thing("a", True, 0.1, 0.0)], np.array([0.0, 0.0, 0.12]))
+  world.step(np.zeros(3), NO_TURN, 0.0)
+  assert oracle.act(world, Task("pick", "a"))[7] == 1.0
+
+
 def test_units_and_axes(world):
   world.reset([Thing("a", True, 0.1, 0.1)], np.array([0.0, 0.0, 0.15]))
   world.step(np.array([0.03, -0.02, -0.04]), np.array([0, 0, 0.2]), 0.0)
