@@ -12,7 +12,7 @@ MINI_WEB = $(RUN) -m data.make_web_pictures --output_dir=$(MINI)/web \
 QUICKSTART_TASKS := --families=move_to --image_size=64
 MINI_TASKS := --families=move_to,pick --image_size=64
 MINI_ROLLOUT = $(RUN) launch/rollout.py --output=$(MINI)/rollouts \
-  --flagfile=data/mini_concepts.flags $(MINI_TASKS)
+  --flagfile=data/mini_concepts.flags $(MINI_TASKS) --episodes=100
 QUICKSTART_ROLLOUT = $(RUN) launch/rollout.py --output=$(QUICKSTART)/rollouts \
   --flagfile=data/mini_concepts.flags $(QUICKSTART_TASKS) --episodes=20 \
   --suites=seen,objects_easy,symbol_understanding

@@ -5,7 +5,7 @@ and how exactly. The data are 250 steps of 64 x 64 images (reference: the debug
 split in Octo's repository); pass `--config.sources.bridge.path=…` when they
 lie elsewhere.
 
-Fits on one chip, v5e:1x1, with 0.69 of 16.9 GB. A step there: 4.5 ms,
+Fits on one chip, v5e:1x1, with 0.59 of 16.9 GB. A step there: 3.2 ms,
 compiler-predicted (launch/plan.py, fast mode).
 """
 

@@ -4,7 +4,7 @@ The paper's "co-fine-tune" rows of table 6, in miniature: demonstrations show 53
 things in one art style, the rest is known from the web alone. Two thirds are
 the robot share of RT-2-PaLM-E; RT-2-PaLI-X has a half.
 
-Fits on one chip, v5e:1x1, with 0.17 of 16.9 GB. A step there: 2.5 ms,
+Fits on one chip, v5e:1x1, with 0.17 of 16.9 GB. A step there: 1.9 ms,
 compiler-predicted (launch/plan.py, fast mode).
 """
 
@@ -35,6 +35,6 @@ def get_config(data: str = "runs/mini") -> ml_collections.ConfigDict:
     "contrast": 0.3,
     "saturation": 0.3,
   }
-  config.evaluation.every = 3_000
-  config.num_steps = 6_000
+  config.evaluation.every = 2_500
+  config.num_steps = 5_000
   return config

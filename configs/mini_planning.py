@@ -3,7 +3,7 @@
 Before it acts, the robot writes what it acts on and where that is:
 `Plan: apple <loc0416><loc0608>. Action: …`.
 
-Fits on one chip, v5e:1x1, with 0.24 of 16.9 GB. A step there: 3.2 ms,
+Fits on one chip, v5e:1x1, with 0.20 of 16.9 GB. A step there: 2.2 ms,
 compiler-predicted (launch/plan.py, fast mode).
 """
 

@@ -4,7 +4,7 @@
 one family of tasks, and trains for 500 steps instead of 4,000, of which three
 quarters are robot steps.
 
-Fits on one chip, v5e:1x1, with 0.17 of 16.9 GB. A step there: 2.5 ms,
+Fits on one chip, v5e:1x1, with 0.17 of 16.9 GB. A step there: 1.9 ms,
 compiler-predicted (launch/plan.py, fast mode).
 """
 

@@ -16,11 +16,16 @@ from rt2_jax.envs.scene import World
 
 MAX_STEP = 0.05  # m per step and axis
 MAX_TURN = 0.25  # rad per step and axis
+# The expert moves by multiples of these. Finer motions could not be told apart
+# in a small picture, and who imitates them would find, among many unlikely
+# answers, standing still the likeliest.
+_MOVE = 0.01  # m
+_TURN = 0.05  # rad
 _HOVER = 0.07  # fingertips pass above all blocks, m
 _LIFT = 0.075  # and so does a block in the hand
 _GRASP = 0.012
 _RELEASE = 0.015
-_NEAR = 0.006  # of a goal, m
+_NEAR = 0.008  # of a goal, m: more than _MOVE leaves in two axes
 _OVER = 0.012  # m from above a thing
 _AROUND = 0.01  # m: a block this far from the fingers' middle is grasped
 _ALIGNED = 0.12  # rad, likewise
@@ -139,6 +144,8 @@ def _go(
   world: World, goal: np.ndarray, yaw: float = 0.0, gripper: float = 1.0
 ) -> np.ndarray:
   """One step towards goal float[3], each axis for itself, the hand upright."""
-  way = np.clip(goal - world.position, -MAX_STEP, MAX_STEP)
-  turn = np.clip([*-world.turn[:2], yaw], -MAX_TURN, MAX_TURN)
+  way = _MOVE * np.round((goal - world.position) / _MOVE)
+  way = np.clip(way, -MAX_STEP, MAX_STEP)
+  turn = _TURN * np.round(np.array([*-world.turn[:2], yaw]) / _TURN)
+  turn = np.clip(turn, -MAX_TURN, MAX_TURN)
   return np.array([0.0, *way, *turn, gripper], np.float32)
