@@ -170,7 +170,9 @@ def details(plan: Plan, config: TrainConfig) -> Iterator[str]:
     f"{name} {size / 1e9:.2f}" for name, size in plan.hbm_split.items()
   )
   peak = chip_of(plan.topology).peak_flops
-  yield f"{plan.topology}, GB per chip: {split}"
+  mesh = plan.to_json()["mesh"]
+  which = f"{plan.topology}, mesh {mesh}, batch {plan.batch_size}"
+  yield f"{which}, GB per chip: {split}"
   yield (
     f"  MFU = useful FLOP / (step s * chips * peak) = "
     f"{plan.useful_flops:.3g} / ({plan.cost.step_s:.3f} * {plan.chips} * "
