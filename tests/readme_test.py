@@ -15,6 +15,20 @@ def test_the_table_of_the_mini_robots_is_the_programs():
     assert table in pathlib.Path(ROOT, page).read_text(), page
 
 
+def test_the_figures_of_the_quick_start_are_the_programs():
+  (result,) = summary.read(ROOT / "docs/quickstart").values()
+  suites = result["suites"]
+  symbols = [suites[name] for name in suites if name.startswith("symbols_")]
+  figures = (
+    "{successes} of {n} seen tasks, ".format(**suites["seen"])
+    + "{successes} of {n} with unseen objects, ".format(
+      **suites["objects_easy"]
+    )
+    + "{successes} of {n} with symbols.".format(**summary.pool(symbols))
+  )
+  assert figures in " ".join((ROOT / "README.md").read_text().split())
+
+
 def test_every_run_names_its_config():
   for policy, result in summary.read(MINI).items():
     if policy not in summary.BASELINES:
