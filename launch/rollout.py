@@ -5,8 +5,8 @@
     --output=runs/rollouts
 
 Every policy meets the same episodes. OUTPUT gets `{policy}.json` for each, and
-`report.html` and `summary.md` about all that are in the folder, also from
-earlier calls; a run is called after its folder. Suites are rows of
+`report.html`, `success.svg` and `summary.md` about all that are in the folder,
+also from earlier calls; a run is called after its folder. Suites are rows of
 rt2_jax/evaluators/suites.py.
 
 Baselines: `null` rests, `random` moves at random, `guess` is the scripted

@@ -179,6 +179,7 @@ def test_the_page_holds_tables_and_pictures_and_needs_nothing_else(folder):
   assert counts["nothing touched"][1] == counts["met the step cap"][1] == "8"
   assert web == [["web source", "random <b>"], ["name", "62.5"]]
   assert text.count("<svg") == 2
+  assert (folder / "success.svg").read_text() in text
   assert len(page.loaded) == 12  # four suites, three policies, one film each
   assert all(s.startswith("data:image/jpeg;base64,") for s in page.loaded)
   assert all((folder / link).is_file() for link in page.links)

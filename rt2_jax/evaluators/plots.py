@@ -55,7 +55,7 @@ def draw_success(rows: Mapping[str, Mapping[str, Any]]) -> str:
       label=policy,
     )
   axes.set_xticks(
-    range(len(rows)), [title.replace(", ", "\n") for title in rows]
+    range(len(rows)), [title.replace(" ", "\n") for title in rows]
   )
   axes.set_ylim(0, 105)
   axes.set_ylabel("success, %")

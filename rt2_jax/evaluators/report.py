@@ -17,6 +17,7 @@ from rt2_jax.evaluators.rollout import OUTCOMES
 from rt2_jax.evaluators.suites import SUITES
 
 PAGE = "report.html"
+FIGURE = "success.svg"
 _EMERGENT = ("symbol understanding", "reasoning", "people")
 
 _STYLE = """
@@ -42,6 +43,8 @@ code { font-size: 13px; overflow-wrap: anywhere; }
 def write(folder: pathlib.Path) -> pathlib.Path:
   """Writes the page about all results of a folder; returns its path.
 
+  The drawing of success lies beside it too, for other pages.
+
   Raises:
     ValueError: no results, results of other episodes, or a film is missing.
   """
@@ -50,11 +53,13 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   rows = {
     name: SUITES[name].title for name in SUITES if name in first["suites"]
   }
+  success = plots.draw_success(summary.by_topic(results))
+  (folder / FIGURE).write_text(success, encoding="utf-8")
   sections = [
     _introduction(results),
     "<h2>Success</h2>",
     _success_table(results, rows),
-    plots.draw_success(summary.by_group(results, rows)),
+    success,
     "<h2>How episodes ended</h2>",
     plots.draw_outcomes(
       {

@@ -34,16 +34,11 @@ def table(results: Mapping[str, dict]) -> str:
   "Web answers" is the mean accuracy over all web sources; behind it, how much
   that is of the accuracy of the run that training started from.
   """
-  suites = next(iter(results.values()))["suites"]
-  topics: dict[str, list[str]] = {}
-  for name in suites:
-    topics.setdefault(_topic(SUITES[name]), []).append(name)
   rows = {
-    f"{topic} (n = {sum(suites[name]['n'] for name in names)})": [
-      _percent(pool(result["suites"][name] for name in names))
-      for result in results.values()
+    f"{topic} (n = {next(iter(cells.values()))['n']})": [
+      _percent(cell) for cell in cells.values()
     ]
-    for topic, names in topics.items()
+    for topic, cells in by_topic(results).items()
   }
   for family in instructions.FAMILIES:
     cells = [_of_family(result, family) for result in results.values()]
@@ -59,10 +54,31 @@ def table(results: Mapping[str, dict]) -> str:
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def by_topic(results: Mapping[str, dict]) -> dict[str, dict[str, dict]]:
+  """The suites that ask one thing, pooled: for each topic, by policy.
+
+  A topic is a group of suites; of "unseen", what it is that demonstrations do
+  not show.
+  """
+  topics: dict[str, list[str]] = {}
+  for name in next(iter(results.values()))["suites"]:
+    topics.setdefault(_topic(SUITES[name]), []).append(name)
+  return {topic: _pool_each(results, names) for topic, names in topics.items()}
+
+
 def _topic(suite: Suite) -> str:
-  """The group; of "unseen", what it is that demonstrations do not show."""
   what = suite.title.split(",")[0]
   return f"unseen {what}" if suite.group == "unseen" else suite.group
+
+
+def _pool_each(
+  results: Mapping[str, dict], suites: Iterable[str]
+) -> dict[str, dict]:
+  """The suites as one, by policy."""
+  return {
+    policy: pool(result["suites"][name] for name in suites)
+    for policy, result in results.items()
+  }
 
 
 def _of_family(result: Mapping[str, Any], family: str) -> dict[str, Any]:
@@ -155,9 +171,6 @@ def by_group(
 ) -> dict[str, dict[str, dict]]:
   """Each group pooled, by policy."""
   return {
-    group: {
-      policy: pool(result["suites"][s] for s in suites)
-      for policy, result in results.items()
-    }
+    group: _pool_each(results, suites)
     for group, suites in grouped(rows).items()
   }
