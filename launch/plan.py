@@ -152,7 +152,7 @@ def report(found: list[Plan], config: TrainConfig) -> Iterator[str]:
         f"{100 * plan.mfu:.1f}%",
         f"{fields['examples_per_s']:.0f}",
         f"{plan.training_s / 86400:.2f}",
-        f"{fields['chip_hours']:.0f}",
+        f"{plan.chip_hours:.0f}",
       )
     else:
       yield row.format(*start, "does not fit", *[""] * 6).rstrip()
@@ -203,12 +203,13 @@ def rate_report(found: list[ControlRate], config: TrainConfig) -> Iterator[str]:
     times = ("does not fit", "")
     if rate.fits:
       times = (f"{rate.cost.step_s:.4f}", f"{rate.hz:.1f}")
-    yield row.format(rate.topology, rate.num_robots, memory, *times).rstrip()
+    yield row.format(rate.topology, rate.batch_size, memory, *times).rstrip()
   yield ""
   for rate in found:
+    parameters = rate.facts["parameters"]
     yield (
-      f"{rate.topology}, GB: parameters {rate.parameter_bytes / 1e9:.2f}, all "
-      f"else {(rate.hbm_bytes - rate.parameter_bytes) / 1e9:.2f}"
+      f"{rate.topology}, GB: parameters {parameters / 1e9:.2f}, all "
+      f"else {(rate.hbm_bytes - parameters) / 1e9:.2f}"
     )
     if rate.fits:
       yield from profile(rate.cost)

@@ -52,8 +52,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import rt2_paligemma_3b
-from rt2_jax import ahead_of_time, hlo_cost, losses, planning, sharding
-from rt2_jax.chips import Torus, chip_of
+from rt2_jax import ahead_of_time, losses, planning, prediction, sharding
 from rt2_jax.errors import ends_in_one_message, unknown_name
 from rt2_jax.models import gemma
 from rt2_jax.models.gemma import Einsum, RMSNorm, rope
@@ -173,8 +172,8 @@ def cases() -> Mapping[str, Case]:
 def compare(case: Case, mode: str) -> dict[str, Any]:
   """Compiles a case's step; one row of what this program prints."""
   start = children_cpu_s()
-  compiled = ahead_of_time.compile_for(
-    _TOPOLOGY, case.lower, (case.program,), mode
+  step = prediction.predict(
+    _TOPOLOGY, case.lower, (case.program,), case.program.batch_size, mode
   )
   cpu_s = children_cpu_s() - start
   row = {
@@ -185,14 +184,12 @@ def compare(case: Case, mode: str) -> dict[str, Any]:
     "published_step_s": round(case.published_step_s, 3),
     "predicted_step_s": None,
     "error": None,
-    "hbm_gb_per_chip": round(compiled.hbm_bytes / 1e9, 2),
+    "hbm_gb_per_chip": round(step.hbm_bytes / 1e9, 2),
     "compile_cpu_s": round(cpu_s),
     "versions": versions(),
   }
-  if compiled.fits:
-    torus = Torus(chip_of(_TOPOLOGY), compiled.coords)
-    cost = hlo_cost.predict(compiled.hlo, torus, estimates=mode == "full")
-    step_s = cost.step_s
+  if step.fits:
+    step_s = step.cost.step_s
     row["predicted_step_s"] = round(step_s, 3)
     row["error"] = round(step_s / case.published_step_s - 1, 3)
   return row

@@ -49,6 +49,7 @@ class Compiled:
   Attributes:
     hlo: the scheduled program; "" for one that does not fit.
     hbm_bytes: memory that one chip needs, arguments included.
+    mesh: chips along each axis.
     coords: place of each chip in the torus, by partition id.
     facts: what `lower` returned beside the program.
     fits: whether a chip has that much memory.
@@ -56,6 +57,7 @@ class Compiled:
 
   hlo: str
   hbm_bytes: float
+  mesh: Mapping[str, int]
   coords: Sequence[tuple[int, ...]]
   facts: dict[str, Any]
   fits: bool
@@ -175,8 +177,8 @@ def _result(folder: pathlib.Path) -> Compiled:
     )
   memory = next(folder.glob("*memory-usage-report.txt")).read_text()
   size = re.search(r"\(color=0\)\s*\nTotal bytes: (\d+)", memory).group(1)
-  coords, facts = pickle.loads((folder / "lowered").read_bytes())
-  return Compiled(plans[0].read_text(), float(size), coords, facts, True)
+  where = pickle.loads((folder / "lowered").read_bytes())
+  return Compiled(plans[0].read_text(), float(size), *where, True)
 
 
 def _compile(folder, topology, lower, arguments, mode, options):
@@ -199,7 +201,8 @@ def _compile(folder, topology, lower, arguments, mode, options):
 def _compile_here(folder, topology, lower, arguments, mode, options):
   lowered, mesh, facts = lower(devices(topology), *arguments)
   coords = [tuple(map(int, chip.coords)) for chip in mesh.devices.flat]
-  _write(folder / "lowered", (coords, facts))
+  where = dict(mesh.shape), coords, facts
+  _write(folder / "lowered", where)
   if mode == "fast":
     options = options | {
       "xla_dump_to": str(folder),
@@ -213,7 +216,7 @@ def _compile_here(folder, topology, lower, arguments, mode, options):
     size = _needed(str(error), facts["argument_bytes"])
     if size is None:
       raise
-    return Compiled("", size, coords, facts, False)
+    return Compiled("", size, *where, False)
   memory = compiled.memory_analysis()
   size = (
     memory.argument_size_in_bytes
@@ -221,7 +224,7 @@ def _compile_here(folder, topology, lower, arguments, mode, options):
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes
   )
-  return Compiled(compiled.as_text(), size, coords, facts, True)
+  return Compiled(compiled.as_text(), size, *where, True)
 
 
 def _needed(message: str, argument_bytes: float) -> float | None:

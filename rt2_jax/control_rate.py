@@ -14,35 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rt2_jax import ahead_of_time, hlo_cost, planning, sharding
-from rt2_jax.chips import SLICES, Torus, chip_of
+from rt2_jax import planning, prediction, sharding
+from rt2_jax.chips import SLICES
 from rt2_jax.policy import Policy, held_params
+from rt2_jax.prediction import Prediction
 from rt2_jax.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class ControlRate:
-  """A config's policy on one chip; times are compiler-predicted.
-
-  Attributes:
-    topology: a slice, of which one chip acts.
-    num_robots: that are served by one call.
-    mode: of `ahead_of_time.MODES`.
-    fits: whether it fits into the chip's memory.
-    hbm_bytes: what it needs there.
-    hbm_limit_bytes: what the chip has.
-    parameter_bytes: part of it.
-    cost: of one action; None where the compiler made no schedule.
-  """
-
-  topology: str
-  num_robots: int
-  mode: str
-  fits: bool
-  hbm_bytes: float
-  hbm_limit_bytes: float
-  parameter_bytes: float
-  cost: hlo_cost.Cost | None
+class ControlRate(Prediction):
+  """A config's policy on one chip; its batch are the robots of one call."""
 
   @property
   def hz(self) -> float | None:
@@ -50,24 +31,7 @@ class ControlRate:
     return 1.0 / self.cost.step_s if self.fits else None
 
   def to_json(self) -> dict[str, Any]:
-    """As `planning.Plan.to_json`, with `hz`; null for what acting has not."""
-    cost = self.cost if self.fits else None
-    return {
-      "topology": self.topology,
-      "chips": 1,
-      "mesh": "x".join("1" for _ in sharding.MESH_AXES),
-      "batch_size": self.num_robots,
-      "mode": self.mode,
-      "fits": self.fits,
-      "hbm_gb_per_chip": round(self.hbm_bytes / 1e9, 2),
-      "step_s": cost and round(cost.step_s, 6),
-      "compute_s": cost and round(cost.compute_s, 6),
-      "exposed_comm_s": cost and round(cost.exposed_comm_s, 6),
-      "mfu": None,
-      "examples_per_s": cost and round(self.num_robots * self.hz, 1),
-      "chip_hours": None,
-      "hz": cost and round(self.hz, 1),
-    }
+    return super().to_json() | {"hz": self.hz and round(self.hz, 1)}
 
 
 def smallest_slice(topology: str) -> str:
@@ -86,24 +50,10 @@ def predict(
       tokens, or plans before them.
     RuntimeError: no `libtpu`, or the compiler failed.
   """
-  compiled = ahead_of_time.compile_for(
-    topology, lower_action, (config, num_robots), mode
+  action = prediction.predict(
+    topology, lower_action, (config, num_robots), num_robots, mode
   )
-  chip = chip_of(topology)
-  cost = None
-  if compiled.fits:
-    torus = Torus(chip, compiled.coords)
-    cost = hlo_cost.predict(compiled.hlo, torus, estimates=mode == "full")
-  return ControlRate(
-    topology=topology,
-    num_robots=num_robots,
-    mode=mode,
-    fits=compiled.fits and compiled.hbm_bytes <= chip.hbm_bytes,
-    hbm_bytes=compiled.hbm_bytes,
-    hbm_limit_bytes=chip.hbm_bytes,
-    parameter_bytes=compiled.facts["parameters"],
-    cost=cost,
-  )
+  return ControlRate(**vars(action))
 
 
 def lower_action(

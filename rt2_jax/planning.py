@@ -1,8 +1,7 @@
 """What a config's training step would need and take on a slice of TPUs.
 
-The step is our own, lowered for the slice and compiled by the TPU's compiler
-(`ahead_of_time`); its time is read from the schedule (`hlo_cost`). Nothing is
-allocated, no file is read, no TPU is needed.
+The step is our own, lowered for the slice (`prediction`). Nothing is allocated,
+no file is read, no TPU is needed.
 
 Shapes: B examples, T columns of a row (image, prefix and suffix), S suffix
 columns, N image tokens.
@@ -12,19 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rt2_jax import ahead_of_time, hlo_cost, sharding, trees
+from rt2_jax import ahead_of_time, prediction, sharding, trees
 from rt2_jax.action_tokens import NUM_BINS, RareTokens
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
-from rt2_jax.chips import Torus, chip_of
+from rt2_jax.chips import chip_of
 from rt2_jax.models.vlm import abstract_params
+from rt2_jax.prediction import Prediction
 from rt2_jax.train_config import TrainConfig
 
 # RT-1's camera, height x width: images come to the devices as recorded.
@@ -32,39 +31,31 @@ CAMERA = (256, 320)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-  """One config on one slice; times are compiler-predicted.
+class Plan(Prediction):
+  """A config's training step on one slice; times are compiler-predicted.
 
   Attributes:
-    topology: the slice.
-    chips: how many it has.
-    mesh: devices along each axis.
-    batch_size: rows of the global batch.
-    mode: of `ahead_of_time.MODES`.
-    fits: whether the step fits into a chip's memory.
-    hbm_bytes: what it needs there.
-    hbm_limit_bytes: what a chip has.
-    hbm_split: bytes of parameters, optimizer (with the mean of the parameters),
-      activations (what forward loops keep for the backward pass) and
-      temporaries (all else at the peak, gradients among it).
-    cost: of the schedule; None where the compiler made none, as it does for a
-      step that is far too large.
     useful_flops: of a step, all chips together, see `useful_flops`.
     num_steps: length of training.
   """
 
-  topology: str
-  chips: int
-  mesh: Mapping[str, int]
-  batch_size: int
-  mode: str
-  fits: bool
-  hbm_bytes: float
-  hbm_limit_bytes: float
-  hbm_split: Mapping[str, float]
-  cost: hlo_cost.Cost | None
   useful_flops: float
   num_steps: int
+
+  @property
+  def hbm_split(self) -> dict[str, float]:
+    """`hbm_bytes` in parts.
+
+    Parameters, optimizer (with the mean of the parameters), activations (what
+    forward loops keep for the backward pass) and temporaries (all else at the
+    peak, gradients among it).
+    """
+    known = {
+      "parameters": self.facts["parameters"],
+      "optimizer": self.facts["optimizer"],
+      "activations": self.cost.kept_bytes if self.cost else 0.0,
+    }
+    return known | {"temporaries": self.hbm_bytes - sum(known.values())}
 
   @property
   def mfu(self) -> float | None:
@@ -79,23 +70,15 @@ class Plan:
     """Seconds of the whole training; input and evaluation hidden behind it."""
     return self.cost.step_s * self.num_steps if self.fits else None
 
+  @property
+  def chip_hours(self) -> float | None:
+    """Of the whole training."""
+    return self.training_s * self.chips / 3600 if self.fits else None
+
   def to_json(self) -> dict[str, Any]:
-    """One flat object; null for what a step that does not fit has not."""
-    cost = self.cost if self.fits else None
-    return {
-      "topology": self.topology,
-      "chips": self.chips,
-      "mesh": "x".join(map(str, self.mesh.values())),
-      "batch_size": self.batch_size,
-      "mode": self.mode,
-      "fits": self.fits,
-      "hbm_gb_per_chip": round(self.hbm_bytes / 1e9, 2),
-      "step_s": cost and round(cost.step_s, 4),
-      "compute_s": cost and round(cost.compute_s, 4),
-      "exposed_comm_s": cost and round(cost.exposed_comm_s, 4),
-      "mfu": cost and round(self.mfu, 4),
-      "examples_per_s": cost and round(self.batch_size / cost.step_s, 1),
-      "chip_hours": cost and round(self.training_s * self.chips / 3600, 1),
+    return super().to_json() | {
+      "mfu": self.mfu and round(self.mfu, 4),
+      "chip_hours": self.chip_hours and round(self.chip_hours, 1),
     }
 
 
@@ -107,35 +90,11 @@ def plan(config: TrainConfig, topology: str, mode: str) -> Plan:
       chips, or a batch that does not divide.
     RuntimeError: no `libtpu`, or the compiler failed.
   """
-  compiled = ahead_of_time.compile_for(
-    topology, lower_train_step, (config,), mode
+  step = prediction.predict(
+    topology, lower_train_step, (config,), config.batch_size, mode
   )
-  chip = chip_of(topology)
-  facts = compiled.facts
-  cost, activations = None, 0.0
-  if compiled.fits:
-    torus = Torus(chip, compiled.coords)
-    cost = hlo_cost.predict(compiled.hlo, torus, estimates=mode == "full")
-    activations = cost.kept_bytes
-  known = facts["parameters"] + facts["optimizer"] + activations
-  split = {
-    "parameters": facts["parameters"],
-    "optimizer": facts["optimizer"],
-    "activations": activations,
-    "temporaries": compiled.hbm_bytes - known,
-  }
   return Plan(
-    topology=topology,
-    chips=len(compiled.coords),
-    mesh=facts["mesh"],
-    batch_size=config.batch_size,
-    mode=mode,
-    # In "fast" mode the compiler is stopped before it would complain.
-    fits=compiled.fits and compiled.hbm_bytes <= chip.hbm_bytes,
-    hbm_bytes=compiled.hbm_bytes,
-    hbm_limit_bytes=chip.hbm_bytes,
-    hbm_split=split,
-    cost=cost,
+    **vars(step),
     useful_flops=useful_flops(config),
     num_steps=config.num_steps,
   )
@@ -150,7 +109,6 @@ def lower_train_step(
   trainer = config.make_trainer(stand_in_tokenizers(config), mesh)
   state = trainer.abstract_state()
   facts = {
-    "mesh": dict(mesh.shape),
     "parameters": bytes_per_chip(state.params),
     "optimizer": bytes_per_chip((state.opt_state, state.ema)),
   }

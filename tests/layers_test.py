@@ -22,7 +22,7 @@ FLOORS = [
   {"losses", "optimizer", "checkpoint", "decode"}
   | {"hlo_cost", "ahead_of_time"}
   | {"huggingface", "processor", "weight_files"},
-  {"weight_checks"},
+  {"weight_checks", "prediction"},
   {"pretrained", "export", "stored_checkpoint"},
   {"train_state", "policy"},
   {"evaluators"},

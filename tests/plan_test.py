@@ -19,8 +19,8 @@ from tests.conftest import ROOT
 
 KEYS = [
   *("topology", "chips", "mesh", "batch_size", "mode", "fits"),
-  *("hbm_gb_per_chip", "step_s", "compute_s", "exposed_comm_s", "mfu"),
-  *("examples_per_s", "chip_hours"),
+  *("hbm_gb_per_chip", "step_s", "compute_s", "exposed_comm_s"),
+  "examples_per_s",
 ]
 CONFIG = "--config=configs/reach_debug.py"
 BUDGETS = json.loads((ROOT / "tests/step_budget.json").read_text())
@@ -44,7 +44,7 @@ def test_the_step_does_not_grow(name):
   budget = BUDGETS[name]
   plan = planning.plan(config(module[name]), budget["topology"], "fast")
   found = plan.to_json()
-  assert list(found) == KEYS
+  assert list(found) == [*KEYS, "mfu", "chip_hours"]
   assert plan.fits and not plan.cost.unknown_trip_counts
   assert found["mesh"] == budget["mesh"]
   for key in ("hbm_gb_per_chip", "step_s"):
