@@ -2,8 +2,7 @@
 
 Free of TensorFlow and files: the same step runs on synthetic batches.
 
-Shapes: B examples, F frames, H x W camera pixels, S suffix columns, V
-vocabulary, D action dimensions, M sources of the mixture.
+Shapes: B examples, F frames, R x R pixels, S suffix columns, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rt2_jax import augment, checkpoint, losses, sharding, trees
-from rt2_jax.action_tokens import NUM_BINS, RareTokens
+from rt2_jax import augment, checkpoint, losses, sharding, step_metrics, trees
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.compiler_options import TRAINING, options_for
@@ -156,8 +153,8 @@ class Trainer:
       batch: the global batch.
 
     Returns:
-      The state after the step, and metrics: sums over the examples of each
-      source, see `batch_metrics`, and global norms.
+      The state after the step, and metrics: `step_metrics.per_source`, and
+      global norms.
     """
     images = self.training_images(batch, state.step)
     frozen, trained = self._split(state.params)
@@ -194,13 +191,15 @@ class Trainer:
     return jax.tree.map(lambda g: g / self.microbatches, grads), metrics
 
   def _loss(self, trained, frozen, images, batch):
-    """The mean loss of the examples, and `batch_metrics`."""
+    """The mean loss of the examples, and their metrics."""
     params = trees.join(frozen, trained)
     logits, batch = OBJECTIVES[self.objective](
       VLM(self.model), params, images, batch
     )
     loss = losses.answer_loss(logits, batch.suffix, batch.mask_loss)
-    return loss.mean(), batch_metrics(loss, logits, batch, self.tokenizers)
+    return loss.mean(), step_metrics.per_source(
+      loss, logits, batch, self.tokenizers
+    )
 
   def _parts(self, x: jax.Array) -> jax.Array:
     """[B, …] -> [microbatches, B / microbatches, …] without moving a row.
@@ -283,80 +282,3 @@ def name_patches(
 
 # What can be learnt from a batch: each gives logits, and what they predict.
 OBJECTIVES = {"answers": answer, "patches": name_patches}
-
-
-def batch_metrics(
-  loss: jax.Array,
-  logits: jax.Array,
-  batch: Batch,
-  tokenizers: Sequence[ActionTokenizer | None],
-) -> dict[str, jax.Array]:
-  """Sums over the examples of each source; divide them by `examples`.
-
-  Args:
-    loss: float32[B].
-    logits: float32[B, S, V].
-    batch: what they belong to.
-    tokenizers: of the M sources, None for a web source.
-
-  Returns:
-    examples, loss and token_accuracy (of the answer, over the whole
-    vocabulary) float32[M]; for robot sources that write one token per
-    dimension, last before eos, `correct/{m}` float32[D], right tokens, and
-    `l1/{m}` float32[D], distance in physical units between the likeliest valid
-    bin and the recorded one.
-  """
-  member = batch.source[:, None] == jnp.arange(len(tokenizers))
-  member = member.astype(jnp.float32)
-  right = jnp.argmax(logits, -1) == batch.suffix
-  counted = batch.mask_loss / jnp.maximum(
-    batch.mask_loss.sum(-1, keepdims=True), 1.0
-  )
-  metrics = {
-    "examples": member.sum(0),
-    "loss": loss @ member,
-    "token_accuracy": (right * counted).sum(-1) @ member,
-  }
-  for m, tokenizer in enumerate(tokenizers):
-    if tokenizer is None or not isinstance(tokenizer.route, RareTokens):
-      continue
-    candidates = logits[..., jnp.asarray(tokenizer.route.ids)]
-    columns = _action_columns(batch.mask_loss, len(tokenizer.space))
-    right_numbers, scores, suffix = (
-      jax.vmap(lambda row, at: row[at])(x, columns)
-      for x in (right, candidates, batch.suffix)
-    )
-    metrics[f"correct/{m}"] = member[:, m] @ right_numbers
-    metrics[f"l1/{m}"] = member[:, m] @ _bin_errors(scores, suffix, tokenizer)
-  return metrics
-
-
-def _action_columns(mask_loss: jax.Array, width: int) -> jax.Array:
-  """float32[B, S] -> int32[B, D], the last columns of the answers before eos.
-
-  A plan may precede an action, so that rows begin theirs in other columns. A
-  shorter answer, which is no action, repeats its first column.
-  """
-  end = mask_loss.sum(-1).astype(jnp.int32) - 1
-  return jnp.maximum(end[:, None] - width + jnp.arange(width), 0)
-
-
-def _bin_errors(
-  scores: jax.Array, suffix: jax.Array, tokenizer: ActionTokenizer
-) -> jax.Array:
-  """|likeliest valid bin - target bin| in physical units, float32[B, D].
-
-  Args:
-    scores: float32[B, D, NUM_BINS], logits of the action tokens.
-    suffix: int32[B, D], the recorded tokens.
-    tokenizer: says what they mean.
-  """
-  ids = jnp.asarray(tokenizer.route.ids)
-  values = jnp.asarray(tokenizer.bin_values())
-  valid = np.arange(NUM_BINS) < np.asarray(tokenizer.sizes)[:, None]
-  predicted = jnp.argmax(jnp.where(valid, scores, -jnp.inf), -1)
-  target = jnp.argmax(suffix[..., None] == ids, -1)
-  dimension = jnp.arange(len(tokenizer.space))
-  error = values[dimension, predicted] - values[dimension, target]
-  # Rows of other sources may hold ids that no bin has.
-  return jnp.nan_to_num(jnp.abs(error))

@@ -19,7 +19,7 @@ FLOORS = [
   {"prompt"},
   {"models", "input_pipeline", "envs", "sharding", "augment", "torch_policy"}
   | {"hosts", "compiler_options"},
-  {"losses", "optimizer", "checkpoint", "decode"}
+  {"losses", "step_metrics", "optimizer", "checkpoint", "decode"}
   | {"hlo_cost", "ahead_of_time"}
   | {"huggingface", "processor", "weight_files"},
   {"weight_checks", "prediction"},

@@ -11,7 +11,7 @@ from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.augment import Augmentation
 from rt2_jax.batch import Batch
 from rt2_jax.models import variants
-from rt2_jax.train_state import Trainer, batch_metrics
+from rt2_jax.train_state import Trainer
 
 TOKENIZER = ActionTokenizer(RT2, RareTokens(tuple(range(40, 296))))
 OTHER = ActionTokenizer(
@@ -207,56 +207,3 @@ def test_the_loss_goes_down():
     losses.append(float(metrics["loss"].sum()))
   assert losses[-1] < 0.8 * losses[0]
   assert int(state.step) == 8
-
-
-def test_metrics_by_hand():
-  batch = make_batch(rows=4)._replace(source=np.array([0, 1, 1, 1], np.int32))
-  predicted = np.array(batch.suffix)
-  predicted[0, 0] = 81 - predicted[0, 0]  # terminate: 40 <-> 41
-  predicted[1, 1] += 1 if predicted[1, 1] < 295 else -1  # dx: next bin
-  predicted[3, 8] = 7  # eos is no dimension
-  logits = 9.0 * jax.nn.one_hot(predicted, VOCAB)
-  loss = jnp.arange(4.0)
-  metrics = batch_metrics(loss, logits, batch, (TOKENIZER, OTHER))
-  np.testing.assert_array_equal(metrics["examples"], [1, 3])
-  np.testing.assert_array_equal(metrics["loss"], [0, 6])
-  np.testing.assert_array_equal(metrics["correct/0"], [0] + [1] * 7)
-  np.testing.assert_array_equal(metrics["correct/1"], [3, 2] + [3] * 6)
-  np.testing.assert_allclose(metrics["l1/0"], [1] + [0] * 7, atol=1e-6)
-  # One bin of ±0.5 m.
-  np.testing.assert_allclose(metrics["l1/1"], [0, 1 / 256] + [0] * 6, atol=1e-6)
-
-
-def test_metrics_are_of_the_action_wherever_a_plan_ends():
-  """Plans of 0 to 5 tokens move the answers' last columns, and no figure."""
-  batch = make_batch(rows=6)
-  rng = np.random.default_rng(1)
-  logits = rng.normal(size=(6, 9, VOCAB)).astype(np.float32)
-  loss = jnp.zeros(6)
-  plain = batch_metrics(loss, logits, batch, (TOKENIZER, OTHER))
-  suffix = rng.integers(2, VOCAB, (6, 14)).astype(np.int32)
-  longer = rng.normal(size=(6, 14, VOCAB)).astype(np.float32)
-  for b in range(6):
-    suffix[b, b : b + 9] = batch.suffix[b]
-    longer[b, b : b + 9] = logits[b]
-  mask_loss = np.arange(14) < np.arange(9, 15)[:, None]
-  planned = batch_metrics(
-    loss,
-    longer,
-    batch._replace(suffix=suffix, mask_loss=mask_loss.astype(np.float32)),
-    (TOKENIZER, OTHER),
-  )
-  for name in ("correct/0", "correct/1", "l1/0", "l1/1"):
-    np.testing.assert_allclose(planned[name], plain[name], rtol=1e-6)
-
-
-def test_a_word_that_is_no_action_counts_as_wrong_but_has_a_distance():
-  batch = make_batch(rows=1)._replace(source=np.array([0], np.int32))
-  logits = np.zeros((1, 9, VOCAB), np.float32)
-  logits[..., 5] = 9.0  # not an action token
-  logits[0, np.arange(8), batch.suffix[0, :8]] = 1.0  # best valid one
-  metrics = batch_metrics(
-    jnp.zeros(1), jnp.asarray(logits), batch, (TOKENIZER, OTHER)
-  )
-  np.testing.assert_array_equal(metrics["correct/0"], np.zeros(8))
-  np.testing.assert_allclose(metrics["l1/0"], np.zeros(8), atol=1e-6)

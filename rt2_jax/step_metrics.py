@@ -1,0 +1,94 @@
+"""What a training step reports of its batch.
+
+Shapes: B examples, S suffix columns, V vocabulary, D action dimensions, M
+sources of the mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rt2_jax.action_tokens import NUM_BINS, RareTokens
+from rt2_jax.actions import ActionTokenizer
+from rt2_jax.batch import Batch
+
+
+def per_source(
+  loss: jax.Array,
+  logits: jax.Array,
+  batch: Batch,
+  tokenizers: Sequence[ActionTokenizer | None],
+) -> dict[str, jax.Array]:
+  """Sums over the examples of each source; divide them by `examples`.
+
+  Args:
+    loss: float32[B].
+    logits: float32[B, S, V].
+    batch: what they belong to.
+    tokenizers: of the M sources, None for a web source.
+
+  Returns:
+    examples, loss and token_accuracy (of the answer, over the whole
+    vocabulary) float32[M]; for robot sources that write one token per
+    dimension, last before eos, `correct/{m}` float32[D], right tokens, and
+    `l1/{m}` float32[D], distance in physical units between the likeliest valid
+    bin and the recorded one.
+  """
+  member = batch.source[:, None] == jnp.arange(len(tokenizers))
+  member = member.astype(jnp.float32)
+  right = jnp.argmax(logits, -1) == batch.suffix
+  counted = batch.mask_loss / jnp.maximum(
+    batch.mask_loss.sum(-1, keepdims=True), 1.0
+  )
+  metrics = {
+    "examples": member.sum(0),
+    "loss": loss @ member,
+    "token_accuracy": (right * counted).sum(-1) @ member,
+  }
+  for m, tokenizer in enumerate(tokenizers):
+    if tokenizer is None or not isinstance(tokenizer.route, RareTokens):
+      continue
+    candidates = logits[..., jnp.asarray(tokenizer.route.ids)]
+    columns = _action_columns(batch.mask_loss, len(tokenizer.space))
+    right_numbers, scores, suffix = (
+      jax.vmap(lambda row, at: row[at])(x, columns)
+      for x in (right, candidates, batch.suffix)
+    )
+    metrics[f"correct/{m}"] = member[:, m] @ right_numbers
+    metrics[f"l1/{m}"] = member[:, m] @ _bin_errors(scores, suffix, tokenizer)
+  return metrics
+
+
+def _action_columns(mask_loss: jax.Array, width: int) -> jax.Array:
+  """float32[B, S] -> int32[B, D], the last columns of the answers before eos.
+
+  A plan may precede an action, so that rows begin theirs in other columns. A
+  shorter answer, which is no action, repeats its first column.
+  """
+  end = mask_loss.sum(-1).astype(jnp.int32) - 1
+  return jnp.maximum(end[:, None] - width + jnp.arange(width), 0)
+
+
+def _bin_errors(
+  scores: jax.Array, suffix: jax.Array, tokenizer: ActionTokenizer
+) -> jax.Array:
+  """|likeliest valid bin - target bin| in physical units, float32[B, D].
+
+  Args:
+    scores: float32[B, D, NUM_BINS], logits of the action tokens.
+    suffix: int32[B, D], the recorded tokens.
+    tokenizer: says what they mean.
+  """
+  ids = jnp.asarray(tokenizer.route.ids)
+  values = jnp.asarray(tokenizer.bin_values())
+  valid = np.arange(NUM_BINS) < np.asarray(tokenizer.sizes)[:, None]
+  predicted = jnp.argmax(jnp.where(valid, scores, -jnp.inf), -1)
+  target = jnp.argmax(suffix[..., None] == ids, -1)
+  dimension = jnp.arange(len(tokenizer.space))
+  error = values[dimension, predicted] - values[dimension, target]
+  # Rows of other sources may hold ids that no bin has.
+  return jnp.nan_to_num(jnp.abs(error))
