@@ -179,7 +179,7 @@ def load(workdir: str, episodes: list[trials.Episode]) -> Tried:
   start = meta["config"].get("pretrained")
   return Tried(
     f"{workdir}, step {step}",
-    policy,
+    policy.plan_and_act,
     config_hash=fingerprint(meta["config"]),
     web=web_accuracy(workdir, step),
     web_before=web_accuracy(start) if isinstance(start, str) else {},

@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import html
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from rt2_jax.envs.tabletop import SUCCESS
 from rt2_jax.evaluators import films, plots, summary
 from rt2_jax.evaluators.rollout import OUTCOMES
 from rt2_jax.evaluators.suites import SUITES
@@ -68,6 +69,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
       }
     ),
     _outcome_table(results),
+    _plan_table(results, rows),
     _web_table(results),
     "<h2>Films</h2>",
     *(_films(folder, suite, title, results) for suite, title in rows.items()),
@@ -163,6 +165,41 @@ def _outcome_table(results: Mapping[str, dict]) -> str:
   return f"<table>{''.join(lines)}</tbody></table>"
 
 
+def _plan_table(results: Mapping[str, dict], rows: Mapping[str, str]) -> str:
+  """Which plans named the thing to act on, and what became of them."""
+  planning = {
+    policy: result
+    for policy, result in results.items()
+    if any(e["plan"] for s in result["suites"].values() for e in s["episodes"])
+  }
+  if not planning:
+    return ""
+  lines = [_header("suite", planning)]
+  for suite, title in rows.items():
+    cells = "".join(
+      f"<td>{_plans_and_successes(result['suites'][suite]['episodes'])}</td>"
+      for result in planning.values()
+    )
+    lines.append(f"<tr><td>{title}</td>{cells}</tr>")
+  return (
+    "<h2>Plans</h2><p>How many plans named the thing that was to be acted on, "
+    "and how many of these episodes, and of the others, succeeded.</p>"
+    f"<table>{''.join(lines)}</tbody></table>"
+  )
+
+
+def _plans_and_successes(episodes: Sequence[Mapping]) -> str:
+  solved = {True: [], False: []}
+  for episode in episodes:
+    name = episode["plan"].partition("<loc")[0].strip()
+    solved[name == episode["target"]].append(episode["outcome"] == SUCCESS)
+  right, wrong = solved[True], solved[False]
+  return (
+    f"{len(right)} of {len(episodes)} <small>{sum(right)} of {len(right)}, "
+    f"{sum(wrong)} of {len(wrong)}</small>"
+  )
+
+
 def _dot(outcome: str) -> str:
   colour = plots.outcome_colour(outcome)
   return f'<span class="dot" style="background:{colour}"></span>'
@@ -202,6 +239,7 @@ def _films(
         f"{_dot(episode['outcome'])} <b>{html.escape(policy)}</b>: "
         f"“{html.escape(episode['instruction'])}” "
         f"({_target(episode)}): {episode['outcome']}, {episode['steps']} steps"
+        f"{_plan(episode)}"
       )
       figures.append(
         f'<figure><a href="{html.escape(episode["film"])}">'
@@ -221,6 +259,11 @@ def _films(
 def _target(episode: Mapping[str, str]) -> str:
   parts = [episode["target"], episode["reference"] or episode["side"]]
   return html.escape(" → ".join(filter(None, parts)))
+
+
+def _plan(episode: Mapping[str, str]) -> str:
+  plan = html.escape(episode["plan"])
+  return f"; plan: <code>{plan}</code>" if plan else ""
 
 
 def _broken(results: Mapping[str, dict]) -> str:

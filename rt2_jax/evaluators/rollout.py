@@ -2,7 +2,8 @@
 
 Many environments are stepped in parallel, with one call of the policy a step.
 A policy is anything that takes images uint8[B, S, S, 3] and B instructions and
-gives actions float32[B, 8], in the units of `actions.TABLETOP`.
+gives B plans in words, "" where it acts without, and actions float32[B, 8] in
+the units of `actions.TABLETOP`, such as `Policy.plan_and_act`.
 
 Shapes: B environments, S x S pixels.
 """
@@ -42,17 +43,18 @@ OUTCOMES = (
   BROKEN_OFF,
 )
 
-Policy = Callable[[np.ndarray, Sequence[str]], np.ndarray]
+Decision = tuple[Sequence[str], np.ndarray]  # plans, actions
+Policy = Callable[[np.ndarray, Sequence[str]], Decision]
 
 
-def null(images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+def null(images: np.ndarray, instructions: Sequence[str]) -> Decision:
   """The floor: rests with an open hand and never ends an episode."""
   actions = np.zeros((len(images), len(TABLETOP)), np.float32)
   actions[:, -1] = 1.0
-  return actions
+  return [""] * len(images), actions
 
 
-def random(images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
+def random(images: np.ndarray, instructions: Sequence[str]) -> Decision:
   """Any motion; ends one step in thirty. The same picture, the same motion."""
   low = np.array([d.low for d in TABLETOP.dimensions])
   high = np.array([d.high for d in TABLETOP.dimensions])
@@ -61,7 +63,7 @@ def random(images: np.ndarray, instructions: Sequence[str]) -> np.ndarray:
     rng = np.random.default_rng(zlib.crc32(image.tobytes()))
     actions.append(rng.uniform(low, high))
     actions[-1][0] = rng.random() < 1 / 30
-  return np.array(actions, np.float32)
+  return [""] * len(images), np.array(actions, np.float32)
 
 
 def asked(episode: Episode) -> Task:
@@ -90,6 +92,7 @@ class Rollout:
     steps: how many.
     capped: the policy did not end it; the step cap did.
     engaged: name of what the robot acted on first, or "".
+    plan: what the policy wrote before its first action, or "".
     error: what broke it off, or "".
     images: of every step, uint8[S, S, 3]; empty unless asked for.
     film: path of a file with the images, or "".
@@ -100,6 +103,7 @@ class Rollout:
   steps: int = 0
   capped: bool = False
   engaged: str = ""
+  plan: str = ""
   error: str = ""
   images: list[np.ndarray] = dataclasses.field(default_factory=list)
   film: str = ""
@@ -116,6 +120,7 @@ class Rollout:
       "steps": self.steps,
       "capped": self.capped,
       "engaged": self.engaged,
+      "plan": self.plan,
       "error": self.error,
       "film": self.film,
     }
@@ -200,12 +205,14 @@ def _decide(
   slots = list(seen)
   rows = slots + slots[:1] * (num_envs - len(slots))
   instructions = [running[s].episode.options.instruction for s in rows]
-  actions = np.asarray(policy(np.stack([seen[s] for s in rows]), instructions))
+  plans, actions = policy(np.stack([seen[s] for s in rows]), instructions)
   if actions.shape != (num_envs, len(TABLETOP)):
     raise ValueError(
       f"got actions {list(actions.shape)} from the policy, expected "
       f"{[num_envs, len(TABLETOP)]}: {', '.join(TABLETOP.names)}"
     )
+  for slot, plan in zip(slots, plans, strict=False):
+    running[slot].plan = running[slot].plan or plan
   return {slot: Act(actions[i]) for i, slot in enumerate(slots)}
 
 

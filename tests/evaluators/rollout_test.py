@@ -113,6 +113,27 @@ def test_the_policy_is_always_called_with_as_many_rows():
   assert set(seen) == {((4, 32, 32, 3), np.dtype(np.uint8), 4)}
 
 
+def test_the_first_plan_of_an_episode_is_kept():
+  first = {}
+
+  def policy(images, instructions):
+    plans = [
+      f"{text}, {np.mean(image)}"
+      for image, text in zip(images, instructions, strict=True)
+    ]
+    for text, plan in zip(instructions, plans, strict=True):
+      first.setdefault(text, plan)
+    return plans, rollout.random(images, instructions)[1]
+
+  rollouts = list(
+    rollout.run(policy, draw(5, "seen"), maker(max_steps=4), 3, 1)
+  )
+  assert len({r.plan for r in rollouts}) == 5
+  for r in rollouts:
+    assert r.plan == first[r.episode.options.instruction]
+    assert r.to_dict()["plan"] == r.plan
+
+
 def test_films_show_every_step():
   episodes = draw(3, "seen")
   rollouts = list(rollout.run(None, episodes, maker(), 2, 1, num_filmed=2))
@@ -180,11 +201,11 @@ def test_an_action_that_is_no_number_breaks_its_episode_off():
   episodes = draw(2, "seen")
 
   def policy(images, instructions):
-    actions = rollout.null(images, instructions)
+    plans, actions = rollout.null(images, instructions)
     actions[[t == episodes[0].options.instruction for t in instructions]] = (
       np.nan
     )
-    return actions
+    return plans, actions
 
   broken, fine = sorted(
     rollout.run(policy, episodes, maker(max_steps=4), 2, 1),
@@ -196,7 +217,7 @@ def test_an_action_that_is_no_number_breaks_its_episode_off():
 
 def test_actions_of_another_shape_stop_everything():
   def policy(images, instructions):
-    return np.zeros((len(images), 7), np.float32)
+    return [""] * len(images), np.zeros((len(images), 7), np.float32)
 
   with pytest.raises(
     ValueError, match=r"got actions \[2, 7\] from the policy, expected \[2, 8\]"
