@@ -63,6 +63,7 @@ $(MINI)/web/written: .venv/installed-sim
 	$(MINI_WEB) --train_examples=60000 --val_examples=500 --skills=grid
 	$(MINI_WEB) --train_examples=40000 --val_examples=500 --skills=point
 	$(MINI_WEB) --train_examples=24000 --val_examples=500 --skills=point_by_fact
+	$(MINI_WEB) --train_examples=24000 --val_examples=500 --skills=plan
 	$(MINI_WEB) --train_examples=6000 --val_examples=250 --skills=$(MINI_SKILLS)
 	touch $@
 

@@ -35,6 +35,8 @@ PROMPTS = (
   PLAN_START.strip(),
   PLAN_END,
 )
+# Plans have the words of `PROMPTS`, of instructions and of other questions.
+ASKED = [skill for skill in SKILLS if skill != "plan"]
 _QUESTIONS = 3000  # of each skill, to find out which words they use
 _ENGLISH = 3  # how often plain English is repeated
 
@@ -75,7 +77,7 @@ def whole_words(known: Pictures) -> list[str]:
   ]
   # Keywords are too many.
   asked = list(
-    questions(known, [skill for skill in SKILLS if skill != "keyword"])
+    questions(known, [skill for skill in ASKED if skill != "keyword"])
   )
   first = {text.split()[0] for text in (*names, *instructions)}
   first |= {"detect", "point"}
@@ -93,7 +95,7 @@ def corpus(known: Pictures) -> list[str]:
     word for concept in known.concepts.values() for word in concept.keywords
   ]
   return [
-    *questions(known, SKILLS),
+    *questions(known, ASKED),
     *keywords,
     *(f" {word}" for word in keywords),
     *make_tokenizer.plain_english() * _ENGLISH,
@@ -111,7 +113,7 @@ def main(_):
   output.write_bytes(model)
   tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
   make_tokenizer.check_round_trip(
-    tokenizer, [*questions(known, SKILLS), "  two  spaces\n", "grüße 你好 🤖"]
+    tokenizer, [*questions(known, ASKED), "  two  spaces\n", "grüße 你好 🤖"]
   )
   names = tokenizer.encode(list(known.concepts))
   print(

@@ -20,7 +20,9 @@ from rt2_jax.envs.descriptions import (
   alike,
   sum_of,
 )
+from rt2_jax.envs.instructions import Task, instruct
 from rt2_jax.envs.pictures import Concept, Pictures
+from rt2_jax.prompt import PLAN_START, ROBOT_TEMPLATE
 from rt2_jax.tokenizer import loc_word, place_words
 
 _CELLS = 4  # of a grid, along a side
@@ -39,6 +41,8 @@ _SHARES = {
   "es": 1,
   "fr": 1,
 }
+_PLANNED = ("move_to", "pick")  # families that are about one thing
+_PLANS_BY_NAME = 0.3
 
 
 class Question(NamedTuple):
@@ -267,6 +271,29 @@ def point_by_fact(words: Words, count: int) -> Question:
   )
 
 
+def plan(words: Words, count: int) -> Question:
+  """What a robot would act on, and where that is.
+
+  Asked and answered in a robot's own words (paper, section 4.4), without what
+  follows: the web knows nothing of actions.
+  """
+  c = words.one()
+  by_name = words.rng.random() < _PLANS_BY_NAME
+  phrase, excludes = (
+    DESCRIBERS["name"].describe(c, words.rng) if by_name else words.phrase(c)
+  )
+  shown = [c.name, *words.others(c, count, excludes)]
+  family = _PLANNED[int(words.rng.integers(len(_PLANNED)))]
+  asked = instruct(Task(family, c.name), words.rng, target=phrase)
+  question = ROBOT_TEMPLATE.format(instruction=asked)
+
+  def ask(drawn: Drawn) -> tuple[str, str]:
+    place = words.place(drawn, c.name)
+    return question, f"{PLAN_START}{c.name} {place}"
+
+  return Question(shown, ask)
+
+
 def hand(words: Words, count: int) -> Question:
   """Where on the table the robot's hand is."""
   shown = words.some(count)
@@ -311,4 +338,5 @@ SKILLS: Mapping[str, Callable[[Words, int], Question]] = {
   "point_by_fact": point_by_fact,
   "hand": hand,
   "grid": grid,
+  "plan": plan,
 }

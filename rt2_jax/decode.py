@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from rt2_jax.action_tokens import Grammar
 from rt2_jax.models.vlm import VLM, DecodeState
-from rt2_jax.tokenizer import PAD
+from rt2_jax.tokenizer import EOS, PAD
 
 
 def decode_actions(
@@ -134,6 +134,8 @@ def _plan(
     n = written(recent)
     ended = n == len(end)
     logits = model.apply(variables, hidden, method="logits")
+    # Where the web has taught plans they end an answer; here an action follows.
+    logits = logits.at[:, EOS].set(-jnp.inf)
     token = jnp.where(i >= length, end[n], jnp.argmax(logits, -1))
     token = jnp.where(ended, PAD, token).astype(jnp.int32)
     following, longer = model.apply(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from rt2_jax.action_tokens import IntegerTokens, RareTokens
 from rt2_jax.actions import RT2, ActionTokenizer
@@ -16,6 +17,7 @@ from rt2_jax.decode import (
 )
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import VLM, init_params
+from rt2_jax.tokenizer import EOS
 
 VOCAB = 300
 RARE = ActionTokenizer(RT2, RareTokens(tuple(range(40, 296))))
@@ -154,6 +156,20 @@ def test_a_plan_that_does_not_end_is_ended(setup):
   np.testing.assert_array_equal(plans[:, :LENGTH], free_text(setup)[:, :LENGTH])
   np.testing.assert_array_equal(plans[:, LENGTH:], [end] * 3)
   assert RARE.decode(actions).shape == (3, 8)
+
+
+def test_no_plan_ends_the_answer(setup):
+  """Even where a model would rather write the end of its answer."""
+  model, params, *inputs = setup
+  first = free_text(setup)[0, 0]
+  flat = traverse_util.flatten_dict(params)
+  (table,) = [path for path in flat if path[-1] == "input_embedding"]
+  flat[table] = flat[table].at[EOS].set(2 * flat[table][first])
+  likes_to_end = traverse_util.unflatten_dict(flat)
+  text = decode_text(model, likes_to_end, *inputs, length=1, eos=EOS)
+  assert text[0] == EOS
+  plans, _ = decode_plans((model, likes_to_end, *inputs), (7, 8, 9))
+  assert EOS not in plans
 
 
 def test_a_plan_does_not_depend_on_its_neighbours(setup):

@@ -16,6 +16,7 @@ from rt2_jax.envs import pictures
 from rt2_jax.envs.descriptions import NUMBERS
 from rt2_jax.input_pipeline import records, web
 from rt2_jax.input_pipeline.storage import open_storage
+from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Tokenizer
 from tests.conftest import ROOT
 from tests.envs.rendering import PICTURES
@@ -182,6 +183,19 @@ def test_places_are_coarse_words():
   assert answer == f"<loc0384><loc0000><loc0576><loc0192> {question.shown[0]}"
   tokenizer = Tokenizer.from_file(ROOT / "data/small_tokenizer.model")
   assert tokenizer.encode(answer)[:2] == [tokenizer.loc(384), tokenizer.loc(0)]
+
+
+def test_a_plan_is_what_a_robot_would_write():
+  """The same ids, up to what an action follows."""
+  tokenizer = Tokenizer.from_file(ROOT / "data/picture_tokenizer.model")
+  prompt = Prompt(tokenizer, 32, 32, plan_length=16)
+  for seed in range(50):
+    _, question, text, answer = ask("plan", 3, seed)
+    assert text.startswith("Q: what action should the robot take to ")
+    words = answer.removeprefix("Plan: ")
+    assert words == f"{question.shown[0]} <loc0480><loc0096>"
+    ids = [*tokenizer.encode(answer), *prompt.plan_end]
+    assert ids == prompt.plan_ids(words).tolist()
 
 
 def test_too_few_concepts_for_a_skill():
