@@ -75,7 +75,7 @@ def decode_plans_and_actions(
     grammar: which token of an action may follow which.
     plan_end: E tokens, after which a plan ends and an action begins.
     plan_length: most tokens before them. What is missing of them is forced
-      upon a longer plan.
+      upon a longer plan, and upon one after which the answer would end.
 
   Returns:
     Plans int32[B, N], each with its end and padded on the right, where
@@ -130,13 +130,14 @@ def _plan(
     return ~jnp.all(recent == end)
 
   def step(carry):
-    i, plans, recent, hidden, state = carry
+    i, plans, recent, most, hidden, state = carry
     n = written(recent)
     ended = n == len(end)
     logits = model.apply(variables, hidden, method="logits")
+    best = jnp.argmax(logits, -1)
     # Where the web has taught plans they end an answer; here an action follows.
-    logits = logits.at[:, EOS].set(-jnp.inf)
-    token = jnp.where(i >= length, end[n], jnp.argmax(logits, -1))
+    most = jnp.where(best == EOS, jnp.minimum(most, i), most)
+    token = jnp.where(i >= most, end[n], best)
     token = jnp.where(ended, PAD, token).astype(jnp.int32)
     following, longer = model.apply(
       variables, token[:, None], state, method="extend"
@@ -145,13 +146,14 @@ def _plan(
     recent = jnp.where(ended[:, None], recent, shifted)
     hidden = jnp.where(ended[:, None], hidden, following[:, 0])
     state = _unless(ended, state, longer)
-    return i + 1, plans.at[:, i].set(token), recent, hidden, state
+    return i + 1, plans.at[:, i].set(token), recent, most, hidden, state
 
   batch = len(hidden)
   plans = jnp.full((batch, length + len(end)), PAD, jnp.int32)
   recent = jnp.full((batch, len(end)), -1, jnp.int32)
-  start = (jnp.int32(0), plans, recent, hidden, state)
-  _, plans, _, hidden, state = jax.lax.while_loop(is_open, step, start)
+  most = jnp.full(batch, length, jnp.int32)
+  start = (jnp.int32(0), plans, recent, most, hidden, state)
+  _, plans, *_, hidden, state = jax.lax.while_loop(is_open, step, start)
   return plans, hidden, state
 
 

@@ -17,7 +17,7 @@ from rt2_jax.decode import (
 )
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import VLM, init_params
-from rt2_jax.tokenizer import EOS
+from rt2_jax.tokenizer import EOS, PAD
 
 VOCAB = 300
 RARE = ActionTokenizer(RT2, RareTokens(tuple(range(40, 296))))
@@ -158,8 +158,8 @@ def test_a_plan_that_does_not_end_is_ended(setup):
   assert RARE.decode(actions).shape == (3, 8)
 
 
-def test_no_plan_ends_the_answer(setup):
-  """Even where a model would rather write the end of its answer."""
+def test_where_a_plan_would_end_the_answer_an_action_follows(setup):
+  """A model that answers questions with plans writes eos after them."""
   model, params, *inputs = setup
   first = free_text(setup)[0, 0]
   flat = traverse_util.flatten_dict(params)
@@ -168,8 +168,10 @@ def test_no_plan_ends_the_answer(setup):
   likes_to_end = traverse_util.unflatten_dict(flat)
   text = decode_text(model, likes_to_end, *inputs, length=1, eos=EOS)
   assert text[0] == EOS
-  plans, _ = decode_plans((model, likes_to_end, *inputs), (7, 8, 9))
-  assert EOS not in plans
+  end = (7, 8, 9)
+  plans, actions = decode_plans((model, likes_to_end, *inputs), end)
+  assert plans[0].tolist() == [*end, *[PAD] * LENGTH]
+  assert RARE.decode(actions).shape == (3, 8)
 
 
 def test_a_plan_does_not_depend_on_its_neighbours(setup):

@@ -29,6 +29,18 @@ def test_the_figures_of_the_quick_start_are_the_programs():
   assert figures in " ".join((ROOT / "README.md").read_text().split())
 
 
+def test_the_figures_of_plans_are_the_programs():
+  suites = summary.read(MINI)["planning"]["suites"]
+  right = sum(
+    episode["plan"].partition(" <loc")[0] == episode["target"]
+    for name in suites
+    if name.startswith("reasoning_")
+    for episode in suites[name]["episodes"]
+  )
+  words = " ".join((ROOT / "README.md").read_text().split())
+  assert f"{right} of 500 plans for reasoning named the right thing" in words
+
+
 def test_every_run_names_its_config():
   for policy, result in summary.read(MINI).items():
     if policy not in summary.BASELINES:
