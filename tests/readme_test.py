@@ -2,17 +2,29 @@
 
 import pathlib
 
+import pytest
+
 from rt2_jax.evaluators import summary
 from tests.conftest import ROOT
 
 MINI = ROOT / "docs/mini"
+MICRO = ROOT / "docs/micro"
 
 
-def test_the_table_of_the_mini_robots_is_the_programs():
-  table = (MINI / summary.TABLE).read_text()
-  assert table == summary.table(summary.read(MINI))
-  for page in ("README.md", "docs/mini.md"):
+@pytest.mark.parametrize(
+  ("folder", "pages"),
+  [(MINI, ("README.md", "docs/mini.md")), (MICRO, ("docs/mini.md",))],
+)
+def test_the_tables_of_the_mini_robots_are_the_programs(folder, pages):
+  table = (folder / summary.TABLE).read_text()
+  assert table == summary.table(summary.read(folder))
+  for page in pages:
     assert table in pathlib.Path(ROOT, page).read_text(), page
+
+
+def test_both_sizes_met_the_same_episodes():
+  results = [*summary.read(MINI).values(), *summary.read(MICRO).values()]
+  assert len({result["episodes_hash"] for result in results}) == 1
 
 
 def test_the_figures_of_the_quick_start_are_the_programs():
@@ -41,8 +53,9 @@ def test_the_figures_of_plans_are_the_programs():
   assert f"{right} of 500 plans for reasoning named the right thing" in words
 
 
-def test_every_run_names_its_config():
-  for policy, result in summary.read(MINI).items():
+@pytest.mark.parametrize("folder", [MINI, MICRO])
+def test_every_run_names_its_config(folder):
+  for policy, result in summary.read(folder).items():
     if policy not in summary.BASELINES:
       assert len(result["config_hash"]) == 16, policy
       assert result["web"] and result["command"]
