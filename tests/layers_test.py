@@ -41,6 +41,7 @@ INSIDE = {
   "models": [
     {"remat", "token_table"},
     {"variants"},
+    {"gated_mlp"},
     {"siglip", "gemma"},
     {"vlm"},
   ],

@@ -5,8 +5,8 @@ Parameter names and shapes are those of the public PaliGemma checkpoints
 the format.
 
 Shapes: B examples, T query positions, S key positions or cache slots, L layers,
-D width, N heads, K key-value heads, G = N / K, H head size, F MLP size,
-V vocabulary. `dtype` is the config's compute dtype; parameters are float32.
+D width, N heads, K key-value heads, G = N / K, H head size, V vocabulary.
+`dtype` is the config's compute dtype; parameters are float32.
 """
 
 import flax
@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rt2_jax.models.gated_mlp import GatedMlp
 from rt2_jax.models.remat import rematerialized, ungated
 from rt2_jax.models.token_table import lookup, scores
 from rt2_jax.models.variants import GemmaConfig
@@ -157,22 +158,6 @@ class Attention(nn.Module):
     return self.attn_vec_einsum("btnh,nhd->btd", heads)
 
 
-class GatedMlp(nn.Module):
-  """`linear(gelu(gate(x)) * up(x))` with tanh-gelu and without biases."""
-
-  config: GemmaConfig
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    d, f, normal = x.shape[-1], self.config.mlp_dim, nn.initializers.normal
-    gating = self.param("gating_einsum", normal(d**-0.5), (2, d, f))
-    linear = self.param("linear", normal(f**-0.5), (f, d))
-    # One product for both would come out transposed on a CPU.
-    gate, up = (jnp.einsum("btd,df->btf", x, w) for w in gating.astype(x.dtype))
-    hidden = nn.gelu(gate, approximate=True) * up
-    return jnp.einsum("btf,fd->btd", hidden, linear.astype(x.dtype))
-
-
 class Block(nn.Module):
   """One decoder layer."""
 
@@ -191,6 +176,7 @@ class Block(nn.Module):
     self, x: jax.Array, mask: jax.Array, positions: jax.Array
   ) -> jax.Array:
     """Positions that attend to each other. Shapes as in `Gemma`."""
+    x = nn.with_logical_constraint(x, _TOKENS)
     q, k, v = self.attn.project(self.pre_attention_norm(x), positions)
     return self._finish(x, self.attn.read(q, k, v, mask))
 
@@ -211,6 +197,7 @@ class Block(nn.Module):
       cache: keys and values of this layer, cache_dtype[B, S, K, H] each.
       start: int32[].
     """
+    x = nn.with_logical_constraint(x, _TOKENS)
     q, *fresh = self.attn.project(self.pre_attention_norm(x), positions)
     cache = tuple(
       jax.lax.dynamic_update_slice_in_dim(
@@ -225,11 +212,11 @@ class Block(nn.Module):
     """Adds both sublayers to the residual `x`."""
     if self.config.post_norms:
       attended = self.post_attention_norm(attended)
-    x = nn.with_logical_constraint(x + attended, _TOKENS)
+    x += attended
     y = self.mlp(self.pre_ffw_norm(x))
     if self.config.post_norms:
       y = self.post_ffw_norm(y)
-    return nn.with_logical_constraint(x + y, _TOKENS)
+    return x + y
 
 
 class Embedder(nn.Module):
@@ -349,5 +336,4 @@ class Gemma(nn.Module):
       split_rngs={"params": True},
       length=self.config.depth,
     )
-    x = nn.with_logical_constraint(x, _TOKENS)
     return scan(self.layers, x, *per_layer)

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-_MARK = "not of a gated MLP"
+_UNGATED = "not of a gated MLP"
+_GATED = "of a gated MLP"
 
 # "full": nothing but the layer's input. "dots": also the products with
 # weights, which costs memory and saves a quarter of the arithmetic.
@@ -17,15 +18,20 @@ POLICIES: Mapping[str, Callable | None] = MappingProxyType(
   {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "ungated": jax.checkpoint_policies.save_only_these_names(_MARK),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "ungated": jax.checkpoint_policies.save_only_these_names(_UNGATED),
+    "dots": jax.checkpoint_policies.save_only_these_names(_UNGATED, _GATED),
   }
 )
 
 
 def ungated(product: jax.Array) -> jax.Array:
-  """The same product with weights, marked for the policy "ungated"."""
-  return checkpoint_name(product, _MARK)
+  """The same product with weights, marked for "ungated" and "dots"."""
+  return checkpoint_name(product, _UNGATED)
+
+
+def gated(product: jax.Array) -> jax.Array:
+  """The same product with a gated MLP's weights, marked for "dots"."""
+  return checkpoint_name(product, _GATED)
 
 
 def ungated_dot_general(*args, **kwargs) -> jax.Array:

@@ -1,0 +1,53 @@
+"""The decoder's MLP, with a gradient of its weights that suits a CPU too.
+
+JAX sums the gradient of a weight over two axes, examples and positions. XLA for
+CPU first writes a transposed copy of both factors for that, number by number,
+which takes longer than the product. Summed over one axis it does not, and the
+program for a TPU stays the same.
+
+Shapes: B examples, T positions, D width, F hidden size. `dtype` is the compute
+dtype; parameters are float32.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rt2_jax.models.remat import gated
+from rt2_jax.models.variants import GemmaConfig
+
+
+class GatedMlp(nn.Module):
+  """`linear(gelu(gate(x)) * up(x))` with tanh-gelu and without biases."""
+
+  config: GemmaConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """dtype[B, T, D] -> dtype[B, T, D]."""
+    d, f, normal = x.shape[-1], self.config.mlp_dim, nn.initializers.normal
+    gating = self.param("gating_einsum", normal(d**-0.5), (2, d, f))
+    linear = self.param("linear", normal(f**-0.5), (f, d))
+    gate, up = (gated(product(x, w)) for w in gating.astype(x.dtype))
+    hidden = nn.gelu(gate, approximate=True) * up
+    return gated(product(hidden, linear.astype(x.dtype)))
+
+
+@jax.custom_vjp
+def product(x: jax.Array, w: jax.Array) -> jax.Array:
+  """dtype[B, T, D], dtype[D, F] -> dtype[B, T, F]."""
+  return jnp.einsum("btd,df->btf", x, w)
+
+
+def _product_forward(x, w):
+  return product(x, w), (x, w)
+
+
+def _product_backward(saved, gradient):
+  x, w = saved
+  of_x = jnp.einsum("btf,df->btd", gradient, w)
+  rows, gradients = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
+  return of_x, jnp.einsum("rd,rf->df", rows, gradients)
+
+
+product.defvjp(_product_forward, _product_backward)
