@@ -1,5 +1,8 @@
 # Each target sets up .venv by itself when it is missing or out of date.
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
 PYTHON ?= python3
 RUN := .venv/bin/python
 QUICKSTART ?= runs/quickstart
@@ -17,6 +20,10 @@ QUICKSTART_ROLLOUT = $(RUN) launch/rollout.py --output=$(QUICKSTART)/rollouts \
   --flagfile=data/mini_concepts.flags $(QUICKSTART_TASKS) --episodes=20 \
   --suites=seen,objects_easy,symbol_understanding
 
+PLAN_3B := $(RUN) launch/plan.py --json --config=configs/rt2_paligemma_3b.py
+PLAN_55B := $(RUN) launch/plan.py --json --config=configs/rt2_pali_x_55b.py \
+  --batch_size=4096
+
 # XLA's arrays would otherwise go back to Linux after every step and be cleared
 # when they come again: a quarter of a small model's time.
 quickstart mini: export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592:glibc.malloc.hugetlb=1
@@ -26,7 +33,7 @@ DRAWING := ldconfig -p | grep -qE 'lib(EGL|OSMesa)\.so'
 INSTALL_DRAWING := { apt-get -qq update && apt-get -qq install -y \
   libegl1 libegl-mesa0 libgl1-mesa-dri; }
 
-.PHONY: quickstart mini test lint format bench clean
+.PHONY: quickstart mini test lint format bench plans clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -81,9 +88,19 @@ format: .venv/installed
 bench: .venv/installed-extras
 	$(RUN) -m data.make_reach_episodes --output_dir=runs/bench \
 	  --train_episodes=200 --val_episodes=1 --sensor_noise=4 --rate_hz=12
-	$(RUN) launch/benchmark.py \
-	  --data=runs/bench/fractal20220817_data/0.1.0
-	$(RUN) launch/validation.py
+	$(RUN) launch/benchmark.py --soak_batches=10000 \
+	  --data=runs/bench/fractal20220817_data/0.1.0 \
+	  | tee runs/bench/benchmark.jsonl
+	$(RUN) launch/validation.py | tee runs/bench/validation.jsonl
+
+# What README says of slices that are not here.
+plans: .venv/installed-extras
+	mkdir -p runs/bench
+	($(PLAN_3B) --mode=full && $(PLAN_3B) --mode=full --batch_size=8192 && \
+	  $(PLAN_3B) --topology=v6e:16x16,v5p:8x8x8 && $(PLAN_55B) && \
+	  $(PLAN_55B) --config.model.remat=dots && \
+	  $(PLAN_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1) \
+	  | tee runs/bench/plans.jsonl
 
 # PyTorch, to compare with, and the TPU's compiler. Not for the quick start,
 # since JAX warns of a TPU that is not there once libtpu is.

@@ -46,7 +46,7 @@ from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Tokenizer
-from rt2_jax.train_config import TrainConfig
+from rt2_jax.train_config import TrainConfig, config_hash
 
 _CONFIG = flags.DEFINE_string(
   "config", "configs/reach_debug.py", "One experiment; file.py or file.py:data."
@@ -131,7 +131,7 @@ def loader() -> dict:
   resized_cpu_s, _ = throughput(resized.batches(0, 10**9))
   kilobytes = robot.source.index.length.mean() / 1000
   return {
-    "config": _CONFIG.value,
+    **named_config(),
     "image": "{}x{} canvas, ".format(*batches.canvas) + f"{kilobytes:.1f} kB",
     "batch_size": rows,
     "steps": len(robot),
@@ -190,6 +190,10 @@ def read_config() -> dict:
   return (get_config(argument) if argument else get_config()).to_dict()
 
 
+def named_config() -> dict:
+  return {"config": _CONFIG.value, "config_hash": config_hash(read_config())}
+
+
 def train() -> dict:
   fields = read_config()
   if _BATCH_SIZE.value:
@@ -211,7 +215,7 @@ def train() -> dict:
   flops = matmul_flops(config.model.llm.dtype)
   useful = planning.useful_flops(config)
   return {
-    "config": _CONFIG.value,
+    **named_config(),
     "parameters": optimizer.count_parameters(state.params),
     "dtype": config.model.llm.dtype,
     "mesh": "x".join(str(size) for size in mesh.shape.values()),
@@ -256,7 +260,7 @@ def policy() -> dict:
   image = np.zeros((*frames, *_CAMERA, 3), np.uint8)
   action_s = seconds(lambda: actor(image, _INSTRUCTION))
   return {
-    "config": _CONFIG.value,
+    **named_config(),
     "dtype": config.model.llm.dtype,
     "action_ms": round(1e3 * action_s, 2),
     "actions_per_s": round(1 / action_s, 1),

@@ -11,6 +11,7 @@ How often the run does what it is asked to is launch/rollout.py's question.
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import absl.logging
 import matplotlib
@@ -24,6 +25,7 @@ from rt2_jax.errors import ends_in_one_message
 from rt2_jax.evaluators import action_accuracy, vqa
 from rt2_jax.input_pipeline import datasets, examples, loader, web
 from rt2_jax.policy import Policy
+from rt2_jax.train_config import config_hash
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
@@ -49,13 +51,14 @@ def main(argv):
   meta, _ = checkpoints.restore_meta(_STEP.value)
   config = meta["config"]
   step = _STEP.value or checkpoints.latest_step()
+  run = {"step": step, "config_hash": config_hash(config)}
   folder = workdir / "evaluation"
   folder.mkdir(exist_ok=True)
   for name, fields in config["sources"].items():
     policy = Policy.from_checkpoint(workdir, name, step)
     source = datasets.SourceConfig(**fields)
     metrics = evaluate_actions(policy, name, source, config["loader"], folder)
-    write({"step": step} | metrics, folder / f"{name}.json")
+    write(run | metrics, folder / f"{name}.json")
   for name, fields in web_sources(config).items():
     source = web.WebConfig(**fields)
     if source.eval_split:
@@ -63,7 +66,7 @@ def main(argv):
       robot = next(iter(config["sources"]), None)
       policy = Policy.from_checkpoint(workdir, robot, step)
       metrics = evaluate_answers(policy, name, source, config["loader"])
-      write({"step": step} | metrics, folder / f"{name}.json")
+      write(run | metrics, folder / f"{name}.json")
 
 
 def web_sources(config):
@@ -120,8 +123,8 @@ def evaluate_answers(policy, name, source, reading):
   return metrics
 
 
-def write(metrics: dict[str, float], path: pathlib.Path):
-  path.write_text(json.dumps(metrics, indent=2))
+def write(metrics: dict[str, Any], path: pathlib.Path):
+  path.write_text(json.dumps(metrics, indent=2) + "\n")
   print(f"numbers: {path}")
 
 

@@ -28,7 +28,7 @@ from rt2_jax.control_rate import ControlRate
 from rt2_jax.errors import ends_in_one_message
 from rt2_jax.hlo_cost import Cost
 from rt2_jax.planning import Plan
-from rt2_jax.train_config import TrainConfig
+from rt2_jax.train_config import TrainConfig, config_hash
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "One experiment, a file in configs/.", lock_config=True
@@ -74,8 +74,12 @@ def main(argv):
   else:
     found, lines = plans(config), report
   if _JSON.value:
+    named = {
+      "config": config_flags.get_config_filename(flags.FLAGS["config"]),
+      "config_hash": config_hash(_CONFIG.value.to_dict()),
+    }
     for one in found:
-      print(json.dumps(one.to_json()))
+      print(json.dumps(named | one.to_json()))
     return
   for line in lines(found, config):
     print(line)

@@ -15,7 +15,6 @@ moves well and knows all else), `oracle` the expert itself.
 """
 
 import functools
-import hashlib
 import json
 import pathlib
 import sys
@@ -162,6 +161,7 @@ def load(workdir: str, episodes: list[trials.Episode]) -> Tried:
   """
   from rt2_jax.checkpoint import Checkpoints
   from rt2_jax.policy import Policy
+  from rt2_jax.train_config import config_hash
 
   policy = Policy.from_checkpoint(workdir, _SOURCE.value, _STEP.value)
   if policy.action_space.names != TABLETOP.names or policy.model.num_frames > 1:
@@ -180,16 +180,10 @@ def load(workdir: str, episodes: list[trials.Episode]) -> Tried:
   return Tried(
     f"{workdir}, step {step}",
     policy.plan_and_act,
-    config_hash=fingerprint(meta["config"]),
+    config_hash=config_hash(meta["config"]),
     web=web_accuracy(workdir, step),
     web_before=web_accuracy(start) if isinstance(start, str) else {},
   )
-
-
-def fingerprint(config: dict) -> str:
-  """Sixteen hex digits of a run's config."""
-  text = json.dumps(config, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def web_accuracy(workdir: str, step: int | None = None) -> dict[str, float]:

@@ -59,7 +59,7 @@ from rt2_jax.models.gemma import Einsum, RMSNorm, rope
 from rt2_jax.models.remat import rematerialized
 from rt2_jax.models.vlm import abstract_params
 from rt2_jax.optimizer import OptimizerConfig, make_optimizer
-from rt2_jax.train_config import TrainConfig
+from rt2_jax.train_config import TrainConfig, config_hash
 from rt2_jax.train_state import TrainState
 
 _CASES = flags.DEFINE_list("cases", None, "Names from above; default: all.")
@@ -179,6 +179,7 @@ def compare(case: Case, mode: str) -> dict[str, Any]:
   row = {
     "label": "compiler-predicted",
     "source": case.source,
+    "config_hash": config_hash(dataclasses.asdict(case.program)),
     "topology": _TOPOLOGY,
     "mode": mode,
     "published_step_s": round(case.published_step_s, 3),

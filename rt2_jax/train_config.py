@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -277,6 +279,12 @@ class TrainConfig:
       name: ActionTokenizer(source.space, route, self.actions.rt1_compat)
       for name, source in self.sources.items()
     }
+
+
+def config_hash(fields: Mapping[str, Any]) -> str:
+  """Sixteen hex digits that name a config: of its fields, as JSON."""
+  text = json.dumps(fields, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def construct(build: Callable, where: str, fields: Mapping[str, Any]) -> Any:

@@ -148,7 +148,7 @@ def test_a_policy_has_a_control_rate():
   done = run("launch/plan.py", CONFIG, "--program=decode", "--json")
   assert done.returncode == 0, done.stderr[-2000:]
   found = json.loads(done.stdout)
-  assert list(found) == [*KEYS, "hz"]
+  assert list(found) == ["config", "config_hash", *KEYS, "hz"]
   assert found["topology"] == "v5e:1x1" and found["chips"] == 1
   assert found["fits"] and found["batch_size"] == 1
   assert found["hz"] == pytest.approx(1 / found["step_s"], rel=0.02)
