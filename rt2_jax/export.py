@@ -66,15 +66,8 @@ def to_huggingface(
     shard_bytes: most bytes of tensors in one file.
 
   Raises:
-    ValueError: a decoder or a tokenizer that transformers does not have, or a
-      policy that plans, which `TorchPolicy` could not run.
+    ValueError: a decoder or a tokenizer that transformers does not have.
   """
-  if plan_length := meta["prompt"].get("plan_length", 0):
-    raise ValueError(
-      f"got a policy with prompt.plan_length = {plan_length}, expected 0: "
-      "TorchPolicy writes no plan; act with policy.Policy, or export the "
-      "weights alone with `launch/convert.py to_big_vision`"
-    )
   flat = trees.flatten(params)
   dtype = str(flat[EMBEDDING].dtype)
   fields = huggingface.to_config(config, dtype)

@@ -5,8 +5,8 @@ same image path and the same action grammar as `policy.Policy`, which is why it
 gives the same action.
 
 Shapes: B robots, F frames (oldest first), H x W camera pixels, R x R encoder
-pixels, P prefix columns, S suffix columns, L tokens of an action, D dimensions
-of an action, E decoder width, V vocabulary.
+pixels, P prefix columns, S suffix columns, L tokens of an action, N tokens of a
+plan, D dimensions of an action, E decoder width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import numpy as np
 import torch
 import transformers
 
+from rt2_jax import torch_decode
 from rt2_jax.actions import ActionSpace, ActionTokenizer
 from rt2_jax.errors import unknown_name
 from rt2_jax.images import as_frames, resize_weights
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.torch_decode import vocab_size
 
 
 class TorchPolicy:
@@ -117,31 +119,27 @@ class TorchPolicy:
       return self(np.asarray(image)[None], [instruction])[0]
     return self.tokenizer.decode(self.token_ids(image, instruction))
 
-  @torch.inference_mode()
   def token_ids(
     self, image: np.ndarray, instructions: Sequence[str]
   ) -> np.ndarray:
     """The tokens of B actions, int32[B, L]; arguments as in the call."""
-    pixels = self.prepare(np.asarray(image), len(instructions))
-    prefix, mask_input = self.prompt.robot_prefixes(instructions)
-    grammar = self.tokenizer.grammar
-    ids = self._tensor(grammar.ids).long()
-    allowed = self._tensor(grammar.allowed)
-    next_state = self._tensor(grammar.next_state).long()
-    inputs = self.inputs(prefix, mask_input)
-    place = torch.zeros(len(prefix), dtype=torch.long, device=ids.device)
-    cache = transformers.DynamicCache(config=self.model.config)
-    tokens = []
-    for _ in range(grammar.length):
-      hidden = self.model.model(
-        **inputs, pixel_values=pixels, past_key_values=cache, use_cache=True
-      ).last_hidden_state[:, -1]
-      logits = self._logits_of(hidden, ids)
-      best = logits.masked_fill(~allowed[place], -torch.inf).argmax(-1)
-      place = next_state[place, best]
-      tokens.append(ids[best])
-      pixels, inputs = None, _following(inputs, ids[best])
-    return torch.stack(tokens, 1).cpu().numpy().astype(np.int32)
+    return self._plans_and_ids(image, instructions)[1]
+
+  def plan_and_act(
+    self, image: np.ndarray, instructions: Sequence[str]
+  ) -> tuple[tuple[str, ...], np.ndarray]:
+    """B actions and the thoughts that led to them.
+
+    Args:
+      image: as in the call, with the leading B.
+      instructions: B of them.
+
+    Returns:
+      B plans in words, "" from a policy that acts at once; and float32[B, D].
+    """
+    plans, ids = self._plans_and_ids(image, instructions)
+    words = tuple(self.prompt.split_plan(row)[0] for row in plans)
+    return words, self.tokenizer.decode(ids)
 
   @torch.inference_mode()
   def image_tokens(self, image: np.ndarray) -> np.ndarray:
@@ -175,8 +173,7 @@ class TorchPolicy:
       pixel_values=self.prepare(image, len(image)),
       logits_to_keep=suffix.shape[1],
     )
-    vocab_size = self.model.config.image_token_id  # the rest is padding
-    return _numpy(outputs.logits[..., :vocab_size])
+    return _numpy(outputs.logits[..., : vocab_size(self.model)])
 
   def prepare(self, image: np.ndarray, batch: int) -> torch.Tensor:
     """The one image path: uint8[B, F, H, W, 3] -> dtype[B * F, 3, R, R].
@@ -223,29 +220,22 @@ class TorchPolicy:
       "position_ids": real.cumsum(1),
     }
 
-  def _logits_of(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """dtype[B, E], int64[K] -> float32[B, K], with the final softcap."""
-    table = self.model.get_input_embeddings().weight
-    logits = (hidden @ table[ids].T).float()
-    cap = getattr(
-      self.model.config.text_config, "final_logit_softcapping", None
-    )
-    return cap * torch.tanh(logits / cap) if cap else logits
+  @torch.inference_mode()
+  def _plans_and_ids(self, image, instructions):
+    """Plans int32[B, N] with their ends, N = 0 without, and int32[B, L]."""
+    pixels = self.prepare(np.asarray(image), len(instructions))
+    inputs = self.inputs(*self.prompt.robot_prefixes(instructions))
+    context = torch_decode.prefill(self.model, inputs, pixels)
+    plans = np.empty((len(instructions), 0), np.int32)
+    if self.prompt.plan_length:
+      plans, context = torch_decode.decode_plans(
+        self.model, context, self.prompt.plan_end, self.prompt.plan_length
+      )
+    grammar = self.tokenizer.grammar
+    return plans, torch_decode.decode_actions(self.model, context, grammar)
 
   def _tensor(self, array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
-
-
-def _following(
-  inputs: dict[str, torch.Tensor], token: torch.Tensor
-) -> dict[str, torch.Tensor]:
-  """The inputs that append int64[B] to what the cache holds."""
-  real = inputs["attention_mask"]
-  return {
-    "input_ids": token[:, None],
-    "attention_mask": torch.cat([real, torch.ones_like(real[:, :1])], 1),
-    "position_ids": inputs["position_ids"][:, -1:] + 1,
-  }
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -51,16 +51,6 @@ def inputs(tokenizer):
   return images, prefix, mask_input, suffix
 
 
-def test_a_policy_that_plans_is_refused(tmp_path, tokenizer):
-  meta = tiny_models.meta(tiny_models.config("gemma1", 3200), tokenizer)
-  meta["prompt"]["plan_length"] = 24
-  with pytest.raises(
-    ValueError, match="got a policy with prompt.plan_length = 24, expected 0: "
-  ):
-    export.to_huggingface({}, None, meta, tokenizer.model, tmp_path)
-  assert not list(tmp_path.iterdir())
-
-
 def test_transformers_loads_every_tensor(case):
   folder, *_ = case
   _, info = transformers.PaliGemmaForConditionalGeneration.from_pretrained(

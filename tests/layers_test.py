@@ -17,11 +17,11 @@ FLOORS = [
   {"actions"},
   {"tokenizer"},
   {"prompt"},
-  {"models", "input_pipeline", "envs", "sharding", "augment", "torch_policy"}
+  {"models", "input_pipeline", "envs", "sharding", "augment", "torch_decode"}
   | {"hosts", "compiler_options"},
   {"losses", "step_metrics", "optimizer", "checkpoint", "decode"}
   | {"hlo_cost", "ahead_of_time"}
-  | {"huggingface", "processor", "weight_files"},
+  | {"huggingface", "processor", "weight_files", "torch_policy"},
   {"weight_checks", "prediction"},
   {"pretrained", "export", "stored_checkpoint"},
   {"train_state", "policy"},

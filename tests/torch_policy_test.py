@@ -14,11 +14,12 @@ from tests import tiny_models
 from tests.layers_test import loaded_by
 
 
-def both(folder, tokenizer, decoder, route="rare", num_frames=1):
+def both(folder, tokenizer, decoder, route="rare", num_frames=1, plan_length=0):
   """A policy in JAX, and what its export is in PyTorch."""
   config = tiny_models.config(decoder, tokenizer.vocab_size, num_frames)
   params = tiny_models.params(config)
   meta = tiny_models.meta(config, tokenizer, route)
+  meta["prompt"]["plan_length"] = plan_length
   export.to_huggingface(params, config, meta, tokenizer.model, folder)
   actions = ActionTokenizer.from_dict(meta["action_tokenizers"]["kitchen"])
   ours = Policy(config, params, Prompt(tokenizer, **meta["prompt"]), actions)
@@ -64,6 +65,26 @@ def test_answers_of_any_length(tmp_path, tokenizer, images):
     theirs(images[:20, 0], INSTRUCTIONS[:20]),
     ours(images[:20, 0], INSTRUCTIONS[:20]),
   )
+
+
+@pytest.mark.parametrize("decoder", ["gemma1", "gemma2"])
+def test_plans_and_what_follows_them_are_equal(
+  tmp_path, tokenizer, images, decoder
+):
+  ours, theirs = both(tmp_path, tokenizer, decoder, plan_length=6)
+  arguments = images[:40, 0], INSTRUCTIONS[:40]
+  plans, actions = ours.plan_and_act(*arguments)
+  assert len(set(plans)) > 5 and len(np.unique(actions)) > 20
+  found, found_actions = theirs.plan_and_act(*arguments)
+  assert found == plans
+  np.testing.assert_array_equal(found_actions, actions)
+  np.testing.assert_array_equal(theirs(*arguments), actions)
+
+
+def test_a_policy_without_plans_has_none(tmp_path, tokenizer, images):
+  _, theirs = both(tmp_path, tokenizer, "gemma1")
+  plans, actions = theirs.plan_and_act(images[:2, 0], INSTRUCTIONS[:2])
+  assert plans == ("", "") and actions.shape == (2, 8)
 
 
 @pytest.mark.parametrize("shape", [(48, 60), (240, 320), (20, 32), (32, 9)])
