@@ -68,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
       "mesh": {"slice": 1, "data": -1, "fsdp": 1, "model": 1},
       "batch_size": 50,
       "microbatches": 1,
-      "num_steps": 600,
+      "num_steps": 800,
       "seed": 0,
       "log_every": 20,
       "checkpoint_every": 200,

@@ -1,5 +1,6 @@
 """Figures in README are those of the files that programs wrote."""
 
+import json
 import pathlib
 
 import pytest
@@ -9,6 +10,18 @@ from tests.conftest import ROOT
 
 MINI = ROOT / "docs/mini"
 MICRO = ROOT / "docs/micro"
+FIGURES = ROOT / "docs/figures"
+
+
+def readme() -> str:
+  """In one line, so that a sentence may be broken anywhere."""
+  return " ".join((ROOT / "README.md").read_text().split())
+
+
+def rows(name: str) -> list[dict]:
+  """What a program printed, one object per line."""
+  lines = (FIGURES / f"{name}.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +51,7 @@ def test_the_figures_of_the_quick_start_are_the_programs():
     )
     + "{successes} of {n} with symbols.".format(**summary.pool(symbols))
   )
-  assert figures in " ".join((ROOT / "README.md").read_text().split())
+  assert figures in readme()
 
 
 def test_the_figures_of_plans_are_the_programs():
@@ -49,8 +62,8 @@ def test_the_figures_of_plans_are_the_programs():
     if name.startswith("reasoning_")
     for episode in suites[name]["episodes"]
   )
-  words = " ".join((ROOT / "README.md").read_text().split())
-  assert f"{right} of 500 plans for reasoning named the right thing" in words
+  figure = f"{right} of 500 plans for reasoning named the right thing"
+  assert figure in readme()
 
 
 @pytest.mark.parametrize("folder", [MINI, MICRO])
@@ -59,3 +72,65 @@ def test_every_run_names_its_config(folder):
     if policy not in summary.BASELINES:
       assert len(result["config_hash"]) == 16, policy
       assert result["web"] and result["command"]
+
+
+def test_the_figures_of_bridge_are_the_programs():
+  found = json.loads((FIGURES / "bridge.json").read_text())
+  l1 = [f"{1e3 * found[f'l1/{name}']:.2f}" for name in ("dx", "dy", "dz")]
+  for row in (
+    f"token accuracy | {found['forced_accuracy/mean']:.3f} |",
+    f"all 8 dimensions | {found['within_2_bins/all']:.1%} of 250 steps |",
+    f"x, y, z | {', '.join(l1)} mm |",
+    f"training time, {found['step']} steps of 50 examples |",
+  ):
+    assert row in readme(), row
+  assert len(found["config_hash"]) == 16
+
+
+def test_the_figures_of_slices_are_the_programs():
+  *steps, v5e, v6e = rows("plans")
+  text = readme()
+  for plan in steps:
+    row = "| {topology} | {step_s:.3f} s | {mfu:.1%} | {hbm_gb_per_chip:.2f} GB"
+    assert row.format(**plan) in text, plan
+  # In the table's order.
+  places = [text.index("| {step_s:.3f} s |".format(**plan)) for plan in steps]
+  assert places == sorted(places)
+  hz = f"{v5e['hz']} / {v6e['hz']} per second"
+  assert f"| one v5e / v6e chip | {hz}" in text
+  assert all(len(row["config_hash"]) == 16 for row in rows("plans"))
+
+
+def test_the_errors_of_predictions_are_the_programs():
+  for case in rows("validation"):
+    assert case["mode"] == "full" and len(case["config_hash"]) == 16
+    digits = 3 if case["published_step_s"] < 10 else 2
+    published, predicted = (
+      f"{case[name]:.{digits}f} s"
+      for name in ("published_step_s", "predicted_step_s")
+    )
+    error = f"{case['error']:+.1%}".replace("-", "\N{MINUS SIGN}")
+    row = (
+      f"| {published} | {predicted} | {error} | {case['hbm_gb_per_chip']} GB"
+    )
+    assert row in readme(), row
+
+
+def test_the_figures_of_this_machine_are_the_programs():
+  loader, train, policy, tabletop = rows("benchmark")
+  stages = loader["ms_per_example"]
+  for figure in (
+    f"| {loader['examples_per_cpu_s']} | {loader['first_batch_cpu_s']:.1f} |",
+    f"| {loader['examples_per_cpu_s_resized_on_host']} | | |",
+    f"{loader['rss_growth_mb_over_10000_batches']} MB over 10,000 batches",
+    f"{loader['index_steps_per_cpu_s'] / 1000:.0f} k steps per CPU-second",
+    f"reading one step takes {1e3 * stages['read']:.0f} µs",
+    f"its tokens {1e3 * stages['tokens']:.0f} µs",
+    f"its image {stages['decode']:.2f} ms",
+    f"takes {train['step_s']:.2f} s ({train['examples_per_s']:.0f} examples",
+    f"{train['mfu']:.0%} of what",
+    f"one action {policy['action_ms']:.0f} ms",
+    f"{tabletop['steps_per_cpu_s']} steps with pictures per CPU-second",
+  ):
+    assert figure in readme(), figure
+  assert len(train["config_hash"]) == len(policy["config_hash"]) == 16
