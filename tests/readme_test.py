@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 
 MINI = ROOT / "docs/mini"
 MICRO = ROOT / "docs/micro"
+SEED_1 = MICRO / "seed_1"
 FIGURES = ROOT / "docs/figures"
 
 
@@ -26,7 +27,11 @@ def rows(name: str) -> list[dict]:
 
 @pytest.mark.parametrize(
   ("folder", "pages"),
-  [(MINI, ("README.md", "docs/mini.md")), (MICRO, ("docs/mini.md",))],
+  [
+    (MINI, ("README.md", "docs/mini.md")),
+    (MICRO, ("docs/mini.md",)),
+    (SEED_1, ("docs/mini.md",)),
+  ],
 )
 def test_the_tables_of_the_mini_robots_are_the_programs(folder, pages):
   table = (folder / summary.TABLE).read_text()
@@ -35,8 +40,9 @@ def test_the_tables_of_the_mini_robots_are_the_programs(folder, pages):
     assert table in pathlib.Path(ROOT, page).read_text(), page
 
 
-def test_both_sizes_met_the_same_episodes():
-  results = [*summary.read(MINI).values(), *summary.read(MICRO).values()]
+def test_all_sizes_and_seeds_met_the_same_episodes():
+  folders = MINI, MICRO, SEED_1
+  results = [one for f in folders for one in summary.read(f).values()]
   assert len({result["episodes_hash"] for result in results}) == 1
 
 
@@ -66,7 +72,7 @@ def test_the_figures_of_plans_are_the_programs():
   assert figure in readme()
 
 
-@pytest.mark.parametrize("folder", [MINI, MICRO])
+@pytest.mark.parametrize("folder", [MINI, MICRO, SEED_1])
 def test_every_run_names_its_config(folder):
   for policy, result in summary.read(folder).items():
     if policy not in summary.BASELINES:
