@@ -131,7 +131,7 @@ def loader() -> dict:
   resized_cpu_s, _ = throughput(resized.batches(0, 10**9))
   kilobytes = robot.source.index.length.mean() / 1000
   return {
-    **named_config(),
+    **named(read_config()),  # wherever the data lie
     "image": "{}x{} canvas, ".format(*batches.canvas) + f"{kilobytes:.1f} kB",
     "batch_size": rows,
     "steps": len(robot),
@@ -190,8 +190,9 @@ def read_config() -> dict:
   return (get_config(argument) if argument else get_config()).to_dict()
 
 
-def named_config() -> dict:
-  return {"config": _CONFIG.value, "config_hash": config_hash(read_config())}
+def named(fields: dict) -> dict:
+  """What was measured."""
+  return {"config": _CONFIG.value, "config_hash": config_hash(fields)}
 
 
 def train() -> dict:
@@ -215,7 +216,7 @@ def train() -> dict:
   flops = matmul_flops(config.model.llm.dtype)
   useful = planning.useful_flops(config)
   return {
-    **named_config(),
+    **named(fields),
     "parameters": optimizer.count_parameters(state.params),
     "dtype": config.model.llm.dtype,
     "mesh": "x".join(str(size) for size in mesh.shape.values()),
@@ -248,7 +249,8 @@ def peak_memory() -> float:
 
 
 def policy() -> dict:
-  config = TrainConfig.from_dict(read_config())
+  fields = read_config()
+  config = TrainConfig.from_dict(fields)
   prompt, tokenizers = make_words(config)
   actor = Policy(
     config.model,
@@ -260,7 +262,7 @@ def policy() -> dict:
   image = np.zeros((*frames, *_CAMERA, 3), np.uint8)
   action_s = seconds(lambda: actor(image, _INSTRUCTION))
   return {
-    **named_config(),
+    **named(fields),
     "dtype": config.model.llm.dtype,
     "action_ms": round(1e3 * action_s, 2),
     "actions_per_s": round(1 / action_s, 1),

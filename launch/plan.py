@@ -68,7 +68,8 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)
-  config = configured(_CONFIG.value.to_dict())
+  fields = overridden(_CONFIG.value.to_dict())
+  config = TrainConfig.from_dict(fields)
   if _PROGRAM.value == "decode":
     found, lines = rates(config), rate_report
   else:
@@ -76,7 +77,7 @@ def main(argv):
   if _JSON.value:
     named = {
       "config": config_flags.get_config_filename(flags.FLAGS["config"]),
-      "config_hash": config_hash(_CONFIG.value.to_dict()),
+      "config_hash": config_hash(fields),
     }
     for one in found:
       print(json.dumps(named | one.to_json()))
@@ -110,13 +111,13 @@ def rates(config: TrainConfig) -> list[ControlRate]:
   ]
 
 
-def configured(fields: dict) -> TrainConfig:
-  """The config with what the flags say instead."""
+def overridden(fields: dict) -> dict:
+  """The config's fields with what the flags say instead."""
   if _MESH.value:
     fields["mesh"] = planning.parse_mesh(_MESH.value)
   if _BATCH_SIZE.value is not None:
     fields["batch_size"] = _BATCH_SIZE.value
-  return TrainConfig.from_dict(fields)
+  return fields
 
 
 def sweep(config: TrainConfig, topology: str) -> list[Plan]:

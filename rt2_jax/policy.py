@@ -27,10 +27,11 @@ from rt2_jax.images import as_frames
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, abstract_params
 from rt2_jax.prompt import Prompt
+from rt2_jax.robot_policy import RobotPolicy
 from rt2_jax.tokenizer import EOS, Tokenizer
 
 
-class Policy:
+class Policy(RobotPolicy):
   """Acts on what a checkpoint holds, and on nothing else.
 
   Shapes: B robots, F frames (oldest first), H x W camera pixels, D dimensions.
@@ -110,51 +111,7 @@ class Policy:
   def action_space(self) -> ActionSpace:
     """What the numbers of an action mean."""
     self._check_can_act()
-    return self.tokenizer.space
-
-  def __call__(
-    self, image: np.ndarray, instruction: str | Sequence[str]
-  ) -> np.ndarray:
-    """The action to take now, in physical units.
-
-    Args:
-      image: uint8[H, W, 3], or uint8[F, H, W, 3] for a model of F frames; with
-        a leading B for several robots.
-      instruction: what to do; B of them for several robots.
-
-    Returns:
-      float32[D], or float32[B, D] for several robots.
-
-    Raises:
-      ValueError: an image of another shape or type, or an instruction that is
-        longer than the prompt.
-    """
-    if isinstance(instruction, str):
-      return self(np.asarray(image)[None], [instruction])[0]
-    ids = self.token_ids(image, instruction)
-    return self.tokenizer.decode(ids)
-
-  def token_ids(
-    self, image: np.ndarray, instructions: Sequence[str]
-  ) -> np.ndarray:
-    """The tokens of B actions, int32[B, L]; arguments as in the call."""
-    return self._plans_and_ids(image, instructions)[1]
-
-  def plan_and_act(
-    self, image: np.ndarray, instructions: Sequence[str]
-  ) -> tuple[tuple[str, ...], np.ndarray]:
-    """B actions and the thoughts that led to them.
-
-    Args:
-      image: as in the call, with the leading B.
-      instructions: B of them.
-
-    Returns:
-      B plans in words, "" from a policy that acts at once; and float32[B, D].
-    """
-    plans, ids = self._plans_and_ids(image, instructions)
-    words = tuple(self.prompt.split_plan(row)[0] for row in plans)
-    return words, self.tokenizer.decode(ids)
+    return super().action_space
 
   def answer(
     self,
@@ -225,7 +182,6 @@ class Policy:
       )
 
   def _plans_and_ids(self, image, instructions):
-    """Plans int32[B, N] with their ends, N = 0 without, and int32[B, L]."""
     self._check_can_act()
     prompts = self.prompt.robot_prefixes(instructions)
     if self.prompt.plan_length:

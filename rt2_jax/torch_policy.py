@@ -13,22 +13,22 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 import transformers
 
 from rt2_jax import torch_decode
-from rt2_jax.actions import ActionSpace, ActionTokenizer
+from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import unknown_name
 from rt2_jax.images import as_frames, resize_weights
 from rt2_jax.prompt import Prompt
+from rt2_jax.robot_policy import RobotPolicy
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.torch_decode import vocab_size
 
 
-class TorchPolicy:
+class TorchPolicy(RobotPolicy):
   """Acts on what a folder of `launch/convert.py to_hf` holds."""
 
   def __init__(
@@ -92,54 +92,6 @@ class TorchPolicy:
     text = Tokenizer.from_file(file.parent / "tokenizer.model")
     prompt = Prompt(text, **robot["prompt"])
     return cls(model, prompt, tokenizer, robot["image"]["frames"])
-
-  @property
-  def action_space(self) -> ActionSpace:
-    """What the numbers of an action mean."""
-    return self.tokenizer.space
-
-  def __call__(
-    self, image: np.ndarray, instruction: str | Sequence[str]
-  ) -> np.ndarray:
-    """The action to take now, in physical units.
-
-    Args:
-      image: uint8[H, W, 3], or uint8[F, H, W, 3] for a model of F frames; with
-        a leading B for several robots.
-      instruction: what to do; B of them for several robots.
-
-    Returns:
-      float32[D], or float32[B, D] for several robots.
-
-    Raises:
-      ValueError: an image of another shape or type, or an instruction that is
-        longer than the prompt.
-    """
-    if isinstance(instruction, str):
-      return self(np.asarray(image)[None], [instruction])[0]
-    return self.tokenizer.decode(self.token_ids(image, instruction))
-
-  def token_ids(
-    self, image: np.ndarray, instructions: Sequence[str]
-  ) -> np.ndarray:
-    """The tokens of B actions, int32[B, L]; arguments as in the call."""
-    return self._plans_and_ids(image, instructions)[1]
-
-  def plan_and_act(
-    self, image: np.ndarray, instructions: Sequence[str]
-  ) -> tuple[tuple[str, ...], np.ndarray]:
-    """B actions and the thoughts that led to them.
-
-    Args:
-      image: as in the call, with the leading B.
-      instructions: B of them.
-
-    Returns:
-      B plans in words, "" from a policy that acts at once; and float32[B, D].
-    """
-    plans, ids = self._plans_and_ids(image, instructions)
-    words = tuple(self.prompt.split_plan(row)[0] for row in plans)
-    return words, self.tokenizer.decode(ids)
 
   @torch.inference_mode()
   def image_tokens(self, image: np.ndarray) -> np.ndarray:
@@ -222,7 +174,6 @@ class TorchPolicy:
 
   @torch.inference_mode()
   def _plans_and_ids(self, image, instructions):
-    """Plans int32[B, N] with their ends, N = 0 without, and int32[B, L]."""
     pixels = self.prepare(np.asarray(image), len(instructions))
     inputs = self.inputs(*self.prompt.robot_prefixes(instructions))
     context = torch_decode.prefill(self.model, inputs, pixels)

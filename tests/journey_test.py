@@ -213,6 +213,7 @@ def test_evaluate_prints_a_table_and_draws(whole):
     assert f"\n{name}" in done.stdout
   metrics = json.loads((whole / "evaluation/bridge.json").read_text())
   assert 0 <= metrics["forced_accuracy/mean"] <= 1
+  assert len(metrics["config_hash"]) == 16
   assert (whole / "evaluation/bridge.png").stat().st_size > 10_000
 
 

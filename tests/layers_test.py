@@ -18,7 +18,7 @@ FLOORS = [
   {"tokenizer"},
   {"prompt"},
   {"models", "input_pipeline", "envs", "sharding", "augment", "torch_decode"}
-  | {"hosts", "compiler_options"},
+  | {"hosts", "compiler_options", "robot_policy"},
   {"losses", "step_metrics", "optimizer", "checkpoint", "decode"}
   | {"hlo_cost", "ahead_of_time"}
   | {"huggingface", "processor", "weight_files", "torch_policy"},

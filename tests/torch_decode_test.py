@@ -41,18 +41,12 @@ class Pair:
     )
 
   def in_jax(self, end):
-    run = jax.jit(
-      lambda params, images, prefix, mask_input: decode_plans_and_actions(
-        self.model,
-        params,
-        images,
-        prefix,
-        mask_input,
-        self.grammar,
-        end,
-        LENGTH,
+    @jax.jit
+    def run(params, *inputs):
+      return decode_plans_and_actions(
+        self.model, params, *inputs, self.grammar, end, LENGTH
       )
-    )
+
     images = augment.prepare(self.images, 32)
     return map(np.asarray, run(self.params, images, *self.prompts))
 

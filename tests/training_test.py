@@ -16,7 +16,7 @@ from data import make_reach_episodes
 from rt2_jax import export, training
 from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
-from rt2_jax.train_config import TrainConfig
+from rt2_jax.train_config import TrainConfig, config_hash
 from tests import tiny_datasets
 from tests.conftest import ROOT
 
@@ -296,3 +296,10 @@ def test_a_checkpoint_of_another_model_or_action_space(fields, tmp_path):
     ValueError, match=r"another model or action space.*action_tokenizers\.bri"
   ):
     training.train(fields, tmp_path / "run")
+
+
+def test_a_config_is_named_by_its_values_alone():
+  name = config_hash({"seed": 0, "mesh": {"data": -1, "fsdp": 1}})
+  assert name == config_hash({"mesh": {"fsdp": 1, "data": -1}, "seed": 0})
+  assert name != config_hash({"seed": 1, "mesh": {"data": -1, "fsdp": 1}})
+  assert len(name) == 16

@@ -2,8 +2,8 @@
 
 JAX sums the gradient of a weight over two axes, examples and positions. XLA for
 CPU first writes a transposed copy of both factors for that, number by number,
-which takes longer than the product. Summed over one axis it does not, and the
-program for a TPU stays the same.
+which takes longer than the product. Summed over one axis it does not, and a
+TPU's step is predicted to take the same time.
 
 Shapes: B examples, T positions, D width, F hidden size. `dtype` is the compute
 dtype; parameters are float32.
