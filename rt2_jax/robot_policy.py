@@ -50,7 +50,8 @@ class RobotPolicy(abc.ABC):
     """
     if isinstance(instruction, str):
       return self(np.asarray(image)[None], [instruction])[0]
-    return self.tokenizer.decode(self.token_ids(image, instruction))
+    ids = self.token_ids(image, instruction)  # says so if it cannot act
+    return self.tokenizer.decode(ids)
 
   def token_ids(
     self, image: np.ndarray, instructions: Sequence[str]
