@@ -24,6 +24,7 @@ import numpy as np
 from absl import app, flags
 
 from rt2_jax.actions import ActionSpace, Dimension
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets, rlds
 
 MIN_SPAN = 1e-3  # m or rad
@@ -129,7 +130,7 @@ def main(_):
       args.dataset, args.path, args.split, filters=filters
     )
     stats = compute(config, args.min_span, args.index_folder)
-  except ValueError as error:
+  except UserError as error:
     sys.exit(str(error))
   output = Path(args.output or f"data/stats/{args.dataset}-{args.split}.json")
   output.parent.mkdir(parents=True, exist_ok=True)

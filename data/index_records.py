@@ -24,6 +24,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets, rlds, web
 from rt2_jax.tokenizer import Tokenizer
 
@@ -88,12 +89,12 @@ def asked_for(args: flags.FlagValues) -> dict[str, Any]:
   """The arguments of `index_all`, from a config or from single flags.
 
   Raises:
-    ValueError: neither or both are given, no folder, or no tokenizer for web
+    UserError: neither or both are given, no folder, or no tokenizer for web
       data.
   """
   has_config, named = args.config is not None, (args.dataset, args.path)
   if any(named) == has_config or any(named) != all(named):
-    raise ValueError(
+    raise UserError(
       f"got --config {'set' if has_config else 'not set'}, --dataset="
       f"{args.dataset} and --path={args.path}; expected either --config, or "
       "--dataset and --path"
@@ -109,9 +110,9 @@ def asked_for(args: flags.FlagValues) -> dict[str, Any]:
     tokenizer = tokenizer or fields["tokenizer_file"]
     max_skipped = max_skipped or fields["loader"]["max_skipped"]
   if not folder:
-    raise ValueError("got no folder for the indexes; pass --index_folder=DIR")
+    raise UserError("got no folder for the indexes; pass --index_folder=DIR")
   if not tokenizer and args.dataset == WEB:
-    raise ValueError(
+    raise UserError(
       "got image-text records without a tokenizer, whose tokens are counted; "
       "pass --tokenizer=FILE, the job's own"
     )
@@ -128,7 +129,7 @@ def main(_):
   args = flags.FLAGS
   try:
     index_all(**asked_for(args))
-  except ValueError as error:
+  except UserError as error:
     sys.exit(str(error))
 
 

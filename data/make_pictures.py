@@ -26,6 +26,7 @@ from absl import app, flags
 from PIL import Image
 
 from rt2_jax.envs.pictures import ATLAS_COLUMNS, SIDE
+from rt2_jax.errors import UserError
 
 FACTS = Path(__file__).with_name("picture_facts.toml")
 DEFAULT_OUTPUT = Path(__file__).with_name("pictures.zip")
@@ -46,19 +47,19 @@ def read_facts(path: Path = FACTS) -> list[dict[str, Any]]:
   """The lines of the facts file, in order: name, category, emoji, facts.
 
   Raises:
-    ValueError: a line without emoji, an unknown fact, or a name used twice.
+    UserError: a line without emoji, an unknown fact, or a name used twice.
   """
   concepts, names = [], set()
   for category, lines in tomllib.loads(path.read_text("utf-8")).items():
     for name, line in lines.items():
       unknown = line.keys() - KNOWN_FACTS - {"emoji"}
       if "emoji" not in line or unknown:
-        raise ValueError(
+        raise UserError(
           f"{path}, {name!r}: got the fields {', '.join(line)}, expected "
           f"'emoji' and any of {', '.join(sorted(KNOWN_FACTS))}"
         )
       if name in names:
-        raise ValueError(
+        raise UserError(
           f"{path}: got {name!r} twice, expected a name of its own for each "
           "picture; rename one"
         )
@@ -82,7 +83,7 @@ class Package:
   def __init__(self, folder: Path, name: str):
     path = folder / name
     if not path.is_file():
-      raise ValueError(
+      raise UserError(
         f"got packages folder {str(folder)!r} without {name}; download it "
         f"there with `npm pack {'@'.join(name[:-4].rsplit('-', 1))}`"
       )
@@ -111,7 +112,7 @@ def pictures(
   }
   missing = [code for code in codes if code not in files]
   if missing:
-    raise ValueError(
+    raise UserError(
       f"{name}: got no picture for {', '.join(missing)}; remove these lines "
       f"from {FACTS.name}"
     )
@@ -162,7 +163,7 @@ def make(packages: Path, output: Path, facts: Path = FACTS) -> Path:
   """Writes the file and returns its path.
 
   Raises:
-    ValueError: a missing package, a bad line of facts, an emoji without
+    UserError: a missing package, a bad line of facts, an emoji without
       picture, or two pictures that look the same.
   """
   concepts = read_facts(facts)
@@ -175,7 +176,7 @@ def make(packages: Path, output: Path, facts: Path = FACTS) -> Path:
     images = pictures(packages, style, codes)
     alike = too_alike(images, [c["name"] for c in concepts])
     if alike:
-      raise ValueError(
+      raise UserError(
         f"{style}: got pictures that look the same: {alike}; keep one of each "
         f"pair in {facts.name}"
       )
@@ -202,7 +203,7 @@ def main(_):
   args = flags.FLAGS
   try:
     path = make(Path(args.packages), Path(args.output))
-  except ValueError as error:
+  except UserError as error:
     sys.exit(str(error))
   concepts = read_facts()
   count = sum(len(c["facts"]) for c in concepts)

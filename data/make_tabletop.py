@@ -40,6 +40,7 @@ from data.make_reach_episodes import check_settings, write_quietly
 from rt2_jax.envs import pictures, seen, tabletop
 from rt2_jax.envs.instructions import FAMILIES
 from rt2_jax.envs.tabletop import TabletopConfig, TabletopEnv
+from rt2_jax.errors import UserError
 
 SPLITS = ("train", "val")
 SCENE_VERSION = 3  # raise it whenever the same seed would give other episodes
@@ -260,7 +261,7 @@ def make(output_dir: str | Path, num_workers: int | None, **settings) -> Path:
       concepts, style, distractors, wander; see the flags.
 
   Raises:
-    ValueError: an unknown name in the settings.
+    UserError: an unknown name in the settings.
     FileExistsError: the folder holds other data.
   """
   settings = {"scene_version": SCENE_VERSION} | settings
@@ -310,7 +311,7 @@ def main(_):
       distractors=[args.min_distractors, args.max_distractors],
       wander=args.wander,
     )
-  except (ValueError, OSError, RuntimeError) as error:
+  except (UserError, OSError, RuntimeError) as error:
     sys.exit(str(error))
 
 

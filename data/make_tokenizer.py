@@ -28,6 +28,8 @@ from pydoc_data import topics
 import sentencepiece
 from absl import app, flags
 
+from rt2_jax.errors import UserError
+
 VOCABULARY_SIZE = 2048
 DEFAULT_OUTPUT = Path(__file__).with_name("small_tokenizer.model")
 
@@ -302,7 +304,7 @@ def check_round_trip(
   for sentence in sentences:
     decoded = tokenizer.decode(tokenizer.encode(sentence))
     if decoded != sentence:
-      raise ValueError(
+      raise UserError(
         f"round trip: got {decoded!r}, expected {sentence!r}; a trainer option "
         "that rewrites text (normalisation, spaces) is on in train()"
       )

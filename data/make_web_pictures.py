@@ -30,7 +30,7 @@ from PIL import Image
 from data import picture_scenes
 from data.picture_questions import SKILLS, Words
 from rt2_jax.envs import pictures
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 
 SPLITS = ("train", "val")
 PICTURES = Path(__file__).with_name("pictures.zip")
@@ -100,7 +100,7 @@ def make(
       things (least, most), location_bins; see the flags.
 
   Raises:
-    ValueError: an unknown name in the settings.
+    UserError: an unknown name in the settings.
     FileExistsError: a folder holds records already.
   """
   # Processes that draw import this file, and must not load TensorFlow.
@@ -143,7 +143,7 @@ def found(records: Iterator[Record], skill: str, split: str) -> Iterator[Any]:
 
 
 def check(skills: list[str], settings: Settings) -> None:
-  """Raises ValueError for an unknown skill, concept, style or scene."""
+  """Raises UserError for an unknown skill, concept, style or scene."""
   known = pictures.load(PICTURES)
   for skill in skills:
     if skill not in SKILLS:
@@ -158,7 +158,7 @@ def check(skills: list[str], settings: Settings) -> None:
       raise unknown_name("scene", kind, picture_scenes.SCENES)
   least, most = settings["things"]
   if not 1 <= least <= most <= 5:
-    raise ValueError(
+    raise UserError(
       f"got things {least}..{most}, expected 1 <= least <= most <= 5: more "
       "find no room in a picture"
     )
@@ -182,7 +182,7 @@ def main(_):
       things=(args.min_things, args.max_things),
       location_bins=args.location_bins,
     )
-  except (ValueError, OSError, RuntimeError) as error:
+  except (UserError, OSError, RuntimeError) as error:
     sys.exit(str(error))
   size = sum(path.stat().st_size for path in paths)
   print(f"{args.output_dir}: {len(paths)} shards, {size / 1e6:.1f} MB")

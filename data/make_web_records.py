@@ -35,6 +35,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rt2_jax.errors import UserError
+
 # TensorFlow reads this when it is imported, and is quiet.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -78,7 +80,7 @@ class Defaults(NamedTuple):
 def read_jsonl(
   path: str | Path, image_folder: str | Path, defaults: Defaults
 ) -> Iterator[Found]:
-  """The lines of a JSONL file; raises ValueError naming a bad line."""
+  """The lines of a JSONL file; raises UserError naming a bad line."""
   with open(path, encoding="utf-8") as lines:
     for number, line in enumerate(lines, 1):
       line = line.strip()
@@ -88,7 +90,7 @@ def read_jsonl(
       fields = parse_json(line, where)
       image = Path(image_folder) / str(fields.get("image", ""))
       if not image.is_file():
-        raise ValueError(
+        raise UserError(
           f"{where}: got image {str(image)!r}, which is no file; correct the "
           "line or pass another --image_folder"
         )
@@ -131,7 +133,7 @@ def read_tars(pattern: str, defaults: Defaults) -> Iterator[Found]:
   """The samples of the tars that match, sorted by name."""
   paths = sorted(glob.glob(pattern))
   if not paths:
-    raise ValueError(f"got --input={pattern}, which no tar matches")
+    raise UserError(f"got --input={pattern}, which no tar matches")
   for path in paths:
     try:
       with tarfile.open(path) as tar:
@@ -139,7 +141,7 @@ def read_tars(pattern: str, defaults: Defaults) -> Iterator[Found]:
           where = f"{path}, {key}"
           yield Found(where, from_sample(files, where, defaults))
     except tarfile.ReadError as error:
-      raise ValueError(
+      raise UserError(
         f"{path}: got a damaged tar ({error}); copy it again"
       ) from error
 
@@ -172,7 +174,7 @@ def from_sample(
   """One WebDataset sample: an image beside .json or .txt."""
   images = [files[e] for e in IMAGE_EXTENSIONS if e in files]
   if len(images) != 1 or not {"json", "txt"} & files.keys():
-    raise ValueError(
+    raise UserError(
       f"{where}: got files with the extensions {', '.join(sorted(files))}, "
       f"expected one image ({', '.join(IMAGE_EXTENSIONS)}) and .json or .txt"
     )
@@ -187,12 +189,12 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
   """A JSON object."""
   try:
     fields = json.loads(text)
-  except ValueError as error:
-    raise ValueError(
+  except UserError as error:
+    raise UserError(
       f"{where}: got text that is not JSON ({error}); repair it"
     ) from error
   if not isinstance(fields, dict):
-    raise ValueError(
+    raise UserError(
       f"{where}: got {text!r:.80}, expected an object such as "
       '{"image": …, "prefix": …, "suffix": …}'
     )
@@ -218,7 +220,7 @@ def feature(fields: Mapping[str, Any], path: str) -> Any:
   value = fields
   for name in path.split("/"):
     if not isinstance(value, Mapping) or name not in value:
-      raise ValueError(
+      raise UserError(
         f"got --answers={path}, expected a path through the features "
         f"{', '.join(fields)}"
       )
@@ -239,18 +241,18 @@ def detection_answer(
     labels: N names.
 
   Raises:
-    ValueError: a box outside the image or upside down, or none at all.
+    UserError: a box outside the image or upside down, or none at all.
   """
   corners = np.asarray(boxes, np.float64).reshape(-1, 4)
   if len(corners) != len(labels) or not len(labels):
-    raise ValueError(
+    raise UserError(
       f"got {len(corners)} boxes and {len(labels)} labels, expected one label "
       "for each box and at least one box"
     )
   inside = (corners >= 0).all(-1) & (corners <= 1).all(-1)
   good = inside & (corners[:, :2] < corners[:, 2:]).all(-1)
   if not good.all():
-    raise ValueError(
+    raise UserError(
       f"got box {corners[~good][0].tolist()}, expected y_min x_min y_max "
       "x_max as parts of the image: 0..1 and min < max"
     )
@@ -262,14 +264,14 @@ def detection_answer(
 
 
 def check_texts(found: Found) -> None:
-  """Raises ValueError unless question and every answer are there."""
+  """Raises UserError unless question and every answer are there."""
   where, example = found
   for name, values in (
     ("question (prefix)", [example.question]),
     ("answer (suffix)", example.answers),
   ):
     if not values or not all(isinstance(v, str) and v.strip() for v in values):
-      raise ValueError(
+      raise UserError(
         f"{where}: got {list(values)} as {name}, expected text that is not "
         "empty; repair or remove this example"
       )
@@ -279,7 +281,7 @@ def prepare_image(image: bytes, max_side: int, where: str) -> bytes:
   """The image as it is, or as an RGB JPEG of at most `max_side` pixels a side.
 
   Raises:
-    ValueError: bytes that training could not decode; says `where` they lie.
+    UserError: bytes that training could not decode; says `where` they lie.
   """
   try:
     with Image.open(io.BytesIO(image)) as picture:
@@ -288,7 +290,7 @@ def prepare_image(image: bytes, max_side: int, where: str) -> bytes:
       if not (picture.format in KEPT_FORMATS and upright and small):
         image = encode(picture, max_side)
   except (OSError, Image.DecompressionBombError) as error:
-    raise ValueError(
+    raise UserError(
       f"{where}: got an image that does not decode ({error}); repair or "
       "remove this example"
     ) from error
@@ -349,7 +351,7 @@ def make(
     max_side: larger images are made smaller, pixels.
 
   Raises:
-    ValueError: a bad example, by its place, or fewer examples than shards.
+    UserError: a bad example, by its place, or fewer examples than shards.
     FileExistsError: the folder holds shards of this split already.
   """
   output_dir = Path(output_dir)
@@ -367,7 +369,7 @@ def make(
     ]
     count = write(found, paths, max_side)
     if count < num_shards:
-      raise ValueError(
+      raise UserError(
         f"got {count} examples for {num_shards} shards, expected at least one "
         "each; check --input or lower --num_shards"
       )
@@ -419,7 +421,7 @@ def main(_):
       args.num_shards,
       args.max_side,
     )
-  except (ValueError, OSError) as error:
+  except (UserError, OSError) as error:
     sys.exit(str(error))
   size = sum(path.stat().st_size for path in paths)
   print(f"{args.output_dir}: {len(paths)} shards, {size / 1e6:.1f} MB")

@@ -22,6 +22,7 @@ from rt2_jax.envs.descriptions import (
 )
 from rt2_jax.envs.instructions import Task, instruct
 from rt2_jax.envs.pictures import Concept, Pictures
+from rt2_jax.errors import UserError
 from rt2_jax.prompt import PLAN_START, ROBOT_TEMPLATE
 from rt2_jax.tokenizer import loc_word, place_words
 
@@ -77,10 +78,10 @@ class Words:
     self.bins = location_bins
 
   def one(self, fits: Callable[[Concept], object] = lambda c: True) -> Concept:
-    """A thing that fits. Raises ValueError where none does."""
+    """A thing that fits. Raises UserError where none does."""
     known = [c for c in self.concepts if fits(c)]
     if not known:
-      raise ValueError(
+      raise UserError(
         f"got {len(self.concepts)} concepts, none of which this skill can ask "
         "about; pass more --concepts, or leave the skill out of --skills"
       )

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from rt2_jax.actions import TABLETOP
 from rt2_jax.envs import pictures
 from rt2_jax.envs.tabletop import SUCCESS, TabletopConfig
-from rt2_jax.errors import ends_in_one_message, unknown_name
+from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
 from rt2_jax.evaluators import (
   films,
   report,
@@ -128,7 +128,7 @@ def check_names() -> dict[str, str]:
   """The workdirs by their names.
 
   Raises:
-    ValueError: nothing to try, an unknown baseline, a workdir without a
+    UserError: nothing to try, an unknown baseline, a workdir without a
       checkpoint, or one name twice.
   """
   for name in _POLICY.value:
@@ -137,9 +137,9 @@ def check_names() -> dict[str, str]:
   runs = [(pathlib.Path(path).resolve().name, path) for path in _WORKDIR.value]
   names = [name for name, _ in runs] + _POLICY.value
   if not names:
-    raise ValueError("got nothing to try, expected --workdir or --policy")
+    raise UserError("got nothing to try, expected --workdir or --policy")
   if len(set(names)) < len(names) or {n for n, _ in runs} & set(_BASELINES):
-    raise ValueError(
+    raise UserError(
       f"got names {names}, expected another one for each policy: a run is "
       "called after its folder; rename it"
     )
@@ -156,7 +156,7 @@ def load(workdir: str, episodes: list[trials.Episode]) -> Tried:
   """The policy of a run.
 
   Raises:
-    ValueError: no checkpoint there, one for another robot, or instructions
+    UserError: no checkpoint there, one for another robot, or instructions
       that are longer than its prompt.
   """
   from rt2_jax.checkpoint import Checkpoints
@@ -165,7 +165,7 @@ def load(workdir: str, episodes: list[trials.Episode]) -> Tried:
 
   policy = Policy.from_checkpoint(workdir, _SOURCE.value, _STEP.value)
   if policy.action_space.names != TABLETOP.names or policy.model.num_frames > 1:
-    raise ValueError(
+    raise UserError(
       f"got {workdir}, which acts with {policy.action_space.names} on "
       f"{policy.model.num_frames} image(s), expected {TABLETOP.names} on one; "
       "pass the run of a model that was trained on the tabletop"

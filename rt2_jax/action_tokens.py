@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rt2_jax.errors import UserError
+
 NUM_BINS = 256
 
 
@@ -49,7 +51,7 @@ class RareTokens:
 
   def __post_init__(self):
     if len(set(self.ids)) != NUM_BINS or len(self.ids) != NUM_BINS:
-      raise ValueError(
+      raise UserError(
         f"got {len(self.ids)} action ids, {len(set(self.ids))} of them "
         f"different; expected {NUM_BINS} different ids"
       )
@@ -65,11 +67,11 @@ class RareTokens:
     """int32[..., D] ids -> int32[..., D] numbers.
 
     Raises:
-      ValueError: an id that is not an action token, or a wrong length.
+      UserError: an id that is not an action token, or a wrong length.
     """
     ids = np.asarray(ids)
     if ids.shape[-1] != len(firsts):
-      raise ValueError(
+      raise UserError(
         f"got {ids.shape[-1]} action tokens, expected {len(firsts)}"
       )
     bins = np.full(ids.shape, -1, np.int32)
@@ -78,7 +80,7 @@ class RareTokens:
     at = np.minimum(np.searchsorted(table, ids), NUM_BINS - 1)
     bins = np.where(table[at] == ids, order[at], -1).astype(np.int32)
     if (bins < 0).any():
-      raise ValueError(
+      raise UserError(
         f"got token id {int(ids[bins < 0].flat[0])}, which is no action token"
       )
     return bins + firsts.astype(np.int32)
@@ -128,7 +130,7 @@ class IntegerTokens:
     text = ""
     for i in ids[: ends[0] if ends.size else None]:
       if int(i) not in names:
-        raise ValueError(f"got token id {int(i)}, which is no action token")
+        raise UserError(f"got token id {int(i)}, which is no action token")
       text += names[int(i)]
     return parse_numbers(text, len(firsts))
 
@@ -167,7 +169,7 @@ def parse_numbers(text: str, count: int) -> np.ndarray:
   words = text.split(" ")
   numeric = all(w.removeprefix("-").isdecimal() and w.isascii() for w in words)
   if not numeric or len(words) != count:
-    raise ValueError(
+    raise UserError(
       f"got action text {text!r}, expected {count} whole numbers joined by "
       f"single spaces, got {len(words)} words"
     )

@@ -27,7 +27,7 @@ from rt2_jax.action_tokens import (
   RareTokens,
   parse_numbers,
 )
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 
 Span = tuple[float, float]  # low, high
 
@@ -54,7 +54,7 @@ class Dimension:
 
   def __post_init__(self):
     if not self.values and not self.low < self.high:
-      raise ValueError(
+      raise UserError(
         f"dimension {self.name!r}: got bounds [{self.low}, {self.high}], "
         "expected low < high; a constant dimension needs a minimum span"
       )
@@ -95,7 +95,7 @@ class ActionSpace:
     return tuple(d.name for d in self.dimensions)
 
   def index(self, name: str) -> int:
-    """Position of dimension `name`. Raises ValueError when there is none."""
+    """Position of dimension `name`. Raises UserError when there is none."""
     if name not in self.names:
       what = f"dimension of action space {self.name!r}"
       raise unknown_name(what, name, self.names)
@@ -107,7 +107,7 @@ class ActionSpace:
     for name, (low, high) in bounds.items():
       i = self.index(name)
       if dimensions[i].kind == "discrete":
-        raise ValueError(
+        raise UserError(
           f"got bounds for {name!r}, which is discrete with values "
           f"{dimensions[i].values}; remove them"
         )
@@ -249,11 +249,11 @@ class ActionTokenizer:
     """float[..., D] physical units -> int32[..., D] bins.
 
     Raises:
-      ValueError: a wrong number of dimensions, or a value that is not finite.
+      UserError: a wrong number of dimensions, or a value that is not finite.
     """
     action = np.asarray(action)
     if action.ndim == 0 or action.shape[-1] != len(self.space):
-      raise ValueError(
+      raise UserError(
         f"got an action of shape {action.shape}, expected [..., "
         f"{len(self.space)}]: {', '.join(self.space.names)}"
       )
@@ -262,7 +262,7 @@ class ActionTokenizer:
       value = action[..., i]
       if not np.isfinite(value).all():
         bad = value[~np.isfinite(value)].flat[0]
-        raise ValueError(
+        raise UserError(
           f"got {bad} for action dimension {d.name!r}, expected a finite "
           f"number ({d.unit}); repair or drop this step"
         )
@@ -288,7 +288,7 @@ class ActionTokenizer:
       b = bins[..., i]
       if (b < 0).any() or (b >= d.size).any():
         bad = b[(b < 0) | (b >= d.size)].flat[0]
-        raise ValueError(
+        raise UserError(
           f"got {int(bad) + d.first} for action dimension {d.name!r}, "
           f"expected {d.first}..{d.first + d.size - 1}"
         )
@@ -323,7 +323,7 @@ class ActionTokenizer:
     return " ".join(str(int(n)) for n in numbers)
 
   def from_text(self, text: str) -> np.ndarray:
-    """Strict inverse of `to_text`, float32[D]; raises ValueError otherwise."""
+    """Strict inverse of `to_text`, float32[D]; raises UserError otherwise."""
     return self.to_action(parse_numbers(text, len(self.space)) - self._firsts)
 
   def to_dict(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from rt2_jax.chips import SLICES
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 
 MODES = ("fast", "full")
 
@@ -70,7 +70,7 @@ def devices(topology: str) -> list[jax.Device]:
     topology: e.g. "v5e:16x16", or "v5e:16x16*2" for two such slices.
 
   Raises:
-    ValueError: a slice that `chips.SLICES` does not list.
+    UserError: a slice that `chips.SLICES` does not list.
     RuntimeError: no `libtpu`.
   """
   check_topology(topology)
@@ -87,7 +87,7 @@ def check_topology(topology: str):
   if name not in SLICES:
     raise unknown_name("topology", name, SLICES)
   if times and not slices.isdecimal():
-    raise ValueError(
+    raise UserError(
       f"got topology {topology!r}, expected a number of slices after '*', such "
       f"as '{name}*2'"
     )
@@ -127,7 +127,7 @@ def compile_for(
     options: of the compiler.
 
   Raises:
-    ValueError: an unknown slice or mode, or what `lower` raises.
+    UserError: an unknown slice or mode, or what `lower` raises.
     RuntimeError: no `libtpu`, or the compiler failed.
   """
   if mode not in MODES:
@@ -239,7 +239,7 @@ def _needed(message: str, argument_bytes: float) -> float | None:
 
 def _plain(error: Exception) -> Exception:
   """An error that can be pickled, with the words of this one."""
-  for kind in (ValueError, TypeError):
+  for kind in (UserError, ValueError, TypeError):
     if isinstance(error, kind):
       return kind(str(error))
   return RuntimeError(f"{type(error).__name__}: {error}")

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rt2_jax.errors import UserError
 from rt2_jax.images import resize_weights
 
 # ITU-R BT.601. Numpy: an import must not start JAX, which hosts have to join.
@@ -41,7 +42,7 @@ class Augmentation:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if not 0.0 <= value < 1.0:
-        raise ValueError(
+        raise UserError(
           f"got config.augmentation.{field.name} = {value}, expected a part "
           "of 1: 0 <= value < 1"
         )

@@ -18,6 +18,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rt2_jax.errors import UserError
+
 _ARRAYS, _JSON = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
 _ITEMS = {
   "params": _ARRAYS,
@@ -51,13 +53,13 @@ class Checkpoints:
     """Those of a run's workdir, or of its folder `checkpoints`.
 
     Raises:
-      ValueError: there is no such folder.
+      UserError: there is no such folder.
     """
     folder = pathlib.Path(folder)
     if (folder / "checkpoints").is_dir():
       folder = folder / "checkpoints"
     if not folder.is_dir():
-      raise ValueError(
+      raise UserError(
         f"got checkpoint folder {str(folder)!r}, which does not exist; pass "
         "the --workdir of a training run"
       )
@@ -96,7 +98,7 @@ class Checkpoints:
     """Where a checkpoint lies; default: the newest.
 
     Raises:
-      ValueError: no such checkpoint.
+      UserError: no such checkpoint.
     """
     return self._folder / str(self._existing(step))
 
@@ -117,7 +119,7 @@ class Checkpoints:
     """The items `meta` and `tokenizer`.
 
     Raises:
-      ValueError: no such checkpoint, or a damaged tokenizer.
+      UserError: no such checkpoint, or a damaged tokenizer.
     """
     step = self._existing(step)
     spec = ocp.args.Composite(
@@ -127,7 +129,7 @@ class Checkpoints:
     tokenizer = np.asarray(items.tokenizer["model"]).tobytes()
     found = hashlib.sha256(tokenizer).hexdigest()
     if found != items.meta["tokenizer_sha256"]:
-      raise ValueError(
+      raise UserError(
         f"{self._folder}/{step}: got a tokenizer with sha256 {found}, expected "
         f"{items.meta['tokenizer_sha256']}; the checkpoint is damaged"
       )
@@ -147,11 +149,11 @@ class Checkpoints:
       opt_state: likewise.
 
     Raises:
-      ValueError: no checkpoint, or one to act from only.
+      UserError: no checkpoint, or one to act from only.
     """
     step = self._existing(None)
     if not self.has_optimizer(step):
-      raise ValueError(
+      raise UserError(
         f"got checkpoint {self.step_folder(step)} without optimizer state, "
         "which is to act from; use the workdir of the run that it was made of"
       )
@@ -173,7 +175,7 @@ class Checkpoints:
   def _existing(self, step: int | None) -> int:
     steps = self._manager.all_steps()
     if not steps or (step is not None and step not in steps):
-      raise ValueError(
+      raise UserError(
         f"got checkpoint step {step or 'latest'} in {self._folder}, expected "
         f"one of {list(steps) or 'none: there is no checkpoint'}"
       )

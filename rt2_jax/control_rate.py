@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from rt2_jax import planning, prediction, sharding
 from rt2_jax.chips import SLICES
+from rt2_jax.errors import UserError
 from rt2_jax.policy import Policy, held_params
 from rt2_jax.prediction import Prediction
 from rt2_jax.train_config import TrainConfig
@@ -46,7 +47,7 @@ def predict(
   """Compiles a config's acting for one chip of a slice.
 
   Raises:
-    ValueError: an unknown slice or mode, actions that are not written in rare
+    UserError: an unknown slice or mode, actions that are not written in rare
       tokens, or plans before them.
     RuntimeError: no `libtpu`, or the compiler failed.
   """
@@ -62,12 +63,12 @@ def lower_action(
   """One call of a config's policy, for `ahead_of_time.compile_for`."""
   tokenizers = planning.stand_in_tokenizers(config)
   if not tokenizers:
-    raise ValueError(
+    raise UserError(
       f"got config.actions.route = {config.actions.route!r}, expected 'rare': "
       "other routes depend on the tokenizer's file"
     )
   if config.prompt.plan_length:
-    raise ValueError(
+    raise UserError(
       f"got config.prompt.plan_length = {config.prompt.plan_length}, expected "
       "0: how many tokens a plan takes is not known ahead; pass "
       "--config.prompt.plan_length=0 for the action alone"

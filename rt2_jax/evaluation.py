@@ -33,7 +33,7 @@ class Evaluation:
       mesh: where the parameters live.
 
     Raises:
-      ValueError: no such split, or bad data.
+      UserError: no such split, or bad data.
     """
     self._config = config.evaluation
     folder = config.loader.index_folder or None

@@ -19,6 +19,7 @@ import numpy as np
 import safetensors.numpy
 
 from rt2_jax import huggingface, processor, trees
+from rt2_jax.errors import UserError
 from rt2_jax.huggingface import EMBEDDING
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
@@ -66,7 +67,7 @@ def to_huggingface(
     shard_bytes: most bytes of tensors in one file.
 
   Raises:
-    ValueError: a decoder or a tokenizer that transformers does not have.
+    UserError: a decoder or a tokenizer that transformers does not have.
   """
   flat = trees.flatten(params)
   dtype = str(flat[EMBEDDING].dtype)
@@ -100,11 +101,11 @@ def read_meta(folder: pathlib.Path) -> tuple[dict[str, Any], bytes, int]:
   """What `to_huggingface` was given: meta, tokenizer and step.
 
   Raises:
-    ValueError: a folder of another origin, or with another tokenizer.
+    UserError: a folder of another origin, or with another tokenizer.
   """
   file = folder / _ROBOT_FILE
   if not file.is_file():
-    raise ValueError(
+    raise UserError(
       f"got {folder} without {_ROBOT_FILE}, expected a folder that "
       "`launch/convert.py to_hf` wrote; to train a robot from these weights, "
       f"pass --config.pretrained={folder} to launch/train.py"
@@ -113,7 +114,7 @@ def read_meta(folder: pathlib.Path) -> tuple[dict[str, Any], bytes, int]:
   step, _ = meta.pop("step"), meta.pop("image")
   tokenizer = Tokenizer.from_file(folder / "tokenizer.model")
   if tokenizer.sha256 != meta["tokenizer_sha256"]:
-    raise ValueError(
+    raise UserError(
       f"got {folder}/tokenizer.model with sha256 {tokenizer.sha256}, expected "
       f"{meta['tokenizer_sha256']} as {_ROBOT_FILE} says; convert it again"
     )

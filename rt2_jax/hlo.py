@@ -12,6 +12,8 @@ import functools
 import math
 import re
 
+from rt2_jax.errors import UserError
+
 _BYTES = {
   **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2"), 1.0),
   **dict.fromkeys(("s4", "u4"), 0.5),
@@ -154,7 +156,7 @@ def parse(text: str) -> Module:
   """Reads a module.
 
   Raises:
-    ValueError: no entry computation.
+    UserError: no entry computation.
   """
   # A Pallas call prints over several lines.
   text = re.sub(
@@ -172,7 +174,7 @@ def parse(text: str) -> Module:
       instruction = _instruction(*match.groups())
       current[instruction.name] = instruction
   if entry is None:
-    raise ValueError(
+    raise UserError(
       f"got a text of {len(text)} characters without an ENTRY computation, "
       "expected a compiled HLO module; pass what `Compiled.as_text` returns"
     )

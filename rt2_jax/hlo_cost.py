@@ -113,7 +113,7 @@ def predict(text: str, torus: Torus, estimates: bool) -> Cost:
       finished compilation holds.
 
   Raises:
-    ValueError: the text is no HLO module.
+    UserError: the text is no HLO module.
   """
   program = _Program(parse(text), torus, estimates, Cost())
   program.cost.step_s = _Walk(program, 1).run(program.module.entry)

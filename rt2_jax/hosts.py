@@ -13,6 +13,8 @@ import time
 
 import jax
 
+from rt2_jax.errors import UserError
+
 _GO = b"go"
 _LONGEST_REPLY = 65536  # bytes
 _RETRY_S = 0.2
@@ -35,7 +37,7 @@ def join(
     timeout: seconds to wait for the others.
 
   Raises:
-    ValueError: some do not come, or one comes twice; says which.
+    UserError: some do not come, or one comes twice; says which.
   """
   if None not in (coordinator, num_processes, process_id):
     call_roll(coordinator, num_processes, process_id, timeout)
@@ -50,12 +52,12 @@ def call_roll(
   """Returns when every process has called it; arguments as in `join`."""
   host, _, port = coordinator.rpartition(":")
   if not host or not port.isdecimal():
-    raise ValueError(
+    raise UserError(
       f"got coordinator {coordinator!r}, expected host:port of process 0, such "
       "as 'localhost:1234'"
     )
   if not 0 <= process_id < num_processes:
-    raise ValueError(
+    raise UserError(
       f"got process_id {process_id} of {num_processes} processes, expected 0 "
       f"to {num_processes - 1}"
     )
@@ -94,7 +96,7 @@ def _gather(port: int, num_processes: int, timeout: float, deadline: float):
       with contextlib.suppress(OSError):
         connection.sendall(problem.encode() or _GO)
   if problem:
-    raise ValueError(problem)
+    raise UserError(problem)
 
 
 def _report(host: str, port: int, process_id: int, deadline: float):
@@ -107,7 +109,7 @@ def _report(host: str, port: int, process_id: int, deadline: float):
     except OSError:
       reply = b""
   if reply != _GO:
-    raise ValueError(
+    raise UserError(
       reply.decode() or f"process 0 at {host}:{port} ended; look at its log"
     )
 
@@ -136,7 +138,7 @@ def _connect(host: str, port: int, deadline: float) -> socket.socket:
       return socket.create_connection((host, port), timeout=_RETRY_S * 10)
     except OSError as error:
       if time.monotonic() > deadline:
-        raise ValueError(
+        raise UserError(
           f"got no answer from process 0 at {host}:{port} ({error}); start it, "
           "or correct --coordinator"
         ) from error

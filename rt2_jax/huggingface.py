@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import einops
 import numpy as np
 
+from rt2_jax.errors import UserError
 from rt2_jax.models.variants import GemmaConfig, SiglipConfig, VLMConfig
 
 EMBEDDING = "llm/embedder/input_embedding"
@@ -206,7 +207,7 @@ def to_config(config: VLMConfig, dtype: str) -> dict[str, Any]:
   """The fields of config.json.
 
   Raises:
-    ValueError: transformers has no such decoder.
+    UserError: transformers has no such decoder.
   """
   img, llm = config.img, config.llm
   text = {
@@ -250,7 +251,7 @@ def to_config(config: VLMConfig, dtype: str) -> dict[str, Any]:
 def _gemma2_fields(llm: GemmaConfig) -> dict[str, Any]:
   scalar = round(llm.query_factor**-2)
   if not np.isclose(scalar**-0.5, llm.query_factor, rtol=1e-6):
-    raise ValueError(
+    raise UserError(
       f"got query_scale {llm.query_factor}, expected 1 / sqrt of a whole "
       "number, which is what transformers' query_pre_attn_scalar can say"
     )
@@ -266,7 +267,7 @@ def _gemma2_fields(llm: GemmaConfig) -> dict[str, Any]:
 def _gemma1_fields(llm: GemmaConfig) -> dict[str, Any]:
   scaled = not np.isclose(llm.query_factor, llm.head_dim**-0.5, rtol=1e-6)
   if llm.attn_softcap or llm.final_softcap or scaled:
-    raise ValueError(
+    raise UserError(
       f"got attn_softcap {llm.attn_softcap}, final_softcap "
       f"{llm.final_softcap} and query_scale {llm.query_scale} without "
       "post_norms, expected 0, 0 and None: transformers' Gemma 1 has none"
@@ -278,11 +279,11 @@ def from_config(fields: Mapping[str, Any]) -> VLMConfig:
   """The model that a config.json describes; its vocabulary without padding.
 
   Raises:
-    ValueError: not PaliGemma, or a field is missing.
+    UserError: not PaliGemma, or a field is missing.
   """
   kind = fields.get("model_type")
   if kind != "paligemma":
-    raise ValueError(
+    raise UserError(
       f"got model_type {kind!r}, expected 'paligemma': only PaliGemma 1 and 2 "
       "have this architecture"
     )
@@ -291,7 +292,7 @@ def from_config(fields: Mapping[str, Any]) -> VLMConfig:
     llm = _decoder_config(_DEFAULTS | fields["text_config"])
     vocab_size = min(fields["image_token_index"], llm.vocab_size)
   except KeyError as missing:
-    raise ValueError(
+    raise UserError(
       f"got a config without the field {missing}, expected those that "
       "transformers writes for PaliGemma"
     ) from missing
@@ -304,14 +305,14 @@ def from_part_config(
   """The encoder ("img") or decoder ("llm") that a config.json describes.
 
   Raises:
-    ValueError: not SigLIP or Gemma 1 or 2, or a field is missing.
+    UserError: not SigLIP or Gemma 1 or 2, or a field is missing.
   """
   kind = fields.get("model_type")
   if kind == "siglip":
     fields = fields["vision_config"]
   known = {"img": ("siglip", "siglip_vision_model"), "llm": ("gemma", "gemma2")}
   if kind not in known[part]:
-    raise ValueError(
+    raise UserError(
       f"got model_type {kind!r} for {part!r}, expected one of "
       f"{', '.join(known[part])}"
     )
@@ -320,7 +321,7 @@ def from_part_config(
       return _encoder_config(_DEFAULTS | _SIGLIP_DEFAULTS | fields)
     return _decoder_config(_DEFAULTS | fields)
   except KeyError as missing:
-    raise ValueError(
+    raise UserError(
       f"got a config without the field {missing}, expected those that "
       f"transformers writes for {kind}"
     ) from missing

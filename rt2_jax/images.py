@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from rt2_jax.errors import UserError
+
 
 def resize_weights(
   start: Any,
@@ -50,14 +52,14 @@ def as_frames(image: np.ndarray, batch: int, frames: int) -> np.ndarray:
     uint8[B, F, H, W, 3].
 
   Raises:
-    ValueError: images of another shape or type.
+    UserError: images of another shape or type.
   """
   if frames == 1 and image.ndim == 4:
     image = image[:, None]
   shape = (batch, frames, *image.shape[2:4], 3)
   if image.dtype != np.uint8 or image.ndim != 5 or image.shape != shape:
     wanted = "[H, W, 3]" if frames == 1 else f"[{frames}, H, W, 3]"
-    raise ValueError(
+    raise UserError(
       f"got images {image.dtype}{list(image.shape)} for {batch} instructions, "
       f"expected uint8{wanted} for each of them"
     )

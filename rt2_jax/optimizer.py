@@ -11,7 +11,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from rt2_jax import trees
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 
 # Weights of every matrix product; norms, biases and embeddings do not decay.
 DECAYED = (
@@ -71,7 +71,7 @@ class OptimizerConfig:
 
   def __post_init__(self):
     if not 0.0 <= self.ema_decay < 1.0:
-      raise ValueError(
+      raise UserError(
         f"got config.optimizer.ema_decay = {self.ema_decay}, expected at least "
         "0 (no mean) and less than 1, such as 0.999"
       )
@@ -81,10 +81,10 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
   """Linear warm-up, then what `config.schedule` says, to the last step.
 
   Raises:
-    ValueError: an unknown schedule, or a warm-up that is all of training.
+    UserError: an unknown schedule, or a warm-up that is all of training.
   """
   if config.warmup_steps >= num_steps:
-    raise ValueError(
+    raise UserError(
       f"got config.optimizer.warmup_steps = {config.warmup_steps}, expected "
       f"less than config.num_steps = {num_steps}"
     )
@@ -106,7 +106,7 @@ def make_optimizer(
   """Clipping, scaling by moments, decay, and the schedule of `learning_rate`.
 
   Raises:
-    ValueError: an unknown optimizer or schedule.
+    UserError: an unknown optimizer or schedule.
   """
   scalings = {"adamw": _adam, "adafactor": _adafactor, "muon": _muon}
   if config.name not in scalings:

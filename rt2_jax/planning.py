@@ -22,6 +22,7 @@ from rt2_jax.action_tokens import NUM_BINS, RareTokens
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.chips import chip_of
+from rt2_jax.errors import UserError
 from rt2_jax.models.vlm import abstract_params
 from rt2_jax.prediction import Prediction
 from rt2_jax.train_config import TrainConfig
@@ -86,7 +87,7 @@ def plan(config: TrainConfig, topology: str, mode: str) -> Plan:
   """Compiles a config's step for a slice.
 
   Raises:
-    ValueError: an unknown slice or mode, a mesh that does not multiply to its
+    UserError: an unknown slice or mode, a mesh that does not multiply to its
       chips, or a batch that does not divide.
     RuntimeError: no `libtpu`, or the compiler failed.
   """
@@ -121,13 +122,13 @@ def parse_mesh(text: str) -> dict[str, int]:
   """ "1x2x128x1" -> devices along each of `sharding.MESH_AXES`.
 
   Raises:
-    ValueError: not one number per axis.
+    UserError: not one number per axis.
   """
   try:
     sizes = [int(size) for size in text.split("x")]
     return dict(zip(sharding.MESH_AXES, sizes, strict=True))
   except ValueError:
-    raise ValueError(
+    raise UserError(
       f"got mesh {text!r}, expected {len(sharding.MESH_AXES)} numbers for "
       f"{' x '.join(sharding.MESH_AXES)}, such as 1x2x128x1, or -1 where one "
       "should be chosen"
@@ -138,7 +139,7 @@ def meshes(config: TrainConfig, topology: str) -> list[dict[str, int]]:
   """Meshes worth trying: the chosen one, less fsdp, some tensor parallelism.
 
   Raises:
-    ValueError: the batch divides on none of them.
+    UserError: the batch divides on none of them.
   """
   count, slices = ahead_of_time.count_chips(topology)
   params = abstract_params(config.model)

@@ -22,7 +22,7 @@ from rt2_jax.decode import (
   decode_plans_and_actions,
   decode_text,
 )
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.images import as_frames
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, abstract_params
@@ -92,7 +92,7 @@ class Policy(RobotPolicy):
       mesh: where the model computes; default: one device.
 
     Raises:
-      ValueError: no checkpoint there, or no such source in it.
+      UserError: no checkpoint there, or no such source in it.
     """
     checkpoints = Checkpoints.open_run(folder)
     meta, model_file = checkpoints.restore_meta(step)
@@ -176,7 +176,7 @@ class Policy(RobotPolicy):
 
   def _check_can_act(self):
     if self.tokenizer is None:
-      raise ValueError(
+      raise UserError(
         "got a model that was trained on no robot, which answers questions "
         "and cannot act; train it with config.sources"
       )

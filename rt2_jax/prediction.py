@@ -84,7 +84,7 @@ def predict(
     mode: of `ahead_of_time.MODES`.
 
   Raises:
-    ValueError: an unknown slice or mode, or what `lower` raises.
+    UserError: an unknown slice or mode, or what `lower` raises.
     RuntimeError: no `libtpu`, or the compiler failed.
   """
   compiled = ahead_of_time.compile_for(topology, lower, arguments, mode)

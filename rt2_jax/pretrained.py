@@ -24,6 +24,7 @@ import numpy as np
 import scipy.ndimage
 
 from rt2_jax import huggingface, trees
+from rt2_jax.errors import UserError
 from rt2_jax.huggingface import EMBEDDING, POSITIONS
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import abstract_params
@@ -70,7 +71,7 @@ def load(
     The parameter tree, of jax.Array.
 
   Raises:
-    ValueError: a file that cannot or must not be read, or the weights of
+    UserError: a file that cannot or must not be read, or the weights of
       another model; then every missing, extra and mis-shaped name is listed.
   """
   weights = _open(source, config, seed)
@@ -97,7 +98,7 @@ def read_config(folder: Path) -> VLMConfig:
   """The model in a Hugging Face folder.
 
   Raises:
-    ValueError: it does not say that it is PaliGemma.
+    UserError: it does not say that it is PaliGemma.
   """
   return _read_config(folder, huggingface.from_config)
 
@@ -105,23 +106,23 @@ def read_config(folder: Path) -> VLMConfig:
 def _read_config(folder: Path, read: Callable[[Mapping[str, Any]], Any]) -> Any:
   path = pathlib.Path(folder) / "config.json"
   if not path.is_file():
-    raise ValueError(f"got no {path}, expected a Hugging Face folder")
+    raise UserError(f"got no {path}, expected a Hugging Face folder")
   try:
     return read(json.loads(path.read_text()))
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
 
 
 def read_dtype(folder: Path) -> str:
   """The type of the tensors in a Hugging Face folder.
 
   Raises:
-    ValueError: there is more than one.
+    UserError: there is more than one.
   """
   tensors = open_safetensors(pathlib.Path(folder))
   types = sorted({str(tensor.dtype) for tensor in tensors.values()})
   if len(types) > 1:
-    raise ValueError(
+    raise UserError(
       f"got {folder} with tensors of the types {', '.join(types)}, expected "
       "one; save it in one type"
     )
@@ -154,7 +155,7 @@ def _open(
 def _existing(source: Path) -> pathlib.Path:
   path = pathlib.Path(source)
   if not path.exists():
-    raise ValueError(
+    raise UserError(
       f"got weights {str(path)!r}, which does not exist; pass an .npz file or "
       "a Hugging Face folder"
     )
@@ -166,7 +167,7 @@ def _open_parts(
 ) -> dict[str, Stored]:
   """SigLIP and Gemma, each by itself; the projection between them is drawn."""
   if set(paths) != {"img", "llm"}:
-    raise ValueError(
+    raise UserError(
       f"got weights of {sorted(paths)}, expected the paths of 'img' and 'llm'"
     )
   weights = {}
@@ -289,7 +290,7 @@ def _as_stored(
   """`config` with the image size and the vocabulary of a file.
 
   Raises:
-    ValueError: more rows than the model's vocabulary has.
+    UserError: more rows than the model's vocabulary has.
   """
   img, llm = config.img, config.llm
   if POSITIONS in weights:
@@ -298,7 +299,7 @@ def _as_stored(
   if EMBEDDING in weights:
     rows = weights[EMBEDDING].shape[0]
     if rows > llm.vocab_size:
-      raise ValueError(
+      raise UserError(
         f"{origin}: got a vocabulary of {rows} tokens, expected at most the "
         f"model's {llm.vocab_size}; use the tokenizer of these weights"
       )

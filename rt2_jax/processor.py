@@ -16,6 +16,7 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
+from rt2_jax.errors import UserError
 from rt2_jax.models.variants import SiglipConfig
 from rt2_jax.tokenizer import NUM_LOC, NUM_SEG
 
@@ -35,7 +36,7 @@ def write(tokenizer: bytes, config: SiglipConfig, folder: pathlib.Path):
     folder: must exist.
 
   Raises:
-    ValueError: a SentencePiece model that `tokenizers` cannot express.
+    UserError: a SentencePiece model that `tokenizers` cannot express.
   """
   proto = sentencepiece.ModelProto.FromString(tokenizer)
   backend = make_tokenizer(proto)
@@ -53,7 +54,7 @@ def make_tokenizer(proto: sentencepiece.ModelProto) -> tokenizers.Tokenizer:
   """The same text to the same ids, by the `tokenizers` library.
 
   Raises:
-    ValueError: a model that changes spaces or characters before it cuts text,
+    UserError: a model that changes spaces or characters before it cuts text,
       as Gemma's does not.
   """
   rules = proto.normalizer_spec
@@ -62,7 +63,7 @@ def make_tokenizer(proto: sentencepiece.ModelProto) -> tokenizers.Tokenizer:
     or rules.remove_extra_whitespaces
     or rules.precompiled_charsmap
   ):
-    raise ValueError(
+    raise UserError(
       "got a SentencePiece model that changes text before it cuts it, expected "
       "one like Gemma's: identity normalization, no dummy prefix, all spaces "
       "kept"

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from rt2_jax.errors import UserError
 from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
 
 # Paper, section 3.2.
@@ -56,7 +57,7 @@ class Prompt:
 
   def __post_init__(self):
     if "{instruction}" not in self.template:
-      raise ValueError(
+      raise UserError(
         f"got prompt template {self.template!r}, expected the field "
         "'{instruction}' in it"
       )
@@ -80,12 +81,12 @@ class Prompt:
     """Returns ids int32[P] and mask_input bool[P], True on real tokens.
 
     Raises:
-      ValueError: the question is longer than the prefix.
+      UserError: the question is longer than the prefix.
     """
     ids = question_ids(self.tokenizer, question)
     pad = self.prefix_length - len(ids)
     if pad < 0:
-      raise ValueError(
+      raise UserError(
         f"got a prompt of {len(ids)} tokens, expected at most "
         f"{self.prefix_length}: {question!r}; shorten the instruction or "
         "raise config.prompt.prefix_length"
@@ -102,19 +103,19 @@ class Prompt:
     """`Plan: {plan}. Action:`, which precedes the ids of an action, int32[n].
 
     Raises:
-      ValueError: the plan is empty, too long, or holds what ends it.
+      UserError: the plan is empty, too long, or holds what ends it.
     """
     words = " ".join(plan.split())
     ids = self.tokenizer.encode(PLAN_START + words)
     if not words or len(ids) > self.plan_length:
-      raise ValueError(
+      raise UserError(
         f"got a plan of {len(ids)} tokens, expected some words and at most "
         f"{self.plan_length} tokens: {plan!r}; change the plan or "
         "config.prompt.plan_length"
       )
     whole = np.asarray([*ids, *self.plan_end], np.int32)
     if self._action_start(whole) < len(whole):
-      raise ValueError(
+      raise UserError(
         f"got a plan that holds {PLAN_END!r}, which ends it: {plan!r}; put it "
         "into other words"
       )
@@ -143,12 +144,12 @@ class Prompt:
     """Returns ids int32[S] and mask_loss float32[S], 1 on answer and eos.
 
     Raises:
-      ValueError: the answer is longer than the suffix.
+      UserError: the answer is longer than the suffix.
     """
     ids = answer_ids(answer)
     pad = self.suffix_length - len(ids)
     if pad < 0:
-      raise ValueError(
+      raise UserError(
         f"got an answer of {len(ids)} tokens with eos, expected at most "
         f"{self.suffix_length}; raise config.prompt.suffix_length"
       )

@@ -45,7 +45,7 @@ class RobotPolicy(abc.ABC):
       float32[D], or float32[B, D] for several robots.
 
     Raises:
-      ValueError: an image of another shape or type, or an instruction that is
+      UserError: an image of another shape or type, or an instruction that is
         longer than the prompt.
     """
     if isinstance(instruction, str):

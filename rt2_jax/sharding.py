@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rt2_jax import trees
+from rt2_jax.errors import UserError
 
 MESH_AXES = ("slice", "data", "fsdp", "model")
 _BATCH_AXES = ("slice", "data", "fsdp")
@@ -84,7 +85,7 @@ def mesh_shape(
     num_slices: parts that only the data centre's network connects.
 
   Raises:
-    ValueError: the numbers do not multiply to the number of devices.
+    UserError: the numbers do not multiply to the number of devices.
   """
   assert set(wanted) <= set(MESH_AXES), wanted
   sizes = {axis: wanted.get(axis, 1) for axis in MESH_AXES}
@@ -103,7 +104,7 @@ def mesh_shape(
   if sizes["data"] == -1:
     sizes["data"] = rest
   if math.prod(sizes.values()) != num_devices or sizes["slice"] % num_slices:
-    raise ValueError(
+    raise UserError(
       f"got config.mesh {dict(wanted)}, which takes "
       f"{math.prod(sizes.values())} devices at most, expected axes that "
       f"multiply to {num_devices} devices in {num_slices} slices; -1 chooses"
@@ -122,7 +123,7 @@ def make_mesh(
     devices: default: all of them.
 
   Raises:
-    ValueError: the numbers do not multiply to the number of devices.
+    UserError: the numbers do not multiply to the number of devices.
   """
   devices = sorted(devices or jax.devices(), key=_slice_index)
   sizes = mesh_shape(shape, {}, len(devices), num_slices(devices))
@@ -156,7 +157,7 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
     mesh: from `make_mesh`.
 
   Raises:
-    ValueError: a name that no rule matches, or a dimension that does not
+    UserError: a name that no rule matches, or a dimension that does not
       divide by its mesh axis.
   """
   leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
@@ -166,7 +167,7 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
     spec = _spec(name, leaf, mesh.shape)
     for size, axis in zip(leaf.shape, spec, strict=True):
       if axis is not None and size % mesh.shape[axis]:
-        raise ValueError(
+        raise UserError(
           f"got parameter {name} of shape {tuple(leaf.shape)}, whose dimension "
           f"{size} does not divide by the {mesh.shape[axis]} devices of mesh "
           f"axis {axis!r}; choose a smaller config.mesh.{axis}"
@@ -221,7 +222,7 @@ def host_rows(batch_size: int, mesh: Mesh, microbatches: int = 1) -> range:
   """The rows of the global batch that this process loads.
 
   Raises:
-    ValueError: see `check_batch`.
+    UserError: see `check_batch`.
   """
   check_batch(batch_size, mesh.shape, microbatches)
   index = batch_sharding(mesh).devices_indices_map((batch_size,))
@@ -241,14 +242,14 @@ def check_batch(
 ) -> None:
   """
   Raises:
-    ValueError: the batch does not divide by the devices that split it, times
+    UserError: the batch does not divide by the devices that split it, times
       the parts in which each of them computes its rows.
   """
   shards = batch_shards(sizes)
   parts = shards * microbatches
   if batch_size % parts:
     lower = batch_size // parts * parts
-    raise ValueError(
+    raise UserError(
       f"got config.batch_size = {batch_size}, expected a multiple of {parts}: "
       f"slice x data x fsdp = {shards} devices, times config.microbatches = "
       f"{microbatches}; such as {lower or parts} or {lower + parts}"

@@ -15,6 +15,7 @@ import numpy as np
 
 from rt2_jax import trees
 from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class StoredCheckpoint:
       step: which checkpoint; default: the newest.
 
     Raises:
-      ValueError: no such checkpoint.
+      UserError: no such checkpoint.
     """
     checkpoints = Checkpoints.open_run(workdir)
     meta, tokenizer = checkpoints.restore_meta(step)
@@ -85,11 +86,11 @@ def write(
     Its folder.
 
   Raises:
-    ValueError: the workdir has checkpoints already.
+    UserError: the workdir has checkpoints already.
   """
   folder = pathlib.Path(workdir) / "checkpoints"
   if folder.exists():
-    raise ValueError(f"got output {folder}, which exists; choose another")
+    raise UserError(f"got output {folder}, which exists; choose another")
   checkpoints = Checkpoints(folder)
   checkpoints.save(step, params, None, meta, tokenizer)
   checkpoints.wait()
@@ -107,14 +108,14 @@ def average(checkpoints: Sequence[StoredCheckpoint]) -> dict:
     checkpoints: of one model.
 
   Raises:
-    ValueError: fewer than two, or checkpoints of different models.
+    UserError: fewer than two, or checkpoints of different models.
   """
   if len(checkpoints) < 2:
-    raise ValueError("got one checkpoint to average, expected two or more")
+    raise UserError("got one checkpoint to average, expected two or more")
   *_, last = checkpoints
   for other in checkpoints:
     if other.shapes != last.shapes or other.meta["model"] != last.meta["model"]:
-      raise ValueError(
+      raise UserError(
         f"got {other.folder} and {last.folder}, which are different models; "
         "average checkpoints of one run"
       )

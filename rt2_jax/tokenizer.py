@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import sentencepiece
 
 from rt2_jax.action_tokens import NUM_BINS, IntegerTokens, RareTokens
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 
 PAD, EOS, BOS = 0, 1, 2
 NUM_LOC, NUM_SEG = 1024, 128
@@ -52,14 +52,14 @@ class Tokenizer:
       origin: where they came from, for error messages.
 
     Raises:
-      ValueError: not a SentencePiece model, or other special ids than Gemma's.
+      UserError: not a SentencePiece model, or other special ids than Gemma's.
     """
     self.model = model
     try:
       self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
       num_pieces = self._pieces.vocab_size()
     except RuntimeError as error:
-      raise ValueError(
+      raise UserError(
         f"{origin}: got {len(model)} bytes that are not a SentencePiece "
         "model; pass Gemma's tokenizer.model or data/small_tokenizer.model"
       ) from error
@@ -67,7 +67,7 @@ class Tokenizer:
       getattr(self._pieces, name)() for name in ("pad_id", "eos_id", "bos_id")
     )
     if special != (PAD, EOS, BOS):
-      raise ValueError(
+      raise UserError(
         f"{origin}: got pad, eos, bos = {special}, expected {(PAD, EOS, BOS)} "
         "as in Gemma's vocabulary; train the model with these ids"
       )
@@ -79,7 +79,7 @@ class Tokenizer:
   def from_file(cls, path: str | pathlib.Path) -> Tokenizer:
     path = pathlib.Path(path)
     if not path.is_file():
-      raise ValueError(
+      raise UserError(
         f"got tokenizer file {str(path)!r}, which does not exist; pass Gemma's "
         "tokenizer.model or data/small_tokenizer.model"
       )
@@ -160,7 +160,7 @@ class Tokenizer:
       and pieces.piece_to_id(pieces.id_to_piece(i)) == i
     ]
     if len(ordinary) < count:
-      raise ValueError(
+      raise UserError(
         f"got a vocabulary with {len(ordinary)} ordinary pieces, expected at "
         f"least {count} for the action tokens; use a larger SentencePiece model"
       )
@@ -181,7 +181,7 @@ class Tokenizer:
       piece = "▁" if c == " " else c
       i = self._pieces.piece_to_id(piece)
       if self._pieces.id_to_piece(i) != piece:
-        raise ValueError(
+        raise UserError(
           f"got a vocabulary without a piece for {c!r}, which the action route "
           "'integers' needs; use the route 'rare'"
         )

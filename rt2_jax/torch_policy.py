@@ -20,7 +20,7 @@ import transformers
 
 from rt2_jax import torch_decode
 from rt2_jax.actions import ActionTokenizer
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.images import as_frames, resize_weights
 from rt2_jax.prompt import Prompt
 from rt2_jax.robot_policy import RobotPolicy
@@ -61,7 +61,7 @@ class TorchPolicy(RobotPolicy):
       dtype: what to compute in; the conversion is proven in "float32".
 
     Raises:
-      ValueError: not such a folder, or no such source in it.
+      UserError: not such a folder, or no such source in it.
     """
     _find_robot_file(folder)
     model = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
@@ -84,7 +84,7 @@ class TorchPolicy(RobotPolicy):
       source: likewise.
 
     Raises:
-      ValueError: as `from_folder`.
+      UserError: as `from_folder`.
     """
     file = _find_robot_file(folder)
     robot = json.loads(file.read_text())
@@ -131,7 +131,7 @@ class TorchPolicy(RobotPolicy):
     """The one image path: uint8[B, F, H, W, 3] -> dtype[B * F, 3, R, R].
 
     Raises:
-      ValueError: images of another shape or type.
+      UserError: images of another shape or type.
     """
     image = as_frames(image, batch, self.num_frames)
     resolution = self.model.config.vision_config.image_size
@@ -196,7 +196,7 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
 def _find_robot_file(folder: str | pathlib.Path) -> pathlib.Path:
   file = pathlib.Path(folder) / "rt2.json"
   if not file.is_file():
-    raise ValueError(
+    raise UserError(
       f"got {folder} without rt2.json, expected a folder that "
       "`launch/convert.py to_hf` wrote"
     )

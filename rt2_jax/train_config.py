@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from rt2_jax import sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.augment import Augmentation
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.input_pipeline import datasets, web
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import abstract_params
@@ -143,7 +143,7 @@ class TrainConfig:
     """Typed values from a config file's fields.
 
     Raises:
-      ValueError: an unknown or missing field, or a value that its reader
+      UserError: an unknown or missing field, or a value that its reader
         refuses.
     """
     fields = dict(fields)
@@ -170,20 +170,20 @@ class TrainConfig:
   def __post_init__(self):
     twice = set(self.sources) & set(self.web)
     if twice or not (self.sources or self.web):
-      raise ValueError(
+      raise UserError(
         f"got robot sources {sorted(self.sources)} and web sources "
         f"{sorted(self.web)}, expected at least one source and no name twice; "
         "rename or add one"
       )
     for name, source in (*self.sources.items(), *self.web.items()):
       if source.weight <= 0:
-        raise ValueError(
+        raise UserError(
           f"got weight {source.weight} for source {name!r}, expected a "
           "positive number; remove a source that should not be used"
         )
     share, both = self.robot_share, self.sources and self.web
     if not (0.0 < share < 1.0 if both else share == float(bool(self.sources))):
-      raise ValueError(
+      raise UserError(
         f"got config.robot_share = {share} with {len(self.sources)} robot and "
         f"{len(self.web)} web sources, expected a part between 0 and 1 with "
         "both, 1.0 without web sources, 0.0 without robot sources"
@@ -192,7 +192,7 @@ class TrainConfig:
     self._check_objective()
     for name in ("batch_size", "microbatches", "log_every", "checkpoint_every"):
       if getattr(self, name) < 1:
-        raise ValueError(
+        raise UserError(
           f"got config.{name} = {getattr(self, name)}, expected at least 1"
         )
 
@@ -201,7 +201,7 @@ class TrainConfig:
       raise unknown_name("config.objective", self.objective, OBJECTIVES)
     tokens, room = self.model.num_image_tokens, self.prompt.suffix_length
     if self.objective == "patches" and (self.sources or room <= tokens):
-      raise ValueError(
+      raise UserError(
         f"got config.objective = 'patches' with robot sources "
         f"{sorted(self.sources)} and config.prompt.suffix_length = {room}, "
         f"expected web sources alone and more than the {tokens} image tokens, "
@@ -213,11 +213,11 @@ class TrainConfig:
     """The text tokenizer.
 
     Raises:
-      ValueError: no such file, or it does not fit the model.
+      UserError: no such file, or it does not fit the model.
     """
     tokenizer = Tokenizer.from_file(self.tokenizer_file)
     if tokenizer.vocab_size != self.model.llm.vocab_size:
-      raise ValueError(
+      raise UserError(
         f"got tokenizer {self.tokenizer_file!r} with {tokenizer.vocab_size} "
         "ids, expected config.model.vocab_size = "
         f"{self.model.llm.vocab_size}; change one of them"
@@ -245,7 +245,7 @@ class TrainConfig:
     """The mesh over these devices, its -1 chosen for the model.
 
     Raises:
-      ValueError: the numbers do not multiply to the number of devices.
+      UserError: the numbers do not multiply to the number of devices.
     """
     shape = sharding.mesh_shape(
       self.mesh,
@@ -300,5 +300,5 @@ def construct(build: Callable, where: str, fields: Mapping[str, Any]) -> Any:
     if parameter.default is inspect.Parameter.empty and name not in fields
   ]
   if missing:
-    raise ValueError(f"got no {', '.join(missing)}; set it in the config file")
+    raise UserError(f"got no {', '.join(missing)}; set it in the config file")
   return build(**fields)

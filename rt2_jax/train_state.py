@@ -94,7 +94,7 @@ class Trainer:
     """ShapeDtypeStructs with shardings; allocates nothing.
 
     Raises:
-      ValueError: a frozen pattern that no name holds, or a parameter that the
+      UserError: a frozen pattern that no name holds, or a parameter that the
         mesh cannot split.
     """
     shapes = jax.eval_shape(self._init)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from rt2_jax import checkpoint, optimizer, pretrained, sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
+from rt2_jax.errors import UserError
 from rt2_jax.evaluation import Evaluation
 from rt2_jax.input_pipeline import datasets, examples, loader, mixture, web
 from rt2_jax.progress import Progress
@@ -55,7 +56,7 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     The state after the last step.
 
   Raises:
-    ValueError: anything wrong with config, data or workdir, before the first
+    UserError: anything wrong with config, data or workdir, before the first
       step where it can be known then.
   """
   config = TrainConfig.from_dict(fields)
@@ -205,7 +206,7 @@ def restore_or_init(
   """The newest state of the run; or a fresh one, from `weights` if given.
 
   Raises:
-    ValueError: the checkpoint is of another model, tokenizer or action space.
+    UserError: the checkpoint is of another model, tokenizer or action space.
   """
   if checkpoints.latest_step() is None:
     if not weights:
@@ -226,7 +227,7 @@ def read_weights(
   """Parameters to start from, placed on the mesh.
 
   Raises:
-    ValueError: they are of another model, or a run's of another tokenizer.
+    UserError: they are of another model, or a run's of another tokenizer.
   """
   if (
     isinstance(weights, str)
@@ -246,13 +247,13 @@ def check_same(
 ):
   """
   Raises:
-    ValueError: what a checkpoint says of `items` or of its tokenizer differs.
+    UserError: what a checkpoint says of `items` or of its tokenizer differs.
   """
   stored, _ = checkpoints.restore_meta()
   for item in (*items, "tokenizer_sha256"):
     differences = list(differing(stored[item], to_json(meta[item]), item))
     if differences:
-      raise ValueError(
+      raise UserError(
         "got a checkpoint of another model or action space, which this config "
         f"cannot go on from: {'; '.join(differences[:3])}; use another "
         "--workdir or config.pretrained"
@@ -263,7 +264,7 @@ def claim_workdir(workdir: pathlib.Path, fields: Mapping[str, Any]):
   """Writes config.json, or checks that the one there asks for the same.
 
   Raises:
-    ValueError: the workdir belongs to a different experiment.
+    UserError: the workdir belongs to a different experiment.
   """
   path = workdir / "config.json"
   if not path.exists():
@@ -275,7 +276,7 @@ def claim_workdir(workdir: pathlib.Path, fields: Mapping[str, Any]):
   stored = json.loads(path.read_text())
   differences = list(differing(stored, to_json(fields), "config"))
   if differences:
-    raise ValueError(
+    raise UserError(
       f"got a config that differs from the one in {path}: "
       f"{'; '.join(differences[:5])}; use another --workdir or restore these "
       "values"

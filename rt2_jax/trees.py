@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from rt2_jax.errors import UserError
+
 # One array per layer, as some checkpoint files have it:
 # img/Transformer/encoderblock_{i}/… and llm/layers/{i}/….
 _LAYER = re.compile(
@@ -23,12 +25,12 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
   An empty dictionary has no leaves, so nothing of it remains.
 
   Raises:
-    ValueError: a key holds a "/", which `unflatten` would split.
+    UserError: a key holds a "/", which `unflatten` would split.
   """
   flat = {}
   for key, value in tree.items():
     if "/" in key:
-      raise ValueError(
+      raise UserError(
         f"got the key {key!r} in a nested tree, expected no '/' in it: is this "
         "a flat dictionary already?"
       )
@@ -43,7 +45,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   """The inverse of `flatten`.
 
   Raises:
-    ValueError: a name is both a leaf and the parent of another one.
+    UserError: a name is both a leaf and the parent of another one.
   """
   tree: dict[str, Any] = {}
   for name, leaf in flat.items():
@@ -52,9 +54,9 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     for parent in parents:
       node = node.setdefault(parent, {})
       if not isinstance(node, dict):
-        raise ValueError(f"got {name!r} below {parent!r}, which is a leaf")
+        raise UserError(f"got {name!r} below {parent!r}, which is a leaf")
     if last in node:
-      raise ValueError(f"got the leaf {name!r}, which is also a parent")
+      raise UserError(f"got the leaf {name!r}, which is also a parent")
     node[last] = leaf
   return tree
 
@@ -77,7 +79,7 @@ def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
   Names without a layer index pass through.
 
   Raises:
-    ValueError: a layer is missing or of another shape, or a name occurs in
+    UserError: a layer is missing or of another shape, or a name occurs in
       both layouts.
   """
   stacked: dict[str, Any] = {}
@@ -94,7 +96,7 @@ def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
   for stack, depth in depths.items():
     for name in [name for name in layers if name.startswith(f"{stack}/")]:
       if name in stacked:
-        raise ValueError(f"got {name!r} both stacked and per layer")
+        raise UserError(f"got {name!r} both stacked and per layer")
       stacked[name] = _stack(name, layers[name], depth)
   return stacked
 
@@ -102,12 +104,12 @@ def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _stack(name: str, leaves: Mapping[int, np.ndarray], depth: int):
   missing = sorted(set(range(depth)) - set(leaves))
   if missing:
-    raise ValueError(
+    raise UserError(
       f"got {name!r} without layers {missing}, expected all of 0 to {depth - 1}"
     )
   shapes = {leaf.shape for leaf in leaves.values()}
   if len(shapes) > 1:
-    raise ValueError(
+    raise UserError(
       f"got {name!r} with shapes {sorted(shapes)}, expected the same one in "
       "every layer"
     )
@@ -118,13 +120,13 @@ def first_match(name: str, rules: Sequence[tuple[str, Any]]) -> Any:
   """The value of the first rule whose pattern is found in `name`.
 
   Raises:
-    ValueError: no rule matches.
+    UserError: no rule matches.
   """
   for pattern, value in rules:
     if re.search(pattern, name):
       return value
   patterns = ", ".join(pattern for pattern, _ in rules)
-  raise ValueError(
+  raise UserError(
     f"got parameter {name!r}, which no rule matches; the rules are: {patterns}"
   )
 
@@ -135,7 +137,7 @@ def split(
   """The leaves whose names some pattern is found in, and the others.
 
   Raises:
-    ValueError: a pattern that is found in no name, called `what`.
+    UserError: a pattern that is found in no name, called `what`.
   """
   flat = flatten(tree)
   found = matching(flat, patterns, what)
@@ -149,13 +151,13 @@ def join(*trees: Mapping[str, Any]) -> dict[str, Any]:
   """One tree of the leaves of several: the inverse of `split`.
 
   Raises:
-    ValueError: two of them hold the same name.
+    UserError: two of them hold the same name.
   """
   flat: dict[str, Any] = {}
   for tree in map(flatten, trees):
     twice = flat.keys() & tree.keys()
     if twice:
-      raise ValueError(f"got {min(twice)!r} in two trees")
+      raise UserError(f"got {min(twice)!r} in two trees")
     flat |= tree
   return unflatten(flat)
 
@@ -166,14 +168,14 @@ def matching(
   """The names in which some pattern is found.
 
   Raises:
-    ValueError: a pattern that is found in no name, called `what`.
+    UserError: a pattern that is found in no name, called `what`.
   """
   names = list(names)
   found: set[str] = set()
   for pattern in patterns:
     hits = {name for name in names if re.search(pattern, name)}
     if not hits:
-      raise ValueError(
+      raise UserError(
         f"got {what} {pattern!r}, which matches no parameter; the parameters "
         f"are: {', '.join(names[:8])}, …"
       )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rt2_jax.errors import UserError
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.weight_files import Path, Shape, Stored
 
@@ -20,7 +21,7 @@ _OUTPUT_LAYERS = ("lm_head.weight", "language_model.lm_head.weight")
 
 
 def check_config(origin: Path, found: VLMConfig, asked: VLMConfig):
-  """Raises a ValueError that lists the fields in which two models differ."""
+  """Raises a UserError that lists the fields in which two models differ."""
   differences = [
     f"{name} is {value!r}, asked for {wanted!r}"
     for (name, value), wanted in zip(
@@ -29,7 +30,7 @@ def check_config(origin: Path, found: VLMConfig, asked: VLMConfig):
     if value != wanted
   ]
   if differences:
-    raise ValueError(
+    raise UserError(
       f"{origin}: got the weights of another model: {'; '.join(differences)}"
       f"{_generations(found.llm.post_norms, asked.llm.post_norms)}"
     )
@@ -58,7 +59,7 @@ def _generations(found_gemma2: bool, asked_gemma2: bool) -> str:
 def check_names(
   origin: Path, found: Mapping[str, Stored], expected: Mapping[str, Shape]
 ):
-  """Raises a ValueError that lists all that is missing, extra or mis-shaped."""
+  """Raises a UserError that lists all that is missing, extra or mis-shaped."""
   problems = {
     "missing": [name for name in expected if name not in found],
     "extra": [name for name in found if name not in expected],
@@ -76,7 +77,7 @@ def check_names(
     if names
   )
   gemma2 = (any(map(_GEMMA2_NORM.search, names)) for names in (found, expected))
-  raise ValueError(
+  raise UserError(
     f"{origin}: got the weights of another model: {listed}"
     f"{_generations(*gemma2)}"
   )
@@ -86,14 +87,14 @@ def check_tied(folder: Path, tensors: dict[str, Stored], table: str):
   """Removes the output layer, which is the token table and nothing else.
 
   Raises:
-    ValueError: it is not.
+    UserError: it is not.
   """
   for name in _OUTPUT_LAYERS:
     output = tensors.pop(name, None)
     if output is None or table not in tensors:
       continue
     if not np.array_equal(output.read(), tensors[table].read()):
-      raise ValueError(
+      raise UserError(
         f"{folder}: got an output layer {name!r} that differs from the token "
         f"table {table!r}, expected the same array: our decoder ties them"
       )

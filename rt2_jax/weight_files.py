@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 
 from rt2_jax import trees
+from rt2_jax.errors import UserError
 
 Path = str | pathlib.Path
 Shape = tuple[int, ...]
@@ -43,7 +44,7 @@ def open_npz(path: pathlib.Path) -> dict[str, Stored]:
   """The arrays of an `.npz` file; two bytes without a type are bfloat16.
 
   Raises:
-    ValueError: not a whole `.npz` file, or anything but floats in it.
+    UserError: not a whole `.npz` file, or anything but floats in it.
   """
   _refuse_pickle(path)
   headers = {}
@@ -53,12 +54,12 @@ def open_npz(path: pathlib.Path) -> dict[str, Stored]:
         with archive.open(member) as file:
           headers[member.removesuffix(".npy")] = _read_header(file)
   except (OSError, ValueError, zipfile.BadZipFile) as error:
-    raise ValueError(
+    raise UserError(
       f"got {path}, which is not a whole .npz file ({error}); copy it again"
     ) from error
   objects = [name for name, (_, dtype) in headers.items() if dtype.hasobject]
   if objects:
-    raise ValueError(
+    raise UserError(
       f"{path}: got arrays of Python objects ({', '.join(objects)}), which are "
       "pickled and could run any program, expected numbers"
     )
@@ -78,7 +79,7 @@ def open_big_vision(path: pathlib.Path) -> dict[str, Stored]:
   """The parameters in an `.npz` of big_vision, with the layers stacked.
 
   Raises:
-    ValueError: a file that cannot be read, or a layer that is missing or of
+    UserError: a file that cannot be read, or a layer that is missing or of
       another shape.
   """
   arrays = open_npz(path)
@@ -100,7 +101,7 @@ def open_big_vision(path: pathlib.Path) -> dict[str, Stored]:
     rows = [by_index[i] for i in sorted(by_index)]
     shapes = {row.shape for row in rows}
     if sorted(by_index) != list(range(len(rows))) or len(shapes) > 1:
-      raise ValueError(
+      raise UserError(
         f"{path}: got layers {sorted(by_index)} of {name!r} with shapes "
         f"{sorted(shapes)}, expected every layer from 0 on, of one shape"
       )
@@ -131,7 +132,7 @@ def open_safetensors(folder: pathlib.Path) -> dict[str, Stored]:
   """The tensors of a Hugging Face folder, in one file or in shards.
 
   Raises:
-    ValueError: no such file, a missing or damaged one, or quantised tensors.
+    UserError: no such file, a missing or damaged one, or quantised tensors.
   """
   tensors = {}
   for path in _shards(folder):
@@ -140,7 +141,7 @@ def open_safetensors(folder: pathlib.Path) -> dict[str, Stored]:
         view = file.get_slice(name)
         dtype = _DTYPES.get(view.get_dtype())
         if dtype is None:
-          raise ValueError(
+          raise UserError(
             f"{path}: got {name!r} as {view.get_dtype()}, expected one of "
             f"{', '.join(_DTYPES)}; use weights that are not quantised"
           )
@@ -164,14 +165,14 @@ def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
     paths = sorted(folder.glob("*.safetensors"))
   missing = [path.name for path in paths if not path.is_file()]
   if missing:
-    raise ValueError(
+    raise UserError(
       f"{folder}: got no {', '.join(missing)}, which {_INDEX} names; copy the "
       "folder again"
     )
   if not paths:
     for path in sorted(folder.iterdir()):
       _refuse_pickle(path)
-    raise ValueError(f"got {folder} without any .safetensors file")
+    raise UserError(f"got {folder} without any .safetensors file")
   return paths
 
 
@@ -179,7 +180,7 @@ def _open(path: pathlib.Path):
   try:
     return safetensors.safe_open(path, framework="numpy")
   except (OSError, safetensors.SafetensorError) as error:
-    raise ValueError(
+    raise UserError(
       f"got {path}, which is not a whole safetensors file ({error}); copy it "
       "again"
     ) from error
@@ -187,7 +188,7 @@ def _open(path: pathlib.Path):
 
 def _refuse_pickle(path: pathlib.Path):
   if path.suffix in _PICKLES:
-    raise ValueError(
+    raise UserError(
       f"got {path}, a pickled file, which could run any program when opened, "
       "expected .npz or .safetensors; convert it where you trust it"
     )

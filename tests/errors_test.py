@@ -1,5 +1,7 @@
 """Messages: what they say, and that a program ends in nothing else."""
 
+import json
+
 import pytest
 
 from rt2_jax.actions import RT2
@@ -23,12 +25,13 @@ def test_a_users_mistake_ends_in_its_message():
     main(["dxx"])
 
 
-def test_a_librarys_error_keeps_its_traceback():
-  @ends_in_one_message
-  def main(argv):
-    import json
-
-    json.loads(argv[0])
-
-  with pytest.raises(ValueError, match="Expecting property name"):
-    main(["{["])
+@pytest.mark.parametrize(
+  "bug, message",
+  [
+    (lambda: json.loads("{["), "Expecting property name"),
+    (lambda: list(zip([1, 2], [1], strict=True)), "zip"),  # a frame of ours
+  ],
+)
+def test_any_other_error_keeps_its_traceback(bug, message):
+  with pytest.raises(ValueError, match=message):
+    ends_in_one_message(lambda argv: bug())([])

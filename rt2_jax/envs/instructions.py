@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ SIDES: Mapping[str, tuple[str, ...]] = {
 
 
 def check_family(family: str) -> str:
-  """Returns it; raises ValueError for an unknown one."""
+  """Returns it; raises UserError for an unknown one."""
   if family not in TEMPLATES:
     raise unknown_name("task family", family, FAMILIES)
   return family
@@ -114,7 +114,7 @@ def parse(instruction: str, names: Iterable[str]) -> Task:
     names: of all objects there are.
 
   Raises:
-    ValueError: other words, or an object or a side that is not known.
+    UserError: other words, or an object or a side that is not known.
   """
   names = list(names)
   words = " ".join(instruction.split())
@@ -126,12 +126,12 @@ def parse(instruction: str, names: Iterable[str]) -> Task:
         continue
       try:
         return _understand(family, match.groupdict(), names)
-      except ValueError as unknown:
+      except UserError as unknown:
         error = error or unknown
   if error is not None:
     raise error
   known = "; ".join(templates[0] for templates in TEMPLATES.values())
-  raise ValueError(
+  raise UserError(
     f"got instruction {instruction!r}, expected words such as: {known}; pass "
     "the task beside an instruction in other words"
   )

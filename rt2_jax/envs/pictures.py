@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 
 SIDE = 64  # pixels of a picture
 ATLAS_COLUMNS = 32
@@ -66,7 +66,7 @@ class Pictures:
     """Reads a file that data/make_pictures.py wrote.
 
     Raises:
-      ValueError: no such file, or not such a file.
+      UserError: no such file, or not such a file.
     """
     try:
       with zipfile.ZipFile(path) as file:
@@ -76,7 +76,7 @@ class Pictures:
           for style in index["styles"]
         }
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-      raise ValueError(
+      raise UserError(
         f"got pictures {str(path)!r}, which cannot be read ({error}); expected "
         "data/pictures.zip, or what `python -m data.make_pictures` writes"
       ) from error
@@ -97,7 +97,7 @@ class Pictures:
     return tuple(dict.fromkeys(c.category for c in self.concepts.values()))
 
   def __getitem__(self, name: str) -> Concept:
-    """Raises ValueError for an unknown name."""
+    """Raises UserError for an unknown name."""
     if name not in self.concepts:
       raise unknown_name("object", name, self.concepts)
     return self.concepts[name]
@@ -106,7 +106,7 @@ class Pictures:
     """The same with these concepts alone; all of them where none is named.
 
     Raises:
-      ValueError: an unknown name.
+      UserError: an unknown name.
     """
     chosen = copy.copy(self)
     if names:
@@ -114,7 +114,7 @@ class Pictures:
     return chosen
 
   def in_category(self, category: str) -> tuple[str, ...]:
-    """Names of all concepts of a kind. Raises ValueError if there are none."""
+    """Names of all concepts of a kind. Raises UserError if there are none."""
     if category not in self.categories:
       raise unknown_name("category", category, self.categories)
     return tuple(
@@ -125,7 +125,7 @@ class Pictures:
     """uint8[64, 64, 4]: red, green, blue and opacity.
 
     Raises:
-      ValueError: an unknown object or art style.
+      UserError: an unknown object or art style.
     """
     self[name]
     if style not in self._atlases:

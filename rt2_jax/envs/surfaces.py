@@ -88,7 +88,7 @@ HARD_BACKGROUNDS = ("checks", "stripes", "dots", "tiles")
 
 @functools.cache
 def background(name: str) -> np.ndarray:
-  """uint8[128, 128, 3]. Raises ValueError for an unknown name."""
+  """uint8[128, 128, 3]. Raises UserError for an unknown name."""
   if name not in _BACKGROUNDS:
     raise unknown_name("background", name, _BACKGROUNDS)
   return np.clip(_BACKGROUNDS[name](), 0, 255).astype(np.uint8)
@@ -134,7 +134,7 @@ HARD_ENVIRONMENTS = ("knocked", "kitchen", "cellar")
 
 
 def environment(name: str) -> Environment:
-  """Raises ValueError for an unknown name."""
+  """Raises UserError for an unknown name."""
   if name not in _ENVIRONMENTS:
     raise unknown_name("environment", name, _ENVIRONMENTS)
   return _ENVIRONMENTS[name]

@@ -23,7 +23,7 @@ from rt2_jax.envs import instructions, oracle, scene, surfaces, tasks
 from rt2_jax.envs.camera import Camera
 from rt2_jax.envs.instructions import Task
 from rt2_jax.envs.pictures import Pictures
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 
 # How an episode ended, in `info["outcome"]`.
 SUCCESS = "success"
@@ -93,7 +93,7 @@ class TabletopEnv(gymnasium.Env):
     """Builds the world and its camera.
 
     Raises:
-      ValueError: an unknown name in `config`, or too few concepts.
+      UserError: an unknown name in `config`, or too few concepts.
       RuntimeError: no library that draws without a screen.
     """
     self.pictures = pictures
@@ -132,12 +132,12 @@ class TabletopEnv(gymnasium.Env):
       surfaces.environment(name)
     most = config.distractors[1]
     if not 0 <= config.distractors[0] <= most <= 3:
-      raise ValueError(
+      raise UserError(
         f"got distractors {config.distractors}, expected (least, most) of "
         "0..3: more do not fit on the table"
       )
     if len(self.concepts) < most + 2:
-      raise ValueError(
+      raise UserError(
         f"got {len(self.concepts)} concepts, expected at least {most + 2}: a "
         f"target, a reference and {most} distractors; add some"
       )
@@ -158,7 +158,7 @@ class TabletopEnv(gymnasium.Env):
       The first observation, and its info as of `step`.
 
     Raises:
-      ValueError: an unknown option, object, family, style or surface, or an
+      UserError: an unknown option, object, family, style or surface, or an
         instruction that cannot be understood.
     """
     super().reset(seed=seed)
@@ -247,12 +247,12 @@ class TabletopEnv(gymnasium.Env):
       `NOTHING`).
 
     Raises:
-      ValueError: an action of another shape, or one that is not finite.
+      UserError: an action of another shape, or one that is not finite.
       RuntimeError: the episode is over.
     """
     action = np.asarray(action, np.float64)
     if action.shape != (len(TABLETOP),) or not np.isfinite(action).all():
-      raise ValueError(
+      raise UserError(
         f"got action {action.tolist()}, expected {len(TABLETOP)} finite "
         f"numbers: {', '.join(TABLETOP.names)}"
       )

@@ -13,6 +13,7 @@ import numpy as np
 from rt2_jax.envs import scene
 from rt2_jax.envs.instructions import Task
 from rt2_jax.envs.scene import Thing, World
+from rt2_jax.errors import UserError
 
 AREA = np.array([0.14, 0.14])  # things lie within ± this, m
 APART = 0.13  # least distance between two things, m
@@ -59,7 +60,7 @@ def arrange(
     mats: names of what lies there as a mat.
 
   Raises:
-    ValueError: so many things that they find no room.
+    UserError: so many things that they find no room.
   """
   names = [*blocks, *mats]
   target = names.index(task.target)
@@ -71,7 +72,7 @@ def arrange(
     ):
       break
   else:
-    raise ValueError(
+    raise UserError(
       f"got {len(names)} things for {task.family!r}, which find no room on the "
       "table; ask for fewer distractors"
     )

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rt2_jax.envs.scene import CONTROL_HZ
+from rt2_jax.errors import UserError
 
 _LAST_MS = 1200  # the end can be looked at
 _STRIP = 6  # images
@@ -34,7 +35,7 @@ def read_strip(path: pathlib.Path) -> bytes:
   """A film's first, last and some images between them, side by side; a JPEG.
 
   Raises:
-    ValueError: no such film.
+    UserError: no such film.
   """
   try:
     with Image.open(path) as film:
@@ -44,7 +45,7 @@ def read_strip(path: pathlib.Path) -> bytes:
         film.seek(int(number))
         images.append(film.convert("RGB"))
   except OSError as error:
-    raise ValueError(
+    raise UserError(
       f"got film {str(path)!r}, which cannot be read ({error}); expected what "
       "launch/rollout.py writes beside its numbers; run it again"
     ) from error

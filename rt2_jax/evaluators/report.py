@@ -47,7 +47,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   The drawing of success lies beside it too, for other pages.
 
   Raises:
-    ValueError: no results, results of other episodes, or a film is missing.
+    UserError: no results, results of other episodes, or a film is missing.
   """
   results = summary.read(folder)
   first = next(iter(results.values()))

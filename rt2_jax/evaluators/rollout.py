@@ -22,6 +22,7 @@ from scipy import stats
 from rt2_jax.actions import TABLETOP
 from rt2_jax.envs import tabletop
 from rt2_jax.envs.instructions import Task
+from rt2_jax.errors import UserError
 from rt2_jax.evaluators.simulation import (
   Act,
   Begin,
@@ -151,7 +152,7 @@ def run(
     expert: which task the scripted expert takes an episode for.
 
   Raises:
-    ValueError: the policy gives actions of another shape.
+    UserError: the policy gives actions of another shape.
     RuntimeError: the environments cannot be made.
   """
   waiting = collections.deque(episodes)
@@ -207,7 +208,7 @@ def _decide(
   instructions = [running[s].episode.options.instruction for s in rows]
   plans, actions = policy(np.stack([seen[s] for s in rows]), instructions)
   if actions.shape != (num_envs, len(TABLETOP)):
-    raise ValueError(
+    raise UserError(
       f"got actions {list(actions.shape)} from the policy, expected "
       f"{[num_envs, len(TABLETOP)]}: {', '.join(TABLETOP.names)}"
     )

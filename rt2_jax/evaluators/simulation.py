@@ -171,7 +171,7 @@ class _Process:
     """Waits for the environments.
 
     Raises:
-      ValueError: and others, as the environment raised them.
+      UserError: and others, as the environment raised them.
       RuntimeError: the process died.
     """
     error = self._receive(_START_S)
@@ -240,7 +240,7 @@ class Simulations:
 
     Raises:
       RuntimeError: no library that draws without a screen.
-      ValueError: bad pictures or a bad configuration.
+      UserError: bad pictures or a bad configuration.
     """
     num = min(count, num_processes or os.cpu_count() or 1)
     held = [len(range(i, count, num)) for i in range(num)]

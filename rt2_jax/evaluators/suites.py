@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from rt2_jax.envs import instructions, surfaces
 from rt2_jax.envs.pictures import Concept
 from rt2_jax.envs.seen import SEEN_CONCEPTS, SEEN_STYLE
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 
 # Kinds that demonstrations show nothing of and emergent suites ask about.
 _SYMBOLS = ("number", "heart", "shape", "sign", "flag")
@@ -182,7 +182,7 @@ def choose(names: Iterable[str]) -> tuple[Suite, ...]:
   """Suites by their names or their groups' (with _ for spaces), or "all".
 
   Raises:
-    ValueError: an unknown name.
+    UserError: an unknown name.
   """
   groups = {group.replace(" ", "_"): group for group in GROUPS}
   chosen: dict[str, Suite] = {}
@@ -202,7 +202,7 @@ def only(suites: Iterable[Suite], families: Sequence[str]) -> tuple[Suite, ...]:
   """The suites without other families of tasks than these; all when empty.
 
   Raises:
-    ValueError: an unknown family, or a suite that has none of them.
+    UserError: an unknown family, or a suite that has none of them.
   """
   for family in families:
     instructions.check_family(family)
@@ -214,7 +214,7 @@ def only(suites: Iterable[Suite], families: Sequence[str]) -> tuple[Suite, ...]:
 def _only(suite: Suite, families: Sequence[str]) -> Suite:
   left = tuple(family for family in suite.families if family in families)
   if not left:
-    raise ValueError(
+    raise UserError(
       f"got families {list(families)}, expected one of suite {suite.name!r}: "
       f"{', '.join(suite.families)}; add one or leave the suite out"
     )

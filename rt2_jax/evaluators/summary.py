@@ -10,6 +10,7 @@ from typing import Any
 
 from rt2_jax.envs import instructions
 from rt2_jax.envs.tabletop import SUCCESS
+from rt2_jax.errors import UserError
 from rt2_jax.evaluators.rollout import wilson
 from rt2_jax.evaluators.suites import GROUPS, SUITES, Suite
 
@@ -21,7 +22,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   """Writes the table about all results of a folder; returns its path.
 
   Raises:
-    ValueError: as `read`.
+    UserError: as `read`.
   """
   path = folder / TABLE
   path.write_text(table(read(folder)), encoding="utf-8")
@@ -115,11 +116,11 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
   """A folder's results by policy, the baselines last.
 
   Raises:
-    ValueError: there are none, or they are about other episodes.
+    UserError: there are none, or they are about other episodes.
   """
   found = {path: json.loads(path.read_text()) for path in folder.glob("*.json")}
   if not found:
-    raise ValueError(
+    raise UserError(
       f"got no results in {str(folder)!r}, expected a file for each policy; "
       "run launch/rollout.py"
     )
@@ -128,7 +129,7 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     prints.setdefault(result["episodes_hash"], []).append(path.name)
   if len(prints) > 1:
     groups = "; ".join(", ".join(sorted(names)) for names in prints.values())
-    raise ValueError(
+    raise UserError(
       f"got results of {len(prints)} different sets of episodes in "
       f"{str(folder)!r} ({groups}), expected the same --suites, --episodes, "
       "--seed and picture size for every policy; choose another --output"

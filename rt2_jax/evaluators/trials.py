@@ -19,6 +19,7 @@ from rt2_jax.envs.descriptions import DESCRIBERS, Describer
 from rt2_jax.envs.instructions import Task
 from rt2_jax.envs.pictures import Concept, Pictures
 from rt2_jax.envs.tabletop import EpisodeOptions
+from rt2_jax.errors import UserError
 from rt2_jax.evaluators.suites import Suite
 
 
@@ -53,7 +54,7 @@ def draw(
     seed: gives other episodes.
 
   Raises:
-    ValueError: a row that no things fit.
+    UserError: a row that no things fit.
   """
   for suite in suites:
     for family in suite.families:
@@ -160,7 +161,7 @@ def _pick(
   suite: Suite, concepts: Sequence[Concept], rng: np.random.Generator
 ) -> Concept:
   if not concepts:
-    raise ValueError(
+    raise UserError(
       f"got suite {suite.name!r}, which no picture fits; widen the row's "
       "targets, references or words"
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rt2_jax.actions import LANGUAGE_TABLE, RT2, TABLETOP, ActionSpace
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.input_pipeline import index, records, rlds
 from rt2_jax.input_pipeline.rlds import Canonical, Episode
 from rt2_jax.input_pipeline.storage import Storage, open_storage
@@ -238,7 +238,7 @@ class SourceConfig:
     """The dataset's action space with this source's bounds.
 
     Raises:
-      ValueError: no such dataset, or bounds that do not fit it.
+      UserError: no such dataset, or bounds that do not fit it.
     """
     space = robot_dataset(self.dataset).space
     if not isinstance(self.bounds, str):
@@ -246,7 +246,7 @@ class SourceConfig:
     if self.bounds != "q01_q99":
       raise unknown_name("bounds", self.bounds, ["q01_q99"])
     if not self.statistics:
-      raise ValueError(
+      raise UserError(
         f"got bounds 'q01_q99' for {self.dataset!r} without statistics, "
         "expected a file that data/compute_stats.py wrote; name it as this "
         "source's `statistics`"
@@ -257,7 +257,7 @@ class SourceConfig:
     """What the file `statistics` holds; empty when none is named.
 
     Raises:
-      ValueError: no such file, or the figures of another dataset.
+      UserError: no such file, or the figures of another dataset.
     """
     if not self.statistics:
       return {}
@@ -265,12 +265,12 @@ class SourceConfig:
       figures = json.loads(pathlib.Path(self.statistics).read_text())
       found, _ = figures["dataset"], figures["bounds"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-      raise ValueError(
+      raise UserError(
         f"got statistics {self.statistics!r}, which cannot be read "
         f"({error!r}), expected a file that data/compute_stats.py wrote"
       ) from error
     if found != self.dataset:
-      raise ValueError(
+      raise UserError(
         f"got statistics {self.statistics!r} of dataset {found!r}, expected "
         f"those of {self.dataset!r}; run data/compute_stats.py for it"
       )
@@ -278,7 +278,7 @@ class SourceConfig:
 
 
 def robot_dataset(name: str) -> RobotDataset:
-  """Looks up a dataset. Raises ValueError naming the known ones."""
+  """Looks up a dataset. Raises UserError naming the known ones."""
   if name not in DATASETS:
     raise unknown_name("dataset", name, DATASETS)
   return DATASETS[name]
@@ -297,7 +297,7 @@ def open_source(
   See `index.load_or_build` for the last three arguments.
 
   Raises:
-    ValueError: bad data, or nothing is left after the filters.
+    UserError: bad data, or nothing is left after the filters.
   """
   robot_dataset(config.dataset)
   storage = open_storage(config.path)
@@ -308,7 +308,7 @@ def open_source(
   )
   steps = rlds.StepIndex.merge(files, shards)
   if not len(steps):
-    raise ValueError(
+    raise UserError(
       f"got no step in split {split!r} of {config.path} after the filters "
       f"{dict(config.filters)}; relax them"
     )

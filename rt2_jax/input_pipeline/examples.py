@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from rt2_jax.actions import ActionTokenizer
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import index, records, web
 from rt2_jax.input_pipeline.rlds import StepSource
 from rt2_jax.input_pipeline.storage import Request, Storage
@@ -60,7 +61,7 @@ class RobotExamples:
     """Tokenizes every distinct instruction and plan.
 
     Raises:
-      ValueError: one is too long for the prompt, or actions are; or the data
+      UserError: one is too long for the prompt, or actions are; or the data
         have plans and the prompt has not, or the other way round.
     """
     _check_plans(source, prompt)
@@ -93,11 +94,11 @@ class RobotExamples:
 def _check_plans(source: StepSource, prompt: Prompt):
   """
   Raises:
-    ValueError: only one of the two has plans.
+    UserError: only one of the two has plans.
   """
   count = len(source.index.plans)
   if bool(count) != bool(prompt.plan_length):
-    raise ValueError(
+    raise UserError(
       f"{source.location(0)}: got data with {count} different plans, expected "
       f"{'some' if prompt.plan_length else 'none'} with config.prompt."
       f"plan_length = {prompt.plan_length}; change it, or use another dataset"
@@ -125,7 +126,7 @@ class WebExamples:
       max_skipped: examples that may be left out.
 
     Raises:
-      ValueError: more are too long; the first are named.
+      UserError: more are too long; the first are named.
     """
     fits = (source.index.question <= prompt.prefix_length) & (
       source.index.answer <= prompt.suffix_length

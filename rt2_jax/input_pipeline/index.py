@@ -21,6 +21,7 @@ import google_crc32c
 import numpy as np
 from tqdm import tqdm
 
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.storage import Request, Storage, open_storage
 
 Columns = dict[str, np.ndarray]
@@ -69,11 +70,11 @@ def load_or_build(
       own, so that the examples and their order are the same after a restart.
 
   Raises:
-    ValueError: a shard is not the one that was indexed, more damage, or a
+    UserError: a shard is not the one that was indexed, more damage, or a
       folder that is not on this machine.
   """
   if "://" in str(folder):
-    raise ValueError(
+    raise UserError(
       f"got config.loader.index_folder = {str(folder)!r}, expected a local "
       "folder, or one that is mounted"
     )
@@ -104,12 +105,12 @@ def load_or_build(
 
 
 def tolerate(problems: Sequence[str], max_skipped: int):
-  """Raises a ValueError that names the first problems if there are too many."""
+  """Raises a UserError that names the first problems if there are too many."""
   if len(problems) <= max_skipped:
     return
   listed = "; ".join(problems[:_NAMED])
   more = f"; and {len(problems) - _NAMED} more" * (len(problems) > _NAMED)
-  raise ValueError(
+  raise UserError(
     f"got {len(problems)} examples that cannot be used, expected at most "
     f"config.loader.max_skipped = {max_skipped}: {listed}{more}"
   )
@@ -197,7 +198,7 @@ def _load(
     columns = dict(file)
   indexed = Identity(*columns.pop("shard").tolist())
   if indexed != shard:
-    raise ValueError(
+    raise UserError(
       f"{path}: got a shard of {shard}, expected the {indexed} that was "
       f"indexed; restore the shard, or delete {index_path}"
     )

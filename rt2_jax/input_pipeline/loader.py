@@ -16,6 +16,7 @@ import psutil
 import tensorflow as tf
 
 from rt2_jax.batch import Batch
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.examples import Examples, Row
 from rt2_jax.input_pipeline.mixture import Mixture
 from rt2_jax.input_pipeline.records import Record
@@ -55,7 +56,7 @@ class Loader:
         next one of their source; 0 makes the first one an error.
 
     Raises:
-      ValueError: an image cannot be read, more was left out already than may
+      UserError: an image cannot be read, more was left out already than may
         be, or the buffers do not fit into memory.
     """
     self.examples = examples
@@ -67,7 +68,7 @@ class Loader:
     self.skipped: list[str] = []
     for each in examples:
       for problem in each.skipped:
-        self._skip(ValueError(problem))
+        self._skip(UserError(problem))
     self.canvas = self._canvas(resolution)
     self._check_memory()
 
@@ -75,7 +76,7 @@ class Loader:
     """Yields the batches of steps start..stop-1, in order.
 
     Raises:
-      ValueError: an example that cannot be read or decoded, with its place,
+      UserError: an example that cannot be read or decoded, with its place,
         once more than `max_skipped` were met.
     """
     height, width = self.canvas
@@ -150,9 +151,9 @@ class Loader:
       number = (i + j) % len(examples)
       try:
         return self._load_row(examples, number, epoch)
-      except ValueError as error:
+      except UserError as error:
         self._skip(error)
-    raise ValueError(f"got no readable example in source {source}")
+    raise UserError(f"got no readable example in source {source}")
 
   def _load_row(self, examples: Examples, i: int, epoch: int):
     """pixels uint8[F, H, W, 3], size int32[2] and the text of one example."""
@@ -164,7 +165,7 @@ class Loader:
       height, width = pixels.shape[:2]
       fits = height <= self.canvas[0] and width <= self.canvas[1]
       if not (fits or examples.shrinks):
-        raise ValueError(
+        raise UserError(
           f"{where}: got an image of {height} x {width} pixels, expected at "
           f"most {self.canvas[0]} x {self.canvas[1]} like its source's first"
         )
@@ -172,7 +173,7 @@ class Loader:
     placed, sizes = zip(*frames, strict=True)
     return np.stack(placed), np.asarray(sizes[0]), row[1:]
 
-  def _skip(self, error: ValueError):
+  def _skip(self, error: UserError):
     """Counts and reports a damaged example, or raises what is wrong with it."""
     if str(error) in self.skipped:
       return  # met again in a later epoch
@@ -216,7 +217,7 @@ class Loader:
       available / 1e9,
     )
     if buffers > available:
-      raise ValueError(
+      raise UserError(
         f"got input buffers of {buffers / 1e9:.1f} GB, expected at most the "
         f"{available / 1e9:.1f} GB that are free; lower config.batch_size or "
         "config.loader.num_threads"
@@ -227,19 +228,19 @@ def decode_image(image: bytes, where: str) -> np.ndarray:
   """JPEG or PNG bytes to uint8[H, W, 3].
 
   Raises:
-    ValueError: bytes that are no image, or an image of an unlikely size; says
+    UserError: bytes that are no image, or an image of an unlikely size; says
       `where` it lies.
   """
   try:
     pixels = _decode(image).numpy()
   except tf.errors.InvalidArgumentError as error:
-    raise ValueError(
+    raise UserError(
       f"{where}: got {len(image)} bytes that do not decode as an image, "
       "expected JPEG or PNG; repair or remove this example"
     ) from error
   height, width = pixels.shape[:2]
   if min(height, width) < _MIN_SIDE or max(height, width) > _MAX_SIDE:
-    raise ValueError(
+    raise UserError(
       f"{where}: got an image of {height} x {width} pixels, expected sides of "
       f"{_MIN_SIDE} to {_MAX_SIDE}; repair or remove this example"
     )

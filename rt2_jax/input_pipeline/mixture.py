@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rt2_jax.errors import UserError
+
 _WEIGHT_BITS = 20  # shares are kept in 2**-20ths: exact integer arithmetic
 _ROUNDS = 6  # Feistel rounds; 4 already give a good permutation
 
@@ -51,12 +53,12 @@ class Mixture:
 
   def __post_init__(self):
     if len(self.sizes) != len(self.weights) or not self.sizes:
-      raise ValueError(
+      raise UserError(
         f"got {len(self.sizes)} sources and {len(self.weights)} weights, "
         "expected one weight for each source and at least one source"
       )
     if min(self.weights) <= 0 or min(self.sizes) <= 0:
-      raise ValueError(
+      raise UserError(
         f"got weights {self.weights} and sizes {self.sizes}, expected "
         "positive numbers; remove a source that should not be used"
       )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import google_crc32c
 import numpy as np
 
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.storage import Storage
 
 _HEADER = struct.Struct("<QI")  # length, masked crc32c of the length
@@ -41,12 +42,12 @@ def find_shards(storage: Storage, folder: str, split: str) -> list[str]:
     split: e.g. "train", or a part of its shards such as "train[:99%]".
 
   Raises:
-    ValueError: no dataset there, no such split, or a shard is missing.
+    UserError: no dataset there, no such split, or a shard is missing.
   """
   names = storage.names(folder)
   infos = [name for name in names if name.endswith("/dataset_info.json")]
   if not infos:
-    raise ValueError(
+    raise UserError(
       f"got dataset path {folder!r}, which holds no dataset_info.json; "
       "expected a TFDS version folder such as …/bridge_dataset/1.0.0"
     )
@@ -54,7 +55,7 @@ def find_shards(storage: Storage, folder: str, split: str) -> list[str]:
   lengths = {s["name"]: len(s["shardLengths"]) for s in splits}
   name, part = parse_split(split)
   if name not in lengths:
-    raise ValueError(
+    raise UserError(
       f"got split {split!r}, expected one of {', '.join(lengths)}, or a part "
       f"such as 'train[:99%]' ({folder})"
     )
@@ -78,7 +79,7 @@ def parse_split(split: str) -> tuple[str, Callable[[list[str]], list[str]]]:
       for percent, default in ((start, 0), (stop, 100))
     )
     if not shards[first:last]:
-      raise ValueError(
+      raise UserError(
         f"got split {split!r} of {len(shards)} shards, expected at least one "
         "shard in it; take more percent"
       )
@@ -93,7 +94,7 @@ def complete(
   """The `count` shards of a split among `names`.
 
   Raises:
-    ValueError: one is missing, or there are two of one number.
+    UserError: one is missing, or there are two of one number.
   """
   shards: dict[str, str] = {}
   for name in names:
@@ -101,7 +102,7 @@ def complete(
       continue
     number = name.rpartition(".tfrecord-")[2]
     if number in shards:
-      raise ValueError(
+      raise UserError(
         f"got both {shards[number]} and {name}, expected one dataset in a "
         "folder; move one of them"
       )
@@ -109,7 +110,7 @@ def complete(
   numbers = [f"{i:05d}-of-{count:05d}" for i in range(count)]
   missing = [number for number in numbers if number not in shards]
   if missing:
-    raise ValueError(
+    raise UserError(
       f"got {count - len(missing)} of {count} TFRecord shards of split "
       f"{split!r} in {folder}; missing: {', '.join(missing[:5])}; copy them "
       "again"
@@ -130,11 +131,11 @@ def read_records(
       of the shard. None makes damage an error.
 
   Raises:
-    ValueError: damage that is not collected, with file and offset.
+    UserError: damage that is not collected, with file and offset.
   """
 
   def report(problem: object):
-    error = ValueError(f"{path}: got {problem}; copy the shard again")
+    error = UserError(f"{path}: got {problem}; copy the shard again")
     if damaged is None:
       raise error
     damaged.append(str(error))
@@ -146,7 +147,7 @@ def read_records(
   while offset < len(data):
     try:
       start, end = _find_data(data, offset)
-    except ValueError as problem:
+    except UserError as problem:
       return report(problem)
     if _is_intact(data, start, end):
       yield Record(path, start, data[start:end])
@@ -159,20 +160,20 @@ def _find_data(data: memoryview, offset: int) -> Span:
   """Where the data of the record at `offset` begins and ends.
 
   Raises:
-    ValueError: what is wrong there; from there on nothing can be found.
+    UserError: what is wrong there; from there on nothing can be found.
   """
   start = end = offset + _HEADER.size
   if start <= len(data):
     length, checksum = _HEADER.unpack_from(data, offset)
     if checksum != _masked_crc(data[offset : offset + 8]):
-      raise ValueError(
+      raise UserError(
         f"a corrupt record length at byte {offset}, from where on all is lost, "
         "expected a TFRecord file"
       )
     end = start + length
   lacking = end + _FOOTER_SIZE - len(data)
   if lacking > 0:
-    raise ValueError(
+    raise UserError(
       f"a TFRecord file that ends inside the record at byte {offset}, expected "
       f"at least {lacking} bytes more"
     )
@@ -248,7 +249,7 @@ class Record:
 
   def _span(self, name: str) -> Span:
     if name not in self._features:
-      raise ValueError(
+      raise UserError(
         f"{self.path}: got a record without the feature {name!r}; it has "
         f"{', '.join(self.names)}; check the dataset's name and version"
       )
@@ -290,7 +291,7 @@ class Record:
       elif wire in (_FIXED32, _FIXED64):
         position += 4 if wire == _FIXED32 else 8
       else:
-        raise ValueError(
+        raise UserError(
           f"{self.path}: got a record at byte {self.offset} that is not a "
           "tf.train.Example; expected TFDS's TFRecord format"
         )

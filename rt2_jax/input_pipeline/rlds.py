@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rt2_jax.actions import ActionSpace
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import records
 from rt2_jax.input_pipeline.index import damaged_in, from_column, to_column
 from rt2_jax.input_pipeline.storage import Request, Storage
@@ -32,7 +33,7 @@ class Episode:
     """A numeric feature, [T, …] flattened to [T, n]."""
     values = self.record.numbers(f"steps/{name}")
     if values.size % self.length:
-      raise ValueError(
+      raise UserError(
         f"{self.record.path}: got {values.size} numbers in {name!r}, expected "
         f"a multiple of the episode's {self.length} steps"
       )
@@ -45,7 +46,7 @@ class Episode:
     """(offset in the shard, length) of each step's encoded image."""
     spans = self.record.byte_spans(f"steps/{name}")
     if len(spans) != self.length:
-      raise ValueError(
+      raise UserError(
         f"{self.record.path}: got {len(spans)} images in {name!r}, expected "
         f"{self.length}, one for each step"
       )
@@ -205,7 +206,7 @@ def index_episodes(
     listed.
 
   Raises:
-    ValueError: an episode lacks a feature, or holds an action that is not
+    UserError: an episode lacks a feature, or holds an action that is not
       finite; the message names the file and the step.
   """
   spans, episodes, text, plan, action = [], [], [], [], []
@@ -255,7 +256,7 @@ def _check_action(
   bad = np.argwhere(~np.isfinite(action))
   if bad.size:
     step, dimension = bad[0]
-    raise ValueError(
+    raise UserError(
       f"{path}: got {action[step, dimension]} for action dimension "
       f"{space.names[dimension]!r} in step {step} of episode {episode}, "
       "expected a finite number; repair or drop this episode"

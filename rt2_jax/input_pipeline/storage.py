@@ -14,6 +14,8 @@ import resource
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from rt2_jax.errors import UserError
+
 _IN_FLIGHT = 64  # requests to an object store at the same time
 _OPEN_FILES = 2**16  # shards that may be open; shells often allow 1024 files
 
@@ -42,7 +44,7 @@ class Storage(Protocol):
     """The bytes of each request, in order.
 
     Raises:
-      ValueError: a file ends before a request does.
+      UserError: a file ends before a request does.
     """
 
 
@@ -50,7 +52,7 @@ def open_storage(path: str) -> Storage:
   """The storage that holds `path`: by its scheme, e.g. `gs://…`, or local.
 
   Raises:
-    ValueError: a scheme whose client is not installed.
+    UserError: a scheme whose client is not installed.
   """
   scheme, separator, _ = str(path).partition("://")
   return ObjectStorage(scheme) if separator else LocalStorage()
@@ -97,7 +99,7 @@ class ObjectStorage:
       self._files = fsspec.filesystem(scheme)
     except (ImportError, ValueError) as error:
       package = "gcsfs" if scheme in ("gs", "gcs") else "CLIENT"
-      raise ValueError(
+      raise UserError(
         f"got a path that begins with {scheme}://, whose client does not load "
         f"({error}); run `pip install {package}`, or use a local path"
       ) from error
@@ -134,7 +136,7 @@ def _allow_open_files(count: int):
 
 def _checked(data: bytes, request: Request) -> bytes:
   if len(data) != request.length:
-    raise ValueError(
+    raise UserError(
       f"{request.path}, byte {request.offset}: got {len(data)} bytes, expected "
       f"{request.length}; the shard changed after it was indexed, copy it again"
     )

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import index, records
 from rt2_jax.input_pipeline.storage import Request, Storage, open_storage
 from rt2_jax.prompt import answer_ids, question_ids
@@ -148,7 +149,7 @@ def open_source(
   See `index.load_or_build` for the last three arguments.
 
   Raises:
-    ValueError: no such data, or a record without image, question or answer.
+    UserError: no such data, or a record without image, question or answer.
   """
   storage = open_storage(config.path)
   files = find_shards(storage, config)
@@ -157,20 +158,20 @@ def open_source(
   )
   merged = WebIndex.merge(files, shards)
   if not len(merged):
-    raise ValueError(
+    raise UserError(
       f"got no example in split {config.split!r} of {config.path}"
     )
   return WebSource(storage, merged)
 
 
 def find_shards(storage: Storage, config: WebConfig) -> list[str]:
-  """The files of the split, in order; raises ValueError if one is missing."""
+  """The files of the split, in order; raises UserError if one is missing."""
   names = storage.names(config.path)
   split, part = records.parse_split(config.split)
   last = [n for n in names if f"-{split}.tfrecord-" in n][-1:]
   count = last[0].rpartition("-of-")[2] if last else ""
   if not count.isdecimal():
-    raise ValueError(
+    raise UserError(
       f"got web path {config.path!r}, which holds no *-{split}.tfrecord-"
       "00000-of-… files; expected a folder that data/make_web_records.py wrote"
     )
@@ -209,7 +210,7 @@ def parse(record: records.Record) -> WebExample:
   """The example that a record holds.
 
   Raises:
-    ValueError: a feature is missing or empty; the message names the place.
+    UserError: a feature is missing or empty; the message names the place.
   """
   (image,) = record.byte_strings("image") or (b"",)
   (question,) = record.texts("question") or ("",)
@@ -220,7 +221,7 @@ def parse(record: records.Record) -> WebExample:
     ("answers", answers),
   ):
     if not value or (name == "answers" and not all(value)):
-      raise ValueError(
+      raise UserError(
         f"{record.path}, byte {record.offset}: got a web record with an empty "
         f"{name!r}, expected image, question and at least one answer; write "
         "it again with data/make_web_records.py"

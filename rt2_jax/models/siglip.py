@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rt2_jax.errors import UserError
 from rt2_jax.models.remat import rematerialized, ungated_dot_general
 from rt2_jax.models.variants import SiglipConfig
 
@@ -148,11 +149,11 @@ class Siglip(nn.Module):
       dtype[B, n, D], row by row, positions not yet added.
 
     Raises:
-      ValueError: the images are not of the configured size.
+      UserError: the images are not of the configured size.
     """
     size = self.config.image_size
     if images.ndim != 4 or images.shape[1:] != (size, size, 3):
-      raise ValueError(
+      raise UserError(
         f"got images of shape {images.shape}, expected [B, {size}, {size}, 3]: "
         "resize them, or set image_size"
       )

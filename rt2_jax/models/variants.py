@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from rt2_jax.errors import unknown_name
+from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.models.remat import POLICIES
 
 
@@ -34,7 +34,7 @@ class SiglipConfig:
     remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
 
   Raises:
-    ValueError: the image is no whole number of patches, or the heads do not
+    UserError: the image is no whole number of patches, or the heads do not
       divide the width.
   """
 
@@ -50,14 +50,14 @@ class SiglipConfig:
   def __post_init__(self):
     if self.image_size <= 0 or self.image_size % self.patch_size:
       lower = self.image_size // self.patch_size * self.patch_size
-      raise ValueError(
+      raise UserError(
         f"got image_size {self.image_size}, expected a positive multiple of "
         f"the patch size {self.patch_size}, such as "
         f"{max(lower, self.patch_size)} or {lower + self.patch_size} "
         "(PaliGemma uses 224, 448 and 896)"
       )
     if self.width % self.num_heads:
-      raise ValueError(
+      raise UserError(
         f"got num_heads {self.num_heads}, expected a divisor of width "
         f"{self.width}"
       )
@@ -90,7 +90,7 @@ class GemmaConfig:
     remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
 
   Raises:
-    ValueError: num_kv_heads does not divide num_heads.
+    UserError: num_kv_heads does not divide num_heads.
   """
 
   width: int
@@ -109,7 +109,7 @@ class GemmaConfig:
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
-      raise ValueError(
+      raise UserError(
         f"got num_kv_heads {self.num_kv_heads}, expected a divisor of "
         f"num_heads {self.num_heads}"
       )
@@ -211,7 +211,7 @@ def vlm(
       decoder's own.
 
   Raises:
-    ValueError: an unknown name, or an image that is no whole number of patches.
+    UserError: an unknown name, or an image that is no whole number of patches.
   """
   if img not in ENCODERS:
     raise unknown_name("encoder", img, ENCODERS)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rt2_jax.errors import UserError
 from rt2_jax.models.gemma import Gemma, KVCache
 from rt2_jax.models.siglip import Siglip
 from rt2_jax.models.variants import VLMConfig
@@ -82,11 +83,11 @@ class VLM(nn.Module):
       dtype[B, N, D].
 
     Raises:
-      ValueError: another number of frames or another image size than
+      UserError: another number of frames or another image size than
         configured.
     """
     if images.ndim != 5 or images.shape[1] != self.config.num_frames:
-      raise ValueError(
+      raise UserError(
         f"got images of shape {images.shape}, expected [B, F, H, W, 3] with "
         f"F = {self.config.num_frames}: change the input, or set num_frames"
       )
