@@ -46,7 +46,7 @@ INSIDE = {
     {"vlm"},
   ],
   "input_pipeline": [
-    {"storage", "mixture"},
+    {"storage", "mixture", "image_size"},
     {"records", "index"},
     {"rlds"},
     {"datasets", "web"},

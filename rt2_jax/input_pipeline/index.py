@@ -26,7 +26,7 @@ from rt2_jax.input_pipeline.storage import Request, Storage, open_storage
 
 Columns = dict[str, np.ndarray]
 
-_FORMAT = 3  # raise it when the columns of an index change
+_FORMAT = 4  # raise it when the columns of an index change
 _SMALL = 256 * 2**20  # bytes that one process indexes sooner than two start
 _END = 2**16  # bytes of a shard's beginning and end that are compared
 _AT_ONCE = 64  # shards whose ends are read together

@@ -209,9 +209,12 @@ class Record:
     values = self._values(name, _BYTES_LIST)
     return [(self.offset + s, e - s) for _, s, e in values]
 
+  def byte_views(self, name: str) -> list[memoryview]:
+    """Each byte string of a feature, not copied."""
+    return [self._data[s:e] for _, s, e in self._values(name, _BYTES_LIST)]
+
   def byte_strings(self, name: str) -> list[bytes]:
-    values = self._values(name, _BYTES_LIST)
-    return [bytes(self._data[s:e]) for _, s, e in values]
+    return [bytes(view) for view in self.byte_views(name)]
 
   def texts(self, name: str) -> list[str]:
     return [text.decode() for text in self.byte_strings(name)]

@@ -17,7 +17,7 @@ import numpy as np
 
 from rt2_jax.actions import ActionSpace
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import records
+from rt2_jax.input_pipeline import image_size, records
 from rt2_jax.input_pipeline.index import damaged_in, from_column, to_column
 from rt2_jax.input_pipeline.storage import Request, Storage
 
@@ -51,6 +51,10 @@ class Episode:
         f"{self.length}, one for each step"
       )
     return spans
+
+  def largest_image(self, name: str) -> tuple[int, int]:
+    """(height, width) in pixels that hold every step's image."""
+    return image_size.largest_size(self.record.byte_views(f"steps/{name}"))
 
 
 class Canonical(NamedTuple):
@@ -119,6 +123,8 @@ class StepIndex:
     plan: uint32[N], which of `plans` precedes the action; empty without plans.
     plans: the different plans.
     action: float32[N, D] in physical units.
+    size: uint16[E, 2], height and width in pixels that hold every image of an
+      episode.
     damaged: what was left out because it cannot be read, a line each.
   """
 
@@ -132,6 +138,7 @@ class StepIndex:
   plan: np.ndarray
   plans: tuple[str, ...]
   action: np.ndarray
+  size: np.ndarray
   damaged: tuple[str, ...]
 
   def __len__(self) -> int:
@@ -165,6 +172,7 @@ class StepIndex:
       plan=plan,
       plans=plans,
       action=np.concatenate([c["action"] for c in shards]),
+      size=np.concatenate([c["size"] for c in shards]),
       damaged=tuple(damaged_in(shards)),
     )
 
@@ -209,7 +217,7 @@ def index_episodes(
     UserError: an episode lacks a feature, or holds an action that is not
       finite; the message names the file and the step.
   """
-  spans, episodes, text, plan, action = [], [], [], [], []
+  spans, episodes, text, plan, action, sizes = [], [], [], [], [], []
   texts: dict[str, int] = {}
   plans: dict[str, int] = {}
   damaged: list[str] = []
@@ -225,6 +233,7 @@ def index_episodes(
     text += _numbers(canonical.instruction, kept, texts)
     plan += _numbers(canonical.plan, kept, plans)
     action.append(canonical.action[kept])
+    sizes.append(episode.largest_image(camera))
     episodes.append(len(kept))
   offset, length = np.asarray(spans, np.uint64).reshape(-1, 2).T
   empty = np.zeros((0, len(space)), np.float32)
@@ -237,6 +246,7 @@ def index_episodes(
     "plan": np.asarray(plan, np.uint32),
     "plans": to_column(plans),
     "action": np.concatenate([empty, *action]).astype(np.float32),
+    "size": image_size.as_column(sizes),
     "num_episodes": np.asarray(len(episodes)),
     "damaged": to_column(damaged),
   }
@@ -274,6 +284,16 @@ class StepSource:
 
   def __len__(self) -> int:
     return len(self.index)
+
+  @property
+  def largest_image(self) -> tuple[int, int]:
+    """(height, width) in pixels that hold every image of the source.
+
+    Read from the images' headers when they were indexed. An image without a
+    readable header counts for nothing.
+    """
+    height, width = self.index.size.max(0, initial=0)
+    return int(height), int(width)
 
   def requests(self, i: int) -> list[Request]:
     """The F images shown at step `i`, oldest first.

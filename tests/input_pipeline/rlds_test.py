@@ -25,7 +25,22 @@ def test_every_step_is_found(source):
 
 def test_a_step_takes_54_bytes(source):
   index = source.index
-  assert index.nbytes == 54 * len(index)
+  assert index.nbytes == 54 * len(index) + 4 * 4  # an episode's image size
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_largest_image_is_known_in_any_order(tmp_path, order):
+  """From headers: neither the first image nor the last decides."""
+  sizes = (64, 64), (96, 40), (48, 128)
+  episodes = [tiny_datasets.bridge_episode(i, length=3) for i in range(2)]
+  images = [tiny_datasets.jpeg(i, *sizes[i]) for i in order]
+  episodes[1]["steps/observation/image_0"] = images
+  tiny_datasets.write(tmp_path, episodes, num_shards=2)
+  config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
+  source = datasets.open_source(config, "train", 1, str(tmp_path / "index"))
+  assert source.largest_image == (96, 128)
+  kept = datasets.open_source(config, "train", 1, str(tmp_path / "index"))
+  assert kept.largest_image == (96, 128)
 
 
 def test_frames_stay_inside_their_episode(source):
