@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers
 
-from rt2_jax import trees
+from rt2_jax import matrices, trees
+from rt2_jax.adafactor import scale_by_adafactor
 from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.muon import scale_by_muon
 
 # Weights of every matrix product; norms, biases and embeddings do not decay.
 DECAYED = (
@@ -20,15 +23,8 @@ DECAYED = (
   r"mlp/(gating_einsum|linear)$",
 )
 
-# Input and output axes of the matrices within the layers, for Muon.
-_MATRICES = {
-  r"(q|kv)_einsum/w$": (-2, (-3, -1)),
-  r"(query|key|value)/kernel$": (-3, (-2, -1)),
-  r"(attn_vec_einsum/w|out/kernel)$": ((-3, -2), -1),
-  r"(Dense_\d/kernel|head/kernel|mlp/(gating_einsum|linear))$": (-2, -1),
-}
-# Of AdamW's updates, about: learning rates carry over.
-_ADAM_RMS = 0.2
+
+_MOMENT_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +33,12 @@ class OptimizerConfig:
 
   Attributes:
     learning_rate: its peak, after warm-up.
-    warmup_steps: steps of linear warm-up from zero.
-    name: "adamw"; "adafactor", whose second moments are factored and whose
-      updates are relative to each parameter's size (as T5 and PaLI-X had it);
-      or "muon", whose updates of matrices are orthogonal and as large as
-      AdamW's (arXiv:2502.16982), with AdamW for the rest.
+    warmup_steps: steps of linear warm-up from zero; with 0 the first step
+      already has the peak.
+    name: "adamw"; "adafactor", whose second moments are factored matrix by
+      matrix and whose updates are relative to each matrix's RMS (as T5 and
+      PaLI-X had it); or "muon", whose updates of matrices are orthogonal and
+      as large as AdamW's (arXiv:2502.16982), with AdamW for the rest.
     schedule: what follows the warm-up, "cosine" or "constant".
     end_learning_rate: where "cosine" ends, at the last step.
     weight_decay: decoupled decay of the `DECAYED` parameters, per unit of
@@ -70,40 +67,72 @@ class OptimizerConfig:
   ema_decay: float = 0.0
 
   def __post_init__(self):
-    if not 0.0 <= self.ema_decay < 1.0:
+    for field in (
+      "learning_rate",
+      "warmup_steps",
+      "end_learning_rate",
+      "weight_decay",
+      "clip_norm",
+    ):
+      self._check(field, 0.0, math.inf, "a finite number, at least 0")
+    for field in ("b1", "b2"):
+      self._check(field, 0.0, 1.0, "at least 0 and less than 1, such as 0.9")
+    self._check(
+      "ema_decay",
+      0.0,
+      1.0,
+      "at least 0 (no mean) and less than 1, such as 0.999",
+    )
+    if self.moment_dtype not in _MOMENT_DTYPES:
+      raise unknown_name(
+        "config.optimizer.moment_dtype", str(self.moment_dtype), _MOMENT_DTYPES
+      )
+
+  def _check(self, field: str, low: float, below: float, expected: str):
+    value = getattr(self, field)
+    if not low <= value < below:
       raise UserError(
-        f"got config.optimizer.ema_decay = {self.ema_decay}, expected at least "
-        "0 (no mean) and less than 1, such as 0.999"
+        f"got config.optimizer.{field} = {value}, expected {expected}"
       )
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-  """Linear warm-up, then what `config.schedule` says, to the last step.
+  """Builds the schedule: linear warm-up, then `config.schedule`.
+
+  The step after n updates has the rate of n: n / warmup_steps of the peak up to
+  n = warmup_steps, and "cosine" would reach its end at n = num_steps.
 
   Raises:
     UserError: an unknown schedule, or a warm-up that is all of training.
   """
-  if config.warmup_steps >= num_steps:
+  peak, warmup = config.learning_rate, config.warmup_steps
+  if warmup >= num_steps:
     raise UserError(
-      f"got config.optimizer.warmup_steps = {config.warmup_steps}, expected "
+      f"got config.optimizer.warmup_steps = {warmup}, expected "
       f"less than config.num_steps = {num_steps}"
     )
-  peak, warmup = config.learning_rate, config.warmup_steps
-  schedules = {
-    "cosine": lambda: optax.warmup_cosine_decay_schedule(
-      0.0, peak, warmup, num_steps, config.end_learning_rate
-    ),
-    "constant": lambda: optax.warmup_constant_schedule(0.0, peak, warmup),
-  }
+
+  def cosine(step):
+    done = jnp.clip((step - warmup) / (num_steps - warmup), 0.0, 1.0)
+    end = config.end_learning_rate
+    return end + (peak - end) * (1.0 + jnp.cos(jnp.pi * done)) / 2.0
+
+  schedules = {"cosine": cosine, "constant": lambda step: peak}
   if config.schedule not in schedules:
     raise unknown_name("config.optimizer.schedule", config.schedule, schedules)
-  return schedules[config.schedule]()
+  after = schedules[config.schedule]
+
+  def rate(step):
+    step = jnp.asarray(step, jnp.float32)
+    return jnp.where(step < warmup, peak * step / max(warmup, 1), after(step))
+
+  return rate
 
 
 def make_optimizer(
   config: OptimizerConfig, num_steps: int
 ) -> optax.GradientTransformation:
-  """Clipping, scaling by moments, decay, and the schedule of `learning_rate`.
+  """Chains clipping, scaling by moments, decay, and the learning rate.
 
   Raises:
     UserError: an unknown optimizer or schedule.
@@ -124,44 +153,28 @@ def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _adafactor(config: OptimizerConfig) -> optax.GradientTransformation:
-  """Without momentum: its state is a thousandth of the parameters."""
-  del config  # the published constants
-  return optax.chain(
-    optax.scale_by_factored_rms(),
-    optax.clip_by_block_rms(1.0),
-    optax.scale_by_param_block_rms(),
-  )
+  del config  # the published constants, without a first moment
+  return scale_by_adafactor()
 
 
 def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
-  scaled = optax.contrib.muon(
-    1.0,
-    beta=config.b1,
-    mu_dtype=config.moment_dtype,
-    consistent_rms=_ADAM_RMS,
-    adam_b1=config.b1,
-    adam_b2=config.b2,
-    muon_weight_dimension_numbers=matrix_axes,
+  return optax.partition(
+    {
+      "muon": scale_by_muon(config.b1, config.moment_dtype),
+      "adamw": _adam(config),
+    },
+    muon_or_adamw,
   )
-  return optax.chain(scaled, optax.scale(-1.0))  # the schedule comes later
 
 
-def matrix_axes(params: Any) -> Any:
-  """Which axes of each parameter are a matrix's inputs and outputs.
-
-  All other axes, such as the layers in one array, count its matrices. None for
-  a parameter that is no matrix within a layer.
-  """
+def muon_or_adamw(params: Any) -> Any:
+  """Labels each parameter with what "muon" updates it by."""
   return trees.unflatten(
-    {name: _axes_of(name) for name in trees.flatten(params)}
+    {
+      name: "muon" if matrices.within_a_layer(name) else "adamw"
+      for name in trees.flatten(params)
+    }
   )
-
-
-def _axes_of(name: str) -> MuonDimensionNumbers | None:
-  for pattern, axes in _MATRICES.items():
-    if re.search(pattern, name):
-      return MuonDimensionNumbers(*axes)
-  return None
 
 
 def decay_mask(params: Any) -> Any:

@@ -39,10 +39,9 @@ _LONGEST = "longest"
 # layers moves no data. Optimizer states end in their parameter's name and
 # follow it.
 PARAM_RULES: Sequence[tuple[str, P | str]] = (
-  # Adafactor's row and column statistics are a dimension short.
+  # Adafactor's row and column statistics lack the other dimensions.
   (r"(^|/)v_(row|col)/", _LONGEST),
   (r"(scale|bias)$", P()),
-  (r"/ns_coeffs$", P()),  # Muon's three constants
   (r"img/embedding/kernel$", P("fsdp")),
   (r"img/pos_embedding$", P("fsdp")),
   (r"img/.*/(query|key|value)/kernel$", P("fsdp", "model", None)),

@@ -12,13 +12,14 @@ from tests.conftest import ROOT
 # WORKSPACE.md draws the same floors. A package stands on one floor as a whole;
 # inside it the order below holds.
 FLOORS = [
-  {"errors", "batch", "images", "chips", "hlo"},
+  {"errors"},
+  {"batch", "images", "chips", "hlo"},
   {"action_tokens", "trees", "hlo_counts", "hlo_collectives"},
-  {"actions"},
+  {"actions", "matrices"},
   {"tokenizer"},
   {"prompt"},
   {"models", "input_pipeline", "envs", "sharding", "augment", "torch_decode"}
-  | {"hosts", "compiler_options", "robot_policy"},
+  | {"hosts", "compiler_options", "robot_policy", "adafactor", "muon"},
   {"losses", "step_metrics", "optimizer", "checkpoint", "decode"}
   | {"hlo_cost", "ahead_of_time"}
   | {"huggingface", "processor", "weight_files", "torch_policy"},
