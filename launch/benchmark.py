@@ -204,7 +204,9 @@ def train() -> dict:
   sharding.check_batch(config.batch_size, mesh.shape, config.microbatches)
   prompt, tokenizers = make_words(config)
   trainer = config.make_trainer(tokenizers, mesh)
-  batch = sharding.to_devices(synthetic_batch(config, prompt, tokenizers), mesh)
+  batch = sharding.same_rows_to_devices(
+    synthetic_batch(config, prompt, tokenizers), mesh
+  )
   state, step = trainer.init_state(), trainer.compile_step()
 
   def run():

@@ -217,18 +217,55 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def host_rows(batch_size: int, mesh: Mesh, microbatches: int = 1) -> range:
-  """The rows of the global batch that this process loads.
+def host_rows(
+  batch_size: int,
+  mesh: Mesh,
+  microbatches: int = 1,
+  process_index: int | None = None,
+) -> np.ndarray:
+  """Lists the rows of the global batch that one process loads, int64[n].
+
+  They are those of its own devices and no others, in rising order. They may
+  lie apart: a host of a TPU slice holds a square of chips, which the order of
+  the mesh does not keep together.
+
+  Args:
+    batch_size: rows of the global batch.
+    mesh: from `make_mesh`; its devices may be descriptions.
+    microbatches: parts that a batch is computed in.
+    process_index: default: this process.
 
   Raises:
     UserError: see `check_batch`.
   """
   check_batch(batch_size, mesh.shape, microbatches)
-  index = batch_sharding(mesh).devices_indices_map((batch_size,))
-  mine = [index[d][0] for d in mesh.local_devices]
-  start = min(s.start or 0 for s in mine)
-  stop = max(batch_size if s.stop is None else s.stop for s in mine)
-  return range(start, stop)
+  if process_index is None:
+    process_index = jax.process_index()
+  shards = batch_sharding(mesh).devices_indices_map((batch_size,))
+  starts = {
+    shard.indices(batch_size)[:2]
+    for device, (shard,) in shards.items()
+    if device.process_index == process_index
+  }
+  return np.concatenate([np.arange(*span) for span in sorted(starts)])
+
+
+def places_of(shard: slice, rows: np.ndarray, batch_size: int) -> slice:
+  """Finds a device's rows among those that its host holds.
+
+  Args:
+    shard: the device's rows of the global batch.
+    rows: int64[n], rising, from `host_rows`.
+    batch_size: rows of the global batch.
+
+  Returns:
+    Places in `rows`.
+  """
+  first, stop, _ = shard.indices(batch_size)
+  start = int(np.searchsorted(rows, first))
+  places = slice(start, start + stop - first)
+  assert np.array_equal(rows[places], np.arange(first, stop)), (shard, rows)
+  return places
 
 
 def batch_shards(sizes: Mapping[str, int]) -> int:
@@ -255,24 +292,35 @@ def check_batch(
     )
 
 
-def to_devices(tree: Any, mesh: Mesh) -> Any:
-  """This process's rows -> global arrays, split over the mesh."""
-  sharding = batch_sharding(mesh)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
-    tree,
-  )
+def to_devices(tree: Any, rows: np.ndarray, batch_size: int, mesh: Mesh) -> Any:
+  """Makes global arrays, split over the mesh, of the rows that a host holds.
 
-
-def same_rows_to_devices(tree: Any, mesh: Mesh) -> Any:
-  """Rows that every process holds whole -> global arrays, split as batches.
-
-  Their number must be a multiple of `batch_shards`.
+  Args:
+    tree: arrays of n rows.
+    rows: int64[n], which rows of the global batch they are, from `host_rows`.
+    batch_size: rows of the global arrays.
+    mesh: where they go.
   """
   sharding = batch_sharding(mesh)
 
   def place(x):
     x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+    assert len(x) == len(rows), (x.shape, rows)
+    # The global shape is stated: JAX would infer it from the rows of one host,
+    # and takes rows that lie apart for more of them.
+    return jax.make_array_from_callback(
+      (batch_size, *x.shape[1:]),
+      sharding,
+      lambda index: x[places_of(index[0], rows, batch_size)],
+    )
 
   return jax.tree.map(place, tree)
+
+
+def same_rows_to_devices(tree: Any, mesh: Mesh) -> Any:
+  """Makes global arrays of rows that every process holds whole.
+
+  Their number must be a multiple of `batch_shards`.
+  """
+  count = len(jax.tree.leaves(tree)[0])
+  return to_devices(tree, np.arange(count), count, mesh)

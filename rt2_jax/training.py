@@ -172,7 +172,10 @@ def on_devices(
 ) -> Iterator[tuple[int, Batch]]:
   """(step, global batch on the mesh) for steps start..stop-1."""
   for step, batch in enumerate(batches.batches(start, stop), start):
-    yield step, sharding.to_devices(batch, mesh)
+    yield (
+      step,
+      sharding.to_devices(batch, batches.rows, batches.batch_size, mesh),
+    )
 
 
 def make_meta(

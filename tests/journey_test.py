@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 def start(
   folder, workdir: str, num_devices: int = 8, flags: tuple[str, ...] = ()
 ) -> subprocess.Popen:
-  """launch/train.py on fake devices, as from a shell."""
+  """launch/train.py on fake devices in a slice's order, as from a shell."""
   overrides = {
     "sources.bridge.path": folder / "bridge" / "1.0.0",
     "model.image_size": 32,
@@ -54,7 +54,7 @@ def start(
   }
   command = [
     sys.executable,
-    "launch/train.py",
+    "tests/train_interleaved.py",
     "--config=configs/bridge_debug.py",
     f"--workdir={folder / workdir}",
     *(f"--config.{name}={value}" for name, value in overrides.items()),

@@ -59,7 +59,7 @@ def run(trainer: Trainer, steps=20):
   state, step = trainer.init_state(), trainer.compile_step()
   losses = []
   for i in range(steps):
-    batch = sharding.to_devices(make_batch(i, rows=32), trainer.mesh)
+    batch = sharding.same_rows_to_devices(make_batch(i, rows=32), trainer.mesh)
     state, metrics = step(state, batch)
     losses.append(float(metrics["loss"].sum()))
   return state, losses, metrics
@@ -107,7 +107,7 @@ def test_naming_patches_teaches_the_encoder_and_the_words_alone():
     tokenizers=(None,),
   )
   batch = make_batch(rows=8)  # one picture's four patches have four names
-  batch = sharding.to_devices(
+  batch = sharding.same_rows_to_devices(
     batch._replace(source=0 * batch.source), trainer.mesh
   )
   start, step = trainer.init_state(), trainer.compile_step()
@@ -173,7 +173,7 @@ def test_the_mean_of_the_parameters_follows_them():
   state, step = trainer.init_state(), trainer.compile_step()
   mean = jax.device_get(state.params)
   for i in range(3):
-    batch = sharding.to_devices(make_batch(i), trainer.mesh)
+    batch = sharding.same_rows_to_devices(make_batch(i), trainer.mesh)
     state, _ = step(state, batch)
     mean = jax.tree.map(
       lambda m, p: decay * m + (1 - decay) * p,
@@ -200,7 +200,7 @@ def test_every_optimizer_trains_on_a_mesh(name):
 def test_the_loss_goes_down():
   trainer = make_trainer({"data": 8})
   state, step = trainer.init_state(), trainer.compile_step()
-  batch = sharding.to_devices(make_batch(), trainer.mesh)
+  batch = sharding.same_rows_to_devices(make_batch(), trainer.mesh)
   losses = []
   for _ in range(8):
     state, metrics = step(state, batch)

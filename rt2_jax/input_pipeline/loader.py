@@ -2,7 +2,7 @@
 
 TensorFlow runs the pipeline and decodes images; it computes nothing else.
 
-Shapes: B rows of this host's slice of the batch, F frames, H x W pixels of the
+Shapes: B rows of the batch that this host loads, F frames, H x W pixels of the
 canvas on which images of all sizes lie, P and S columns of the text.
 """
 
@@ -31,14 +31,14 @@ _MIN_SIDE, _MAX_SIDE = 8, 8192  # pixels; outside them an image is a mistake
 
 
 class Loader:
-  """This host's slice of every global batch, from any step on."""
+  """Reads this host's rows of every global batch, from any step on."""
 
   def __init__(
     self,
     examples: Sequence[Examples],
     mixture: Mixture,
     batch_size: int,
-    rows: range,
+    rows: np.ndarray,
     resolution: int,
     num_threads: int = 2,
     max_skipped: int = 0,
@@ -49,7 +49,7 @@ class Loader:
       examples: the sources of the mixture.
       mixture: which example sits at (step, row).
       batch_size: rows of the global batch.
-      rows: rows of the global batch that this host loads.
+      rows: int[n], the rows of the global batch that this host loads.
       resolution: of the encoder; the canvas is at least as large.
       num_threads: batches that are read and decoded at the same time.
       max_skipped: damaged examples that may be left out, or replaced by the
@@ -62,7 +62,7 @@ class Loader:
     self.examples = examples
     self.mixture = mixture
     self.batch_size = batch_size
-    self.rows = rows
+    self.rows = np.asarray(rows)
     self.num_threads = num_threads
     self.max_skipped = max_skipped
     self.skipped: list[str] = []
@@ -128,7 +128,7 @@ class Loader:
     return images, flags, *map(np.stack, text), drawn.source
 
   def _draw(self, step: int):
-    return self.mixture.draw(step, np.asarray(self.rows), self.batch_size)
+    return self.mixture.draw(step, self.rows, self.batch_size)
 
   def _load_carefully(self, step: int) -> Batch:
     """A batch with a damaged example: row by row, so that it can be named.
