@@ -27,6 +27,7 @@ setuptools.setup(
     "orbax-checkpoint>=0.11.20",
     "psutil>=5.9",
     "safetensors>=0.5",
+    "protobuf>=5",
     "scipy>=1.11",
     "sentencepiece>=0.2.0",
     "tensorboard>=2.19",

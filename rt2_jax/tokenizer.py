@@ -14,13 +14,28 @@ import re
 from collections.abc import Sequence
 
 import sentencepiece
+from sentencepiece.sentencepiece_model_pb2 import ModelProto as Proto
+from sentencepiece.sentencepiece_model_pb2 import TrainerSpec
 
 from rt2_jax.action_tokens import NUM_BINS, IntegerTokens, RareTokens
 from rt2_jax.errors import UserError, unknown_name
 
 PAD, EOS, BOS = 0, 1, 2
 NUM_LOC, NUM_SEG = 1024, 128
-_EXTRA = re.compile(r"(<loc\d{4}>|<seg\d{3}>)")
+IMAGE_WORD = "<image>"  # where transformers puts an image's tokens
+# Exactly the tokens that exist: in another number's digits, or beyond the last
+# one, it is text like any other.
+_EXTRA = re.compile(
+  "(<loc(?:0[0-9]{3}|10[01][0-9]|102[0-3])>"
+  "|<seg(?:0[0-9]{2}|1[01][0-9]|12[0-7])>)"
+)
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+# Scores are rounded to multiples of this: sums down to -65,536, of 2,600
+# characters that no piece has, are exact in float32 and in float64.
+SCORE_UNIT = 2.0**-8
+# What SentencePiece scores a user-defined piece with, whatever the file says.
+_USER_DEFINED_SCORE = -0.1
+Piece = Proto.SentencePiece
 
 
 def loc_word(part: float) -> str:
@@ -39,6 +54,30 @@ def place_words(box: Sequence[float], bins: int) -> str:
   middles = (y_min + y_max) / 2, (x_min + x_max) / 2
   cells = (min(int(v * bins), bins - 1) for v in middles)
   return "".join(loc_word((cell + 0.5) / bins) for cell in cells)
+
+
+def is_bpe(proto: Proto) -> bool:
+  """Tells a byte-pair encoding, such as Gemma's, from a unigram model."""
+  return proto.trainer_spec.model_type == TrainerSpec.BPE
+
+
+def with_exact_scores(proto: Proto) -> Proto:
+  """Rounds a unigram model's scores, so that every program adds them alike.
+
+  The pieces of a text are those with the largest sum of scores. Rounded sums
+  differ between float32 and float64 where two ways of cutting a text are
+  equally good, and two programs would cut it differently. Sums of multiples
+  of `SCORE_UNIT` are exact in both. Pieces that a user defined get the score
+  that SentencePiece gives them, rounded likewise.
+  """
+  exact = Proto()
+  exact.CopyFrom(proto)
+  for piece in exact.pieces:
+    if piece.type == Piece.USER_DEFINED:
+      piece.type, piece.score = Piece.NORMAL, _USER_DEFINED_SCORE
+    if piece.type == Piece.NORMAL:
+      piece.score = round(piece.score / SCORE_UNIT) * SCORE_UNIT
+  return exact
 
 
 class Tokenizer:
@@ -74,6 +113,15 @@ class Tokenizer:
     first_loc = self._pieces.piece_to_id("<loc0000>")
     holds_extra = first_loc == num_pieces - NUM_LOC - NUM_SEG
     self._num_pieces = first_loc if holds_extra else num_pieces
+    proto = Proto.FromString(model)
+    self._encoder = self._pieces
+    if not is_bpe(proto):
+      self._encoder = sentencepiece.SentencePieceProcessor(
+        model_proto=with_exact_scores(proto).SerializeToString()
+      )
+    kinds = (Piece.CONTROL, Piece.UNKNOWN)
+    control = [p.piece for p in proto.pieces if p.type in kinds]
+    self._control = re.compile("|".join(map(re.escape, [*control, IMAGE_WORD])))
 
   @classmethod
   def from_file(cls, path: str | pathlib.Path) -> Tokenizer:
@@ -108,18 +156,36 @@ class Tokenizer:
     return self._num_pieces + NUM_LOC + i
 
   def encode(self, text: str) -> list[int]:
-    """Text, which may hold `<loc0123>` and `<seg012>`, to ids."""
+    """Text, which may hold `<loc0123>` and `<seg012>`, to ids.
+
+    Raises:
+      UserError: text that holds a control word, such as `<eos>` or `<image>`,
+        or that is not Unicode.
+    """
+    self._check(text)
     ids = []
-    for part in _EXTRA.split(text):
-      if not _EXTRA.fullmatch(part):
-        ids += self._pieces.encode(part)
-      elif part.startswith("<loc") and int(part[4:-1]) < NUM_LOC:
+    for i, part in enumerate(_EXTRA.split(text)):
+      if i % 2 == 0:
+        ids += self._encoder.encode(part)
+      elif part.startswith("<loc"):
         ids.append(self.loc(int(part[4:-1])))
-      elif part.startswith("<seg") and int(part[4:-1]) < NUM_SEG:
-        ids.append(self.seg(int(part[4:-1])))
       else:
-        ids += self._pieces.encode(part)
+        ids.append(self.seg(int(part[4:-1])))
     return ids
+
+  def _check(self, text: str):
+    # SentencePiece would spell `<eos>`; transformers would end the text there.
+    word = self._control.search(text)
+    if word:
+      raise UserError(
+        f"got text that holds the control word {word[0]!r}: {text!r}, expected "
+        "words; transformers reads it as a token of its own, so take it out"
+      )
+    if _HALF_PAIR.search(text):
+      raise UserError(
+        f"got text with half of a character pair: {text!a}, expected Unicode; "
+        "decode it again from its bytes"
+      )
 
   def decode(self, ids) -> str:
     """Ids to text; pad, bos and eos disappear."""

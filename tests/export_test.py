@@ -1,24 +1,20 @@
 """What stock transformers makes of an exported folder is what we make of it."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sentencepiece
 import torch
 import transformers
 from PIL import Image
 
-from rt2_jax import augment, export, huggingface, pretrained, processor, trees
+from rt2_jax import augment, export, huggingface, pretrained, trees
 from rt2_jax.models.vlm import VLM
 from rt2_jax.prompt import Prompt
-from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.torch_policy import TorchPolicy
 from tests import tiny_models
-from tests.conftest import ROOT
 
 GRADIENT_TOLERANCE = 5e-5  # relative to the largest entry
 GRADIENT_FLOOR = 1e-3  # of the global norm; below it a gradient is rounding
@@ -186,62 +182,6 @@ def test_generation_keeps_out_of_the_padding(tmp_path, tokenizer):
       **inputs, pixel_values=policy.prepare(images, 1), max_new_tokens=3
     )
   assert tokens[0, -3:].max() < config.llm.vocab_size
-
-
-@pytest.fixture(scope="module")
-def bpe(tmp_path_factory) -> Tokenizer:
-  """A vocabulary of Gemma's kind, trained on some prose."""
-  folder = tmp_path_factory.mktemp("bpe")
-  sentencepiece.SentencePieceTrainer.train(
-    input=str(ROOT / "WORKSPACE.md"),
-    model_prefix=str(folder / "bpe"),
-    model_type="bpe",
-    vocab_size=700,
-    byte_fallback=True,
-    split_digits=True,
-    normalization_rule_name="identity",
-    add_dummy_prefix=False,
-    remove_extra_whitespaces=False,
-    user_defined_symbols=["\n"],
-    pad_id=0,
-    eos_id=1,
-    bos_id=2,
-    unk_id=3,
-    pad_piece="<pad>",
-    eos_piece="<eos>",
-    bos_piece="<bos>",
-    minloglevel=2,
-  )
-  return Tokenizer.from_file(folder / "bpe.model")
-
-
-@pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_text_becomes_the_same_ids(kind, tokenizer, bpe, tmp_path):
-  ours = {"unigram": tokenizer, "bpe": bpe}[kind]
-  config = tiny_models.config("gemma1", ours.vocab_size)
-  processor.write(ours.model, config.img, tmp_path)
-  (tmp_path / "config.json").write_text(
-    json.dumps(huggingface.to_config(config, "float32"))
-  )
-  theirs = transformers.AutoProcessor.from_pretrained(tmp_path).tokenizer
-  assert theirs.convert_tokens_to_ids("<image>") == ours.vocab_size
-  assert (theirs.pad_token_id, theirs.eos_token_id) == (0, 1)
-  random = np.random.default_rng(0)
-  prose = (ROOT / "WORKSPACE.md").read_text()
-  for _ in range(200):
-    start = random.integers(len(prose) - 60)
-    letters = "".join(map(chr, random.integers(32, 0x3000, 8)))
-    text = prose[start : start + 60] + letters + "<loc0012> 12\n\n  <seg127>"
-    ids = theirs(text, add_special_tokens=False)["input_ids"]
-    assert ids == ours.encode(text), text
-    assert theirs.decode(ids) == text
-
-
-def test_a_tokenizer_that_changes_text_is_refused(tokenizer):
-  proto = processor.sentencepiece.ModelProto.FromString(tokenizer.model)
-  proto.normalizer_spec.add_dummy_prefix = True
-  with pytest.raises(ValueError, match="expected one like Gemma's: identity"):
-    processor.make_tokenizer(proto)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,16 @@ def test_too_long_an_answer_says_what_to_change(prompt):
     prompt.suffix(range(9))
 
 
+@pytest.mark.parametrize(
+  "write", ["robot_prefix", "prefix", "plan_ids"], ids=str
+)
+@pytest.mark.parametrize("word", ["<eos>", "<image>"])
+def test_words_that_end_or_open_a_prompt_are_refused(tokenizer, write, word):
+  prompt = Prompt(tokenizer, 32, 40, plan_length=24)
+  with pytest.raises(ValueError, match=f"got text that holds .*{word}"):
+    getattr(prompt, write)(f"pick {word} apple")
+
+
 PLAN = "apple <loc0480><loc0608>, red heart <loc0992><loc0992>"
 
 

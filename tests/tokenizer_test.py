@@ -1,11 +1,24 @@
 """The vocabulary: appended tokens, rare ids, refusals."""
 
+import re
+
 import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as pb2
 
 from rt2_jax.action_tokens import NUM_BINS
-from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
+from rt2_jax.errors import UserError
+from rt2_jax.tokenizer import (
+  BOS,
+  EOS,
+  PAD,
+  SCORE_UNIT,
+  Tokenizer,
+  with_exact_scores,
+)
+from tests.conftest import ROOT
+
+ARABIC = "<loc\u0660\u0660\u0660\u0661>"  # digits of another script
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +45,7 @@ def test_gemmas_file_gives_paligemmas_vocabulary(gemma_sized):
     "<loc0012><loc1000> the cup ; <seg007>",
     "two\nlines, 128 and 夕",
     "<loc1024> <seg128> are no tokens",
+    f"{ARABIC} is no token",
     "",
   ],
 )
@@ -43,6 +57,41 @@ def test_appended_tokens_take_one_id_each(tokenizer):
   ids = tokenizer.encode("<loc0000><loc1023><seg000><seg127>")
   first = tokenizer.vocab_size - 1024 - 128
   assert ids == [first, first + 1023, first + 1024, first + 1151]
+
+
+@pytest.mark.parametrize("word", ["<loc1024>", "<seg128>", ARABIC])
+def test_what_is_no_token_is_cut_like_any_text(tokenizer, word):
+  pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+  text = f"pick {word} now"
+  assert tokenizer.encode(text) == pieces.encode(text)
+
+
+@pytest.mark.parametrize(
+  "text", ["<eos>", "stop<bos>", "a <pad> b", "<unk>", "see <image>"]
+)
+def test_control_words_are_refused(tokenizer, text):
+  word = re.search("<.*>", text)[0]
+  with pytest.raises(UserError, match=f"got text that holds .*{word}"):
+    tokenizer.encode(text)
+
+
+def test_half_a_character_is_refused(tokenizer):
+  with pytest.raises(UserError, match=r"ud83d.*expected Unicode"):
+    tokenizer.encode("pick \ud83d")
+
+
+def test_scores_are_rounded_and_their_order_stays(tokenizer):
+  """The pieces are those of the file, but for exact ties."""
+  proto = pb2.ModelProto.FromString(tokenizer.model)
+  exact = with_exact_scores(proto)
+  for old, new in zip(proto.pieces, exact.pieces, strict=True):
+    assert (new.piece, new.score % SCORE_UNIT) == (old.piece, 0.0)
+    if old.type == pb2.ModelProto.SentencePiece.NORMAL:
+      assert abs(new.score - old.score) <= SCORE_UNIT / 2
+  prose = (ROOT / "WORKSPACE.md").read_text()
+  pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+  for line in prose.splitlines():
+    assert tokenizer.encode(line) == pieces.encode(line)
 
 
 def test_special_ids_disappear_from_text(tokenizer):
