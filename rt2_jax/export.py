@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from rt2_jax import huggingface, processor, trees
+from rt2_jax import huggingface, huggingface_config, processor, trees
 from rt2_jax.errors import UserError
 from rt2_jax.huggingface import EMBEDDING
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
+from rt2_jax.weight_files import INDEX, ONE_FILE
 
 _ROBOT_FILE = "rt2.json"
-_INDEX = "model.safetensors.index.json"
 
 
 def to_big_vision(params: dict, path: pathlib.Path, compressed: bool = False):
@@ -71,7 +71,7 @@ def to_huggingface(
   """
   flat = trees.flatten(params)
   dtype = str(flat[EMBEDDING].dtype)
-  fields = huggingface.to_config(config, dtype)
+  fields = huggingface_config.to_config(config, dtype)
   folder.mkdir(parents=True, exist_ok=True)
   processor.write(tokenizer, config.img, folder)
   _write_json(folder / "config.json", fields)
@@ -144,7 +144,7 @@ def _write_tensors(
   shard_bytes: int,
 ):
   """model.safetensors; or, when it would be too large, shards and an index."""
-  for old in (*folder.glob("*.safetensors"), folder / _INDEX):
+  for old in (*folder.glob("*.safetensors"), folder / INDEX):
     old.unlink(missing_ok=True)
   shards: list[list[str]] = []
   total = 0
@@ -156,7 +156,7 @@ def _write_tensors(
     shards.append(list(tensors))
     total += sum(tensor.nbytes for tensor in tensors.values())
   if len(shards) == 1:
-    (folder / "0.safetensors").rename(folder / "model.safetensors")
+    (folder / "0.safetensors").rename(folder / ONE_FILE)
     return
   weight_map = {}
   for i, names in enumerate(shards):
@@ -164,7 +164,7 @@ def _write_tensors(
     (folder / f"{i}.safetensors").rename(folder / name)
     weight_map |= dict.fromkeys(names, name)
   index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-  _write_json(folder / _INDEX, index)
+  _write_json(folder / INDEX, index)
 
 
 def _shards(

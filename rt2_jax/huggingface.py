@@ -1,4 +1,4 @@
-"""PaliGemma as Hugging Face transformers has it: names, axes, config.
+"""PaliGemma as Hugging Face transformers has it: names and axes.
 
 Also its parts, SigLIP and Gemma, which have the same names behind others. One
 table says what each parameter is called on both sides and how its axes
@@ -11,36 +11,16 @@ of a patch: y and x pixels, c colours.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import einops
 import numpy as np
 
-from rt2_jax.errors import UserError
-from rt2_jax.models.variants import GemmaConfig, SiglipConfig, VLMConfig
+from rt2_jax.models.variants import GemmaConfig, VLMConfig
 
 EMBEDDING = "llm/embedder/input_embedding"
 POSITIONS = "img/pos_embedding"
-# Gemma 2 has a sliding window on every other layer, ours has none: a window
-# as long as the context is none.
-_CONTEXT = 8192
-# PaliGemmaConfig and its parts leave out fields that have these values.
-_DEFAULTS = {"image_size": 224, "head_dim": 256}
-# SiglipVisionConfig leaves out those of its base model.
-_SIGLIP_DEFAULTS = {
-  "hidden_size": 768,
-  "num_hidden_layers": 12,
-  "intermediate_size": 3072,
-  "num_attention_heads": 12,
-  "patch_size": 16,
-}
-_GEMMA2_DEFAULTS = {
-  "query_pre_attn_scalar": 256,
-  "attn_logit_softcapping": 50.0,
-  "final_logit_softcapping": 30.0,
-}
 
 
 class Rule(NamedTuple):
@@ -201,160 +181,3 @@ def part_table_name(part: str, stored: str) -> str | None:
   if own.startswith(("text_model.", "logit_scale", "logit_bias", "head.")):
     return None
   return f"vision_tower.{own}"
-
-
-def to_config(config: VLMConfig, dtype: str) -> dict[str, Any]:
-  """The fields of config.json.
-
-  Raises:
-    UserError: transformers has no such decoder.
-  """
-  img, llm = config.img, config.llm
-  text = {
-    "model_type": "gemma2" if llm.post_norms else "gemma",
-    "hidden_size": llm.width,
-    "num_hidden_layers": llm.depth,
-    "intermediate_size": llm.mlp_dim,
-    "num_attention_heads": llm.num_heads,
-    "num_key_value_heads": llm.num_kv_heads,
-    "head_dim": llm.head_dim,
-    "vocab_size": padded_rows(llm.vocab_size),
-    "max_position_embeddings": _CONTEXT,
-    "num_image_tokens": img.num_tokens,
-    **(_gemma2_fields(llm) if llm.post_norms else _gemma1_fields(llm)),
-  }
-  vision = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": img.width,
-    "num_hidden_layers": img.depth,
-    "intermediate_size": img.mlp_dim,
-    "num_attention_heads": img.num_heads,
-    "patch_size": img.patch_size,
-    "image_size": img.image_size,
-    "projection_dim": llm.width,
-    "num_image_tokens": img.num_tokens,
-    "vision_use_head": False,
-  }
-  return {
-    "architectures": ["PaliGemmaForConditionalGeneration"],
-    "model_type": "paligemma",
-    "hidden_size": llm.width,
-    "projection_dim": llm.width,
-    "vocab_size": llm.vocab_size,
-    "image_token_index": llm.vocab_size,
-    "torch_dtype": dtype,
-    "text_config": text,
-    "vision_config": vision,
-  }
-
-
-def _gemma2_fields(llm: GemmaConfig) -> dict[str, Any]:
-  scalar = round(llm.query_factor**-2)
-  if not np.isclose(scalar**-0.5, llm.query_factor, rtol=1e-6):
-    raise UserError(
-      f"got query_scale {llm.query_factor}, expected 1 / sqrt of a whole "
-      "number, which is what transformers' query_pre_attn_scalar can say"
-    )
-  return {
-    "query_pre_attn_scalar": scalar,
-    "attn_logit_softcapping": llm.attn_softcap or None,
-    "final_logit_softcapping": llm.final_softcap or None,
-    "sliding_window": _CONTEXT,
-    "layer_types": ["full_attention"] * llm.depth,
-  }
-
-
-def _gemma1_fields(llm: GemmaConfig) -> dict[str, Any]:
-  scaled = not np.isclose(llm.query_factor, llm.head_dim**-0.5, rtol=1e-6)
-  if llm.attn_softcap or llm.final_softcap or scaled:
-    raise UserError(
-      f"got attn_softcap {llm.attn_softcap}, final_softcap "
-      f"{llm.final_softcap} and query_scale {llm.query_scale} without "
-      "post_norms, expected 0, 0 and None: transformers' Gemma 1 has none"
-    )
-  return {}
-
-
-def from_config(fields: Mapping[str, Any]) -> VLMConfig:
-  """The model that a config.json describes; its vocabulary without padding.
-
-  Raises:
-    UserError: not PaliGemma, or a field is missing.
-  """
-  kind = fields.get("model_type")
-  if kind != "paligemma":
-    raise UserError(
-      f"got model_type {kind!r}, expected 'paligemma': only PaliGemma 1 and 2 "
-      "have this architecture"
-    )
-  try:
-    img = _encoder_config(_DEFAULTS | fields["vision_config"])
-    llm = _decoder_config(_DEFAULTS | fields["text_config"])
-    vocab_size = min(fields["image_token_index"], llm.vocab_size)
-  except KeyError as missing:
-    raise UserError(
-      f"got a config without the field {missing}, expected those that "
-      "transformers writes for PaliGemma"
-    ) from missing
-  return VLMConfig(img, dataclasses.replace(llm, vocab_size=vocab_size))
-
-
-def from_part_config(
-  part: str, fields: Mapping[str, Any]
-) -> SiglipConfig | GemmaConfig:
-  """The encoder ("img") or decoder ("llm") that a config.json describes.
-
-  Raises:
-    UserError: not SigLIP or Gemma 1 or 2, or a field is missing.
-  """
-  kind = fields.get("model_type")
-  if kind == "siglip":
-    fields = fields["vision_config"]
-  known = {"img": ("siglip", "siglip_vision_model"), "llm": ("gemma", "gemma2")}
-  if kind not in known[part]:
-    raise UserError(
-      f"got model_type {kind!r} for {part!r}, expected one of "
-      f"{', '.join(known[part])}"
-    )
-  try:
-    if part == "img":
-      return _encoder_config(_DEFAULTS | _SIGLIP_DEFAULTS | fields)
-    return _decoder_config(_DEFAULTS | fields)
-  except KeyError as missing:
-    raise UserError(
-      f"got a config without the field {missing}, expected those that "
-      f"transformers writes for {kind}"
-    ) from missing
-
-
-def _encoder_config(vision: Mapping[str, Any]) -> SiglipConfig:
-  return SiglipConfig(
-    width=vision["hidden_size"],
-    depth=vision["num_hidden_layers"],
-    mlp_dim=vision["intermediate_size"],
-    num_heads=vision["num_attention_heads"],
-    patch_size=vision["patch_size"],
-    image_size=vision["image_size"],
-  )
-
-
-def _decoder_config(text: Mapping[str, Any]) -> GemmaConfig:
-  config = GemmaConfig(
-    width=text["hidden_size"],
-    depth=text["num_hidden_layers"],
-    mlp_dim=text["intermediate_size"],
-    num_heads=text["num_attention_heads"],
-    num_kv_heads=text["num_key_value_heads"],
-    head_dim=text["head_dim"],
-    vocab_size=text["vocab_size"],
-  )
-  if text["model_type"] != "gemma2":
-    return config
-  text = _GEMMA2_DEFAULTS | text
-  return dataclasses.replace(
-    config,
-    query_scale=text["query_pre_attn_scalar"] ** -0.5,
-    attn_softcap=text["attn_logit_softcapping"] or 0.0,
-    final_softcap=text["final_logit_softcapping"] or 0.0,
-    post_norms=True,
-  )

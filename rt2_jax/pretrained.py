@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
@@ -23,18 +22,27 @@ import jax
 import numpy as np
 import scipy.ndimage
 
-from rt2_jax import huggingface, trees
+from rt2_jax import huggingface, huggingface_config, trees
 from rt2_jax.errors import UserError
 from rt2_jax.huggingface import EMBEDDING, POSITIONS
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import abstract_params
-from rt2_jax.weight_checks import check_config, check_names, check_tied
+from rt2_jax.weight_checks import (
+  check_config,
+  check_finite,
+  check_floats,
+  check_names,
+  check_padding,
+  check_tied,
+)
 from rt2_jax.weight_files import (
   Path,
   Shape,
   Stored,
   open_big_vision,
   open_safetensors,
+  read_json,
+  widest,
 )
 
 # A SigLIP file has a pooling head, which PaliGemma has no use for, and lacks
@@ -71,8 +79,9 @@ def load(
     The parameter tree, of jax.Array.
 
   Raises:
-    UserError: a file that cannot or must not be read, or the weights of
-      another model; then every missing, extra and mis-shaped name is listed.
+    UserError: a file that cannot or must not be read, numbers that are not
+      finite, or the weights of another model; then every missing, extra and
+      mis-shaped name is listed.
   """
   weights = _open(source, config, seed)
   fit = {
@@ -85,6 +94,7 @@ def load(
   for name in sorted(shapes, key=lambda name: -math.prod(shapes[name])):
     shape = shapes[name]
     leaf = weights[name].read().astype(dtype, copy=False)
+    check_finite(_name(source), name, leaf)
     if leaf.shape != shape:
       leaf = fit[name](leaf, shape)
     flat[name] = jax.make_array_from_callback(
@@ -94,21 +104,36 @@ def load(
   return trees.unflatten({name: flat[name] for name in shapes})
 
 
-def read_config(folder: Path) -> VLMConfig:
+def _name(source: Path | Mapping[str, Path]) -> str:
+  """Of the source, for error messages."""
+  if isinstance(source, Mapping):
+    return " and ".join(map(str, source.values()))
+  return str(source)
+
+
+def read_config(folder: Path, image_positions: int = 0) -> VLMConfig:
   """The model in a Hugging Face folder.
 
+  Args:
+    folder: of PaliGemma.
+    image_positions: see `huggingface_config.from_config`.
+
   Raises:
-    UserError: it does not say that it is PaliGemma.
+    UserError: it is not PaliGemma, or not as our model assumes.
   """
-  return _read_config(folder, huggingface.from_config)
+  read = functools.partial(
+    huggingface_config.from_config, image_positions=image_positions
+  )
+  return _read_config(folder, read)
 
 
 def _read_config(folder: Path, read: Callable[[Mapping[str, Any]], Any]) -> Any:
   path = pathlib.Path(folder) / "config.json"
   if not path.is_file():
     raise UserError(f"got no {path}, expected a Hugging Face folder")
+  fields = read_json(path)
   try:
-    return read(json.loads(path.read_text()))
+    return read(fields)
   except UserError as error:
     raise UserError(f"{path}: {error}") from error
 
@@ -142,10 +167,17 @@ def _open(
 ) -> dict[str, Stored]:
   """All parameters under our names, checked, in the shapes of the file."""
   if isinstance(source, Mapping):
-    return _open_parts(source, config, seed)
-  path = _existing(source)
-  if path.is_dir():
-    return _open_folder(path, config)
+    weights = _open_parts(source, config, seed)
+  elif _existing(source).is_dir():
+    weights = _open_folder(pathlib.Path(source), config)
+  else:
+    weights = _open_file(pathlib.Path(source), config)
+  check_floats(_name(source), weights)
+  return weights
+
+
+def _open_file(path: pathlib.Path, config: VLMConfig) -> dict[str, Stored]:
+  """An `.npz` of PaliGemma 1 or 2."""
   weights = open_big_vision(path)
   stored = _as_stored(path, weights, config)
   check_names(path, weights, parameter_shapes(stored))
@@ -175,7 +207,7 @@ def _open_parts(
     path = _existing(paths[part])
     open_part = _open_part_folder if path.is_dir() else _open_part_file
     weights |= open_part(path, part, config)
-  origin = " and ".join(map(str, paths.values()))
+  origin = _name(paths)
   shapes = parameter_shapes(_as_stored(origin, weights, config))
   for name in _PROJECTION:
     weights[name] = _drawn(shapes[name], seed)
@@ -195,16 +227,26 @@ def _open_part_file(
   else:
     found = {f"{part}/{n}": w for n, w in found.items()}
   found = {n: w for n, w in found.items() if not n.startswith(_POOLING)}
-  if EMBEDDING in found and found[EMBEDDING].shape[0] == _GEMMA_ROWS:
-    found[EMBEDDING] = _first_rows(found[EMBEDDING], _GEMMA_TOKENS)
+  if EMBEDDING in found:
+    found[EMBEDDING] = _without_idle_rows(found[EMBEDDING])
   return found
+
+
+def _without_idle_rows(table: Stored) -> Stored:
+  """Gemma's own table without the rows that no token uses."""
+  idle = table.shape[0] == _GEMMA_ROWS
+  return _first_rows(table, _GEMMA_TOKENS) if idle else table
 
 
 def _open_part_folder(
   folder: pathlib.Path, part: str, config: VLMConfig
 ) -> dict[str, Stored]:
   """A Hugging Face folder of SigLIP, with or without its text, or of Gemma."""
-  read = functools.partial(huggingface.from_part_config, part)
+  read = functools.partial(
+    huggingface_config.from_part_config,
+    part,
+    image_positions=config.num_image_tokens,
+  )
   found = dataclasses.replace(config, **{part: _read_config(folder, read)})
   check_config(folder, found, config)
   tensors = {
@@ -214,7 +256,7 @@ def _open_part_folder(
   tensors.pop(None, None)
   names = [n for n in parameter_shapes(config) if n.startswith(f"{part}/")]
   names = [name for name in names if name not in _PROJECTION]
-  return _our_names(folder, tensors, config, names)
+  return _our_names(folder, tensors, config, names, _without_idle_rows)
 
 
 def _first_rows(table: Stored, rows: int) -> Stored:
@@ -235,12 +277,21 @@ def _drawn(shape: Shape, seed: int) -> Stored:
 
 def _open_folder(folder: pathlib.Path, config: VLMConfig) -> dict[str, Stored]:
   """A folder of PaliGemma 1 or 2."""
-  check_config(folder, read_config(folder), config)
+  found = read_config(folder, config.num_image_tokens)
+  check_config(folder, found, config)
   tensors = {
     huggingface.table_name(name): tensor
     for name, tensor in open_safetensors(folder).items()
   }
-  return _our_names(folder, tensors, config, parameter_shapes(config))
+  tokens = found.llm.vocab_size
+
+  def unpadded(table: Stored) -> Stored:
+    if table.shape[0] <= tokens:
+      return table
+    check_padding(folder, tokens, table.shape[0])
+    return _first_rows(table, tokens)
+
+  return _our_names(folder, tensors, config, parameter_shapes(config), unpadded)
 
 
 def _our_names(
@@ -248,14 +299,17 @@ def _our_names(
   tensors: dict[str, Stored],
   config: VLMConfig,
   names: Iterable[str],
+  unpadded: Callable[[Stored], Stored],
 ) -> dict[str, Stored]:
-  """The parameters `names`, made of tensors by the table's names, checked."""
+  """The parameters `names`, made of tensors by the table's names, checked.
+
+  `unpadded` takes the rows off the token table that stand for no token.
+  """
   rules = {rule.ours: rule for rule in huggingface.rules(config)}
   (table,), (positions,) = rules[EMBEDDING].theirs, rules[POSITIONS].theirs
   check_tied(folder, tensors, table)
-  padded = huggingface.padded_rows(config.llm.vocab_size)
-  if table in tensors and tensors[table].shape[0] == padded:
-    tensors[table] = _first_rows(tensors[table], config.llm.vocab_size)
+  if table in tensors:
+    tensors[table] = unpadded(tensors[table])
   sizes = {
     ours: tensors[theirs]
     for ours, theirs in ((EMBEDDING, table), (POSITIONS, positions))
@@ -275,7 +329,7 @@ def _our_names(
 def _joined(
   rule: huggingface.Rule, tensors: Mapping[str, Stored], shape: Shape
 ) -> Stored:
-  dtype = tensors[next(iter(rule.shapes(shape)))].dtype
+  dtype = widest(tensors[name].dtype for name in rule.shapes(shape))
   return Stored(
     shape, dtype, lambda: rule.join(lambda n: tensors[n].read(), shape, dtype)
   )

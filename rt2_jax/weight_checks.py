@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from rt2_jax.errors import UserError
 from rt2_jax.models.variants import VLMConfig
-from rt2_jax.weight_files import Path, Shape, Stored
+from rt2_jax.weight_files import Path, Shape, Stored, read_json
 
-# What no file decides: these fields change no parameter, or one that is
+# Fields that a file cannot contradict: they change no parameter, or one that is
 # resampled or extended. big_vision trains PaliGemma 2 without final softcap.
-_CALLERS = ("image_size", "vocab_size", "final_softcap", "dtype", "remat")
+_CALLER_CHOSEN = ("image_size", "vocab_size", "final_softcap", "dtype", "remat")
 _GEMMA2_NORM = re.compile("post_ffw_norm|post_feedforward_layernorm")
 _OUTPUT_LAYERS = ("lm_head.weight", "language_model.lm_head.weight")
 
@@ -44,7 +46,7 @@ def _decided(config: VLMConfig) -> dict[str, Any]:
     f"{part}.{field}": value
     for part, fields in parts.items()
     for field, value in dataclasses.asdict(fields).items()
-    if field not in _CALLERS
+    if field not in _CALLER_CHOSEN
   }
 
 
@@ -81,6 +83,63 @@ def check_names(
     f"{origin}: got the weights of another model: {listed}"
     f"{_generations(*gemma2)}"
   )
+
+
+def check_floats(origin: Path, weights: Mapping[str, Stored]):
+  """Raises a UserError that lists the arrays that are not of floats."""
+  others = [
+    f"{name} of {array.dtype}"
+    for name, array in weights.items()
+    if not jnp.issubdtype(array.dtype, jnp.floating)
+  ]
+  if others:
+    raise UserError(
+      f"{origin}: got {', '.join(others)}, expected floating-point numbers; "
+      "use weights that are not quantised"
+    )
+
+
+def check_finite(origin: Path, name: str, array: np.ndarray):
+  """Raises a UserError for an array that holds NaN or infinity."""
+  bad = array[~np.isfinite(array)]
+  if bad.size:
+    raise UserError(
+      f"{origin}: got {float(bad.flat[0])} in {name!r} ({bad.size:,} of "
+      f"{array.size:,} numbers are not finite), expected finite weights; use "
+      "an earlier checkpoint, or copy the file again"
+    )
+
+
+def check_padding(folder: pathlib.Path, tokens: int, rows: int):
+  """Raises a UserError if more than `<image>` uses a token table's last rows.
+
+  Args:
+    folder: of Hugging Face, with or without a tokenizer.
+    tokens: rows that are kept; `<image>` has the next one.
+    rows: of the table.
+  """
+  lost = {word: i for word, i in _added_tokens(folder) if tokens < i < rows}
+  if lost:
+    raise UserError(
+      f"{folder}: got the added tokens {lost} behind id {tokens} of <image>, "
+      "expected none: our vocabulary ends before it; use weights without them"
+    )
+
+
+def _added_tokens(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
+  """What users added to a tokenizer, in any of the files that say so."""
+  file = folder / "tokenizer.json"
+  if file.is_file():
+    for token in read_json(file).get("added_tokens", ()):
+      yield token["content"], token["id"]
+  file = folder / "added_tokens.json"
+  if file.is_file():
+    yield from read_json(file).items()
+  file = folder / "tokenizer_config.json"
+  if file.is_file():
+    decoder = read_json(file).get("added_tokens_decoder") or {}
+    for i, token in decoder.items():
+      yield token["content"], int(i)
 
 
 def check_tied(folder: Path, tensors: dict[str, Stored], table: str):

@@ -10,7 +10,7 @@ import functools
 import json
 import pathlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import ml_dtypes
@@ -24,8 +24,9 @@ Path = str | pathlib.Path
 Shape = tuple[int, ...]
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_INDEX = "model.safetensors.index.json"
+ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {
+  "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
   "F16": np.dtype(np.float16),
   "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -105,11 +106,21 @@ def open_big_vision(path: pathlib.Path) -> dict[str, Stored]:
         f"{path}: got layers {sorted(by_index)} of {name!r} with shapes "
         f"{sorted(shapes)}, expected every layer from 0 on, of one shape"
       )
-    shape, dtype = (len(rows), *rows[0].shape), rows[0].dtype
+    shape = (len(rows), *rows[0].shape)
+    dtype = widest(row.dtype for row in rows)
     weights[name] = Stored(
       shape, dtype, functools.partial(_read_rows, rows, shape, dtype)
     )
   return weights
+
+
+def widest(dtypes: Iterable[np.dtype]) -> np.dtype:
+  """The type that holds arrays of all these types without rounding."""
+  dtypes = set(dtypes)
+  if len(dtypes) == 1:
+    return dtypes.pop()
+  double = np.dtype(np.float64)
+  return double if double in dtypes else np.dtype(np.float32)
 
 
 def _read_rows(rows: list[Stored], shape: Shape, dtype: np.dtype) -> np.ndarray:
@@ -129,15 +140,23 @@ def _read_header(file) -> tuple[Shape, np.dtype]:
 
 
 def open_safetensors(folder: pathlib.Path) -> dict[str, Stored]:
-  """The tensors of a Hugging Face folder, in one file or in shards.
+  """The tensors of a Hugging Face folder, from the files that transformers
+  would choose: `model.safetensors`, or else the shards of its index.
 
   Raises:
-    UserError: no such file, a missing or damaged one, or quantised tensors.
+    UserError: no such file, a missing or damaged one, quantised tensors, a
+      tensor in two shards, or one that the index names and no shard has.
   """
-  tensors = {}
-  for path in _shards(folder):
+  indexed, paths = _chosen_files(folder)
+  tensors, places = {}, {}
+  for path in paths:
     with _open(path) as file:
       for name in file.keys():  # noqa: SIM118, it is not a dictionary
+        if name in tensors:
+          raise UserError(
+            f"{folder}: got {name!r} in {places[name]} and in {path.name}, "
+            "expected every tensor in one shard; copy the folder again"
+          )
         view = file.get_slice(name)
         dtype = _DTYPES.get(view.get_dtype())
         if dtype is None:
@@ -146,7 +165,14 @@ def open_safetensors(folder: pathlib.Path) -> dict[str, Stored]:
             f"{', '.join(_DTYPES)}; use weights that are not quantised"
           )
         read = functools.partial(_read_tensor, path, name)
+        places[name] = path.name
         tensors[name] = Stored(tuple(view.get_shape()), dtype, read)
+  lost = [name for name in indexed if name not in tensors]
+  if lost:
+    raise UserError(
+      f"{folder}: got no tensor {', '.join(map(repr, lost))} in any shard, "
+      f"expected all that {INDEX} names; copy the folder again"
+    )
   return tensors
 
 
@@ -156,24 +182,69 @@ def _read_tensor(path: pathlib.Path, name: str) -> np.ndarray:
     return file.get_tensor(name)
 
 
-def _shards(folder: pathlib.Path) -> list[pathlib.Path]:
-  index = folder / _INDEX
-  if index.is_file():
-    weight_map = json.loads(index.read_text())["weight_map"]
-    paths = [folder / name for name in sorted(set(weight_map.values()))]
-  else:
-    paths = sorted(folder.glob("*.safetensors"))
+def _chosen_files(
+  folder: pathlib.Path,
+) -> tuple[list[str], list[pathlib.Path]]:
+  """The tensors that an index names, if one counts, and the files to read."""
+  if (folder / ONE_FILE).is_file():
+    # An index beside it is left over from an older save.
+    return [], [folder / ONE_FILE]
+  if not (folder / INDEX).is_file():
+    raise _nothing_to_read(folder)
+  weight_map = _read_index(folder / INDEX)
+  paths = [folder / name for name in sorted(set(weight_map.values()))]
   missing = [path.name for path in paths if not path.is_file()]
   if missing:
     raise UserError(
-      f"{folder}: got no {', '.join(missing)}, which {_INDEX} names; copy the "
+      f"{folder}: got no {', '.join(missing)}, which {INDEX} names; copy the "
       "folder again"
     )
-  if not paths:
-    for path in sorted(folder.iterdir()):
-      _refuse_pickle(path)
-    raise UserError(f"got {folder} without any .safetensors file")
-  return paths
+  return list(weight_map), paths
+
+
+def _read_index(path: pathlib.Path) -> dict[str, str]:
+  """Tensor -> the shard that holds it."""
+  weight_map = read_json(path).get("weight_map")
+  good = isinstance(weight_map, dict) and all(
+    isinstance(name, str) and pathlib.Path(name).name == name
+    for name in weight_map.values()
+  )
+  if not good or not weight_map:
+    raise UserError(
+      f"{path}: got no 'weight_map' from tensors to files beside it, which "
+      "transformers writes; copy the folder again"
+    )
+  return weight_map
+
+
+def read_json(path: pathlib.Path) -> dict:
+  """The object in a JSON file.
+
+  Raises:
+    UserError: another content.
+  """
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(
+      f"got {path}, which is not a whole JSON file ({error}); copy it again"
+    ) from error
+  if not isinstance(content, dict):
+    raise UserError(
+      f"{path}: got a JSON {type(content).__name__}, expected an object of "
+      "named fields"
+    )
+  return content
+
+
+def _nothing_to_read(folder: pathlib.Path) -> UserError:
+  for path in sorted(folder.iterdir()):
+    _refuse_pickle(path)
+  others = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
+  return UserError(
+    f"got {folder} with {others or 'no .safetensors file'}, expected "
+    f"{ONE_FILE}, or {INDEX} and its shards"
+  )
 
 
 def _open(path: pathlib.Path):

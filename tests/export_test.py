@@ -10,7 +10,14 @@ import torch
 import transformers
 from PIL import Image
 
-from rt2_jax import augment, export, huggingface, pretrained, trees
+from rt2_jax import (
+  augment,
+  export,
+  huggingface,
+  huggingface_config,
+  pretrained,
+  trees,
+)
 from rt2_jax.models.vlm import VLM
 from rt2_jax.prompt import Prompt
 from rt2_jax.torch_policy import TorchPolicy
@@ -195,4 +202,6 @@ def test_a_decoder_that_transformers_lacks_is_refused(decoder, change, message):
   config = tiny_models.config(decoder, 512)
   llm = dataclasses.replace(config.llm, **change)
   with pytest.raises(ValueError, match=message):
-    huggingface.to_config(dataclasses.replace(config, llm=llm), "float32")
+    huggingface_config.to_config(
+      dataclasses.replace(config, llm=llm), "float32"
+    )

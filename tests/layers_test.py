@@ -22,8 +22,9 @@ FLOORS = [
   | {"hosts", "compiler_options", "robot_policy", "adafactor", "muon"},
   {"losses", "step_metrics", "optimizer", "checkpoint", "decode"}
   | {"hlo_cost", "ahead_of_time"}
-  | {"huggingface", "processor", "weight_files", "torch_policy"},
-  {"weight_checks", "prediction"},
+  | {"huggingface", "huggingface_fields", "processor", "weight_files"}
+  | {"torch_policy"},
+  {"huggingface_config", "weight_checks", "prediction"},
   {"pretrained", "export", "stored_checkpoint"},
   {"train_state", "policy"},
   {"evaluators"},

@@ -13,7 +13,14 @@ import scipy.ndimage
 import torch
 import transformers
 
-from rt2_jax import export, huggingface, pretrained, sharding, trees
+from rt2_jax import (
+  export,
+  huggingface,
+  huggingface_config,
+  pretrained,
+  sharding,
+  trees,
+)
 from rt2_jax.huggingface import EMBEDDING, POSITIONS
 from rt2_jax.models.gemma import Gemma
 from rt2_jax.models.vlm import VLM
@@ -93,7 +100,7 @@ def test_the_optimizer_in_a_training_checkpoint_is_left_alone(tmp_path, model):
 def test_a_model_of_transformers_gives_its_logits(tmp_path, decoder):
   """Random weights of their own making, in the names that they write."""
   ours = tiny_models.config(decoder, VOCAB)
-  fields = huggingface.to_config(ours, "float32")
+  fields = huggingface_config.to_config(ours, "float32")
   torch.manual_seed(0)
   theirs = transformers.PaliGemmaForConditionalGeneration(
     transformers.PaliGemmaConfig(**fields)
@@ -190,6 +197,114 @@ def test_vocabulary_rows_are_added(model, folder, tmp_path):
   assert (one[VOCAB:] != other[VOCAB:]).any()
 
 
+def change_table(folder, tmp_path, rows, fill=0.0):
+  """The folder with another number of rows in its token table."""
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  file = tmp_path / "model.safetensors"
+  tensors = safetensors.numpy.load_file(file)
+  table = tensors["language_model.model.embed_tokens.weight"][:VOCAB]
+  padding = np.full((rows - VOCAB, table.shape[1]), fill, np.float32)
+  table = np.concatenate([table, padding])
+  tensors["language_model.model.embed_tokens.weight"] = table
+  safetensors.numpy.save_file(tensors, file)
+  config = json.loads((tmp_path / "config.json").read_text())
+  config["text_config"]["vocab_size"] = rows
+  (tmp_path / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("rows", [512, 513, 514, 576, 640, 768, 1000])
+def test_padding_of_the_token_table_is_dropped(model, folder, tmp_path, rows):
+  config, params = model
+  change_table(folder, tmp_path, rows, fill=7.0)
+  tiny_models.assert_identical(load(tmp_path, config, params), params)
+  llm = dataclasses.replace(config.llm, vocab_size=VOCAB + 80)
+  larger = load(tmp_path, dataclasses.replace(config, llm=llm), params)
+  table = np.asarray(trees.flatten(larger)[EMBEDDING])
+  np.testing.assert_array_equal(table[:VOCAB], trees.flatten(params)[EMBEDDING])
+  assert np.abs(table[VOCAB:]).max() < 0.1  # drawn, not the padding
+
+
+@pytest.mark.parametrize(
+  ("file", "content"),
+  [
+    (
+      "tokenizer.json",
+      {
+        "added_tokens": [
+          {"content": "<image>", "id": 512},
+          {"content": "<go>", "id": 513},
+        ]
+      },
+    ),
+    ("added_tokens.json", {"<go>": 513}),
+    (
+      "tokenizer_config.json",
+      {"added_tokens_decoder": {"513": {"content": "<go>"}}},
+    ),
+  ],
+)
+def test_rows_that_someone_uses_are_not_dropped(
+  model, folder, tmp_path, file, content
+):
+  config, params = model
+  change_table(folder, tmp_path, 576)
+  (tmp_path / file).write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=r"<go>.*513.*behind id 512"):
+    load(tmp_path, config, params)
+
+
+@pytest.mark.parametrize(
+  ("name", "change", "message"),
+  [
+    ("img/head/bias", lambda x: x * np.nan, "got nan in 'img/head/bias'"),
+    ("llm/layers/mlp/linear", lambda x: x / 0.0, r"inf in 'llm/layers/mlp/li"),
+    ("img/head/kernel", lambda x: x.astype(np.int8), "img/head/kernel of int8"),
+    ("llm/final_norm/scale", lambda x: x > 0, "llm/final_norm/scale of bool"),
+    ("img/head/bias", lambda x: x + 1j, "img/head/bias of complex"),
+    (EMBEDDING, lambda x: x.astype("V1"), "input_embedding of .*V1"),
+  ],
+)
+def test_an_npz_of_other_numbers_is_refused_by_name(
+  tmp_path, model, name, change, message
+):
+  config, params = model
+  flat = trees.flatten(params)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    flat[name] = np.asarray(change(np.asarray(flat[name])))
+  path = write_npz(tmp_path / "w.npz", flat)
+  with pytest.raises(ValueError, match=message):
+    load(path, config, params)
+
+
+def test_a_folder_with_nan_is_refused_by_name(tmp_path, model, folder):
+  change_table(folder, tmp_path, VOCAB)
+  file = tmp_path / "model.safetensors"
+  tensors = safetensors.numpy.load_file(file)
+  name = "vision_tower.vision_model.post_layernorm.weight"
+  tensors[name][3] = np.nan
+  safetensors.numpy.save_file(tensors, file)
+  with pytest.raises(ValueError, match="nan in 'img/Transformer/encoder_norm"):
+    load(tmp_path, *model)
+
+
+@pytest.mark.parametrize("first", ["bfloat16", "float16"])
+def test_tensors_of_two_types_are_not_rounded_to_the_first(
+  tmp_path, model, first
+):
+  config, params = model
+  flat = per_layer(trees.flatten(params))
+  rounded = {}
+  for name in flat:
+    if name.startswith("llm/layers/0/"):
+      flat[name] = rounded[name] = np.asarray(flat[name]).astype(first)
+  read = trees.flatten(
+    load(write_npz(tmp_path / "w.npz", flat), config, params)
+  )
+  for name, leaf in trees.flatten(params).items():
+    if name.startswith("llm/layers/"):
+      np.testing.assert_array_equal(read[name][1:], leaf[1:])
+
+
 def test_siglip_and_gemma_from_two_files(tmp_path):
   """As published: a contrastive model, and Gemma with its 128 idle rows."""
   config = tiny_models.config("gemma1", 257_152)
@@ -235,7 +350,9 @@ def shaken(model, path):
 
 def siglip(path, kind="SiglipVisionModel", **changes):
   """Stock, in the sizes of our tiny encoder."""
-  fields = huggingface.to_config(tiny_models.config("gemma1", VOCAB), "float32")
+  fields = huggingface_config.to_config(
+    tiny_models.config("gemma1", VOCAB), "float32"
+  )
   fields = fields["vision_config"] | {"vision_use_head": True} | changes
   if kind == "SiglipVisionModel":
     config = transformers.SiglipVisionConfig(**fields)
@@ -248,7 +365,9 @@ def siglip(path, kind="SiglipVisionModel", **changes):
 
 def gemma(path, decoder, **changes):
   """Stock, in the sizes of one of our tiny decoders."""
-  fields = huggingface.to_config(tiny_models.config(decoder, VOCAB), "float32")
+  fields = huggingface_config.to_config(
+    tiny_models.config(decoder, VOCAB), "float32"
+  )
   fields = fields["text_config"] | {"vocab_size": VOCAB} | changes
   kind = {"gemma": "Gemma", "gemma2": "Gemma2"}[fields["model_type"]]
   config = getattr(transformers, f"{kind}Config")(**fields)
@@ -470,6 +589,64 @@ def test_a_lost_shard_is_named(tmp_path, model, tokenizer):
   lost.unlink()
   with pytest.raises(ValueError, match=f"got no {lost.name}, which model"):
     load(tmp_path, config, params)
+
+
+def shards(model, tokenizer, folder):
+  """A folder of several shards."""
+  config, params = model
+  meta = tiny_models.meta(config, tokenizer)
+  export.to_huggingface(
+    params, config, meta, tokenizer.model, folder, shard_bytes=100_000
+  )
+  return sorted(folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_one_file_beside_an_index_is_what_transformers_reads(
+  tmp_path, model, folder, tokenizer, lost
+):
+  """What `save_pretrained` leaves behind: the older shards, with an index."""
+  config, params = model
+  older = jax.tree.map(lambda leaf: leaf + 1, params)
+  files = shards((config, older), tokenizer, tmp_path)
+  shutil.copy(folder / "model.safetensors", tmp_path)
+  if lost:
+    for file in files:
+      file.unlink()
+  tiny_models.assert_identical(load(tmp_path, config, params), params)
+
+
+def test_shards_and_index_must_agree(tmp_path, model, tokenizer):
+  files = shards(model, tokenizer, tmp_path)
+  index = tmp_path / "model.safetensors.index.json"
+  text = index.read_text()
+  first = safetensors.numpy.load_file(files[0])
+  name, tensor = next(iter(first.items()))
+  second = safetensors.numpy.load_file(files[1])
+  safetensors.numpy.save_file(second | {name: tensor}, files[1])
+  with pytest.raises(ValueError, match=f"got '{name}' in .*00001.* in .*00002"):
+    load(tmp_path, *model)
+  safetensors.numpy.save_file(second | {"x": tensor}, files[1])
+  with pytest.raises(ValueError, match="1 extra: x"):
+    load(tmp_path, *model)
+  del second[next(iter(second))]
+  safetensors.numpy.save_file(second, files[1])
+  with pytest.raises(ValueError, match="got no tensor '.*' in any shard"):
+    load(tmp_path, *model)
+  for broken, message in (
+    (text[:-9], "not a whole JSON file"),
+    ("[]", "a JSON list"),
+    ("{}", "no 'weight_map'"),
+    ('{"weight_map": {"x": "../w.safetensors"}}', "no 'weight_map'"),
+  ):
+    index.write_text(broken)
+    with pytest.raises(ValueError, match=message):
+      load(tmp_path, *model)
+  index.unlink()
+  with pytest.raises(
+    ValueError, match=r"00001.*, expected model.safetensors, "
+  ):
+    load(tmp_path, *model)
 
 
 def test_nothing_is_unpickled(tmp_path, model, folder):

@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 import transformers
 
-from rt2_jax import huggingface, processor
+from rt2_jax import huggingface_config, processor
 from rt2_jax.tokenizer import Piece, Proto, Tokenizer
 from tests import tiny_models
 from tests.conftest import ROOT
@@ -67,7 +67,7 @@ def exported(tokenizer, folder):
   """What AutoProcessor makes of the files that we write."""
   config = tiny_models.config("gemma1", tokenizer.vocab_size)
   processor.write(tokenizer.model, config.img, folder)
-  fields = huggingface.to_config(config, "float32")
+  fields = huggingface_config.to_config(config, "float32")
   (folder / "config.json").write_text(json.dumps(fields))
   return transformers.AutoProcessor.from_pretrained(folder).tokenizer
 
