@@ -157,6 +157,17 @@ def _centred(limit: float) -> Span:
   return -limit, limit * (NUM_BINS + 1) / (NUM_BINS - 1)
 
 
+def with_rt1_bounds(space: ActionSpace) -> ActionSpace:
+  """Gives every centred dimension RT-1's own bounds, ±limit."""
+  return space.with_bounds(
+    {
+      d.name: (d.low, -d.low)
+      for d in space.dimensions
+      if d.kind == "continuous" and (d.low, d.high) == _centred(-d.low)
+    }
+  )
+
+
 # The paper gives the 8 fields but neither bounds nor the coding of terminate.
 # Bounds are RT-1's, centred. RT-1's mode 0 is "terminate" and the paper's
 # strings begin with 1 while the robot moves, so number 0 means terminate = 1.0
@@ -220,12 +231,17 @@ class ActionTokenizer:
     space: what the numbers mean, with the bounds of one dataset.
     route: how numbers become ids, `RareTokens` or `IntegerTokens`.
     rt1_compat: bin as RT-1 does: truncate to 255 steps and decode to the
-      lower edge, which drifts by half a bin (rt2_facts.md, section 4).
+      lower edge, which drifts by half a bin. Centred bounds become RT-1's own,
+      so that the tokens are RT-1's, too.
   """
 
   space: ActionSpace
   route: RareTokens | IntegerTokens
   rt1_compat: bool = False
+
+  def __post_init__(self):
+    if self.rt1_compat:
+      object.__setattr__(self, "space", with_rt1_bounds(self.space))
 
   @functools.cached_property
   def _firsts(self) -> np.ndarray:
@@ -337,6 +353,12 @@ class ActionTokenizer:
 
   @classmethod
   def from_dict(cls, data: Mapping[str, Any]) -> ActionTokenizer:
+    """The inverse of `to_dict`.
+
+    Raises:
+      UserError: `rt1_compat` with centred bounds, which an older version
+        wrote: decoding with RT-1's would move the robot otherwise.
+    """
     args = data["route_args"]
     if data["route"] == "RareTokens":
       route = RareTokens(tuple(args["ids"]))
@@ -344,4 +366,10 @@ class ActionTokenizer:
       characters = tuple((c, i) for c, i in args["characters"])
       route = IntegerTokens(characters, args["eos"])
     space = ActionSpace.from_dict(data["space"])
-    return cls(space, route, data["rt1_compat"])
+    tokenizer = cls(space, route, data["rt1_compat"])
+    if tokenizer.space != space:
+      raise UserError(
+        f"got rt1_compat with the bounds of {space.name!r}, expected RT-1's, "
+        "which are not centred; train this policy again"
+      )
+    return tokenizer

@@ -99,6 +99,31 @@ def test_rt1_compat_truncates_as_rt1_does():
   np.testing.assert_array_equal(tokenizer.to_bins(ends)[1:4], [255, 0, 254])
 
 
+@given(st.lists(st.floats(-2, 2, width=32), min_size=6, max_size=6))
+def test_rt1_compat_on_rt2s_space_gives_rt1s_tokens(motion):
+  """Of the six numbers that both have, in the same order and units."""
+  rt1 = ActionTokenizer(RT1, RARE, rt1_compat=True)
+  rt2 = ActionTokenizer(RT2, RARE, rt1_compat=True)
+  expected = rt1.to_bins(np.array([1, *motion, 0, 0, 0, 0]))[1:7]
+  bins = rt2.to_bins(np.array([0, *motion, 1]))
+  np.testing.assert_array_equal(bins[1:7], expected)
+  np.testing.assert_array_equal(
+    rt2.to_action(bins)[1:7],
+    rt1.to_action(np.array([1, *expected] + [0] * 4))[1:7],
+  )
+
+
+def test_rt1_compat_keeps_bounds_of_ones_own():
+  space = RT2.with_bounds({"dx": (-0.03, 0.05)})
+  tokenizer = ActionTokenizer(space, RARE, rt1_compat=True)
+  _, dx, dy, *_, gripper = tokenizer.space.dimensions
+  assert (dx.low, dx.high, dy.low, dy.high) == (-0.03, 0.05, -1.0, 1.0)
+  assert (gripper.low, gripper.high) == (0.0, 1.0)
+  stored = tokenizer.to_dict() | {"space": RT2.to_dict()}
+  with pytest.raises(ValueError, match=r"rt1_compat .*'rt2', expected RT-1's"):
+    ActionTokenizer.from_dict(stored)
+
+
 def test_terminate_is_number_0_and_moving_is_number_1():
   tokenizer = ActionTokenizer(RT2, RARE)
   assert tokenizer.to_text(np.zeros(8)).startswith("1 127 127")
