@@ -189,11 +189,8 @@ def index_shard(
   rows, damaged = [], []
   for record in records.read_records(storage, path, damaged):
     example = parse(record)
-    question = len(question_ids(tokenizer, example.question))
-    answer = max(
-      len(answer_ids(tokenizer.encode(text))) for text in example.answers
-    )
-    rows.append((record.offset, record.length, question, answer))
+    lengths = _token_lengths(record, example, tokenizer)
+    rows.append((record.offset, record.length, *lengths))
   table = np.asarray(rows, np.uint64).reshape(-1, 4)
   offset, length, question, answer = table.T
   longest = np.iinfo(np.uint16).max
@@ -204,6 +201,20 @@ def index_shard(
     "answer": np.minimum(answer, longest).astype(np.uint16),
     "damaged": index.to_column(damaged),
   }
+
+
+def _token_lengths(
+  record: records.Record, example: WebExample, tokenizer: Tokenizer
+) -> tuple[int, int]:
+  """Tokens of the prompt and of the longest answer."""
+  try:
+    question = len(question_ids(tokenizer, example.question))
+    answers = [
+      len(answer_ids(tokenizer.encode(text))) for text in example.answers
+    ]
+  except UserError as error:
+    raise UserError(f"{record.path}, byte {record.offset}: {error}") from error
+  return question, max(answers)
 
 
 def parse(record: records.Record) -> WebExample:

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from rt2_jax import processor
 from rt2_jax.input_pipeline import web
 from rt2_jax.input_pipeline.examples import WebExamples
 from rt2_jax.prompt import Prompt
-from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.tokenizer import Proto, Tokenizer
 from tests import tiny_datasets
 
 
@@ -54,6 +53,17 @@ def test_a_record_without_a_part_is_named(tmp_path, tokenizer, feature):
     rf"empty '{feature}', expected image, question and at least one answer",
   ):
     web.open_source(config, tokenizer)
+
+
+@pytest.mark.parametrize("feature", ["question", "answers"])
+def test_a_record_with_a_control_word_is_named(tmp_path, tokenizer, feature):
+  examples = [tiny_datasets.web_example(seed) for seed in range(3)]
+  examples[1][feature] = [b"is it a <eos>?"]
+  with pytest.raises(
+    ValueError,
+    match=r"pictures-train\.tfrecord-0.*, byte \d+: got text .* word '<eos>'",
+  ):
+    web.open_source(write(tmp_path, examples), tokenizer)
 
 
 def test_a_folder_without_records_is_refused(tmp_path, tokenizer):
@@ -135,7 +145,7 @@ def test_a_damaged_record_is_left_out(tmp_path, tokenizer):
 def test_another_tokenizer_gives_another_index(tmp_path, tokenizer):
   config = write(tmp_path / "data", [tiny_datasets.web_example(0)])
   folder = tmp_path / "index"
-  other = processor.sentencepiece.ModelProto.FromString(tokenizer.model)
+  other = Proto.FromString(tokenizer.model)
   other.pieces[300].score -= 1.0
   for each in tokenizer, Tokenizer(other.SerializeToString()), tokenizer:
     web.open_source(config, each, str(folder))
