@@ -25,6 +25,7 @@ setuptools.setup(
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.20",
+    "pillow>=10.1",
     "protobuf>=5",
     "psutil>=5.9",
     "safetensors>=0.5",
@@ -58,7 +59,6 @@ setuptools.setup(
     "sim": [
       "gymnasium>=1.0",
       "mujoco>=4.0,<5",
-      "pillow>=10",
     ],
     "test": [
       "hypothesis>=6.100",

@@ -48,7 +48,8 @@ import tqdm
 from absl import app, flags, logging
 from PIL import ExifTags, Image, ImageOps
 
-from rt2_jax.input_pipeline import loader
+from rt2_jax import images
+from rt2_jax.input_pipeline.frames import decode_image
 from rt2_jax.input_pipeline.web import WebExample
 
 FORMATS = ("jsonl", "tfds", "webdataset")
@@ -189,7 +190,7 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
   """A JSON object."""
   try:
     fields = json.loads(text)
-  except UserError as error:
+  except ValueError as error:
     raise UserError(
       f"{where}: got text that is not JSON ({error}); repair it"
     ) from error
@@ -289,18 +290,20 @@ def prepare_image(image: bytes, max_side: int, where: str) -> bytes:
       small = max(picture.size) <= max_side
       if not (picture.format in KEPT_FORMATS and upright and small):
         image = encode(picture, max_side)
+  except UserError as error:
+    raise UserError(f"{where}: {error}") from error
   except (OSError, Image.DecompressionBombError) as error:
     raise UserError(
       f"{where}: got an image that does not decode ({error}); repair or "
       "remove this example"
     ) from error
-  loader.decode_image(image, where)
+  decode_image(image, where)
   return image
 
 
 def encode(picture: Image.Image, max_side: int) -> bytes:
   """A JPEG of the picture: upright, and made smaller if it is larger."""
-  picture = ImageOps.exif_transpose(picture).convert("RGB")
+  picture = images.to_rgb(ImageOps.exif_transpose(picture))
   picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
   file = io.BytesIO()
   picture.save(file, "jpeg", quality=JPEG_QUALITY)

@@ -124,7 +124,7 @@ def loader() -> dict:
     next(iterator)
   grown = resident_mb() - before
   iterator.close()
-  robot.shrinks = True  # as web images do: made smaller on the host
+  robot.largest_image = (0, 0)  # as web images do: resized on the host
   resized = Loader(
     batches.examples, batches.mixture, rows, batches.rows, _HOST_RESIZE
   )
@@ -161,7 +161,8 @@ def throughput(iterator: Iterator) -> tuple[float, float]:
 
 def stages(robot) -> dict[str, float]:
   """Milliseconds per example of each stage, in one thread, run alone."""
-  from rt2_jax.input_pipeline.loader import decode_image, place
+  from rt2_jax import images
+  from rt2_jax.input_pipeline.frames import decode_image
 
   numbers = range(min(640, len(robot)))
   requests = [robot.requests(i) for i in numbers]
@@ -175,7 +176,7 @@ def stages(robot) -> dict[str, float]:
     "read": each(lambda i: robot.storage.read(requests[i])),
     "tokens": each(lambda i: robot.row(i, 0, data[i])),
     "decode": each(lambda i: decode_image(data[i][0], "")),
-    "resize_on_host": each(lambda i: place(pixels, _HOST_RESIZE, _HOST_RESIZE)),
+    "resize_on_host": each(lambda i: images.resize(pixels, _HOST_RESIZE)),
   }
   return {name: round(value, 3) for name, value in milliseconds.items()}
 

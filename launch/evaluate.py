@@ -8,7 +8,6 @@ from. Everything is also written to `DIR/evaluation/`.
 How often the run does what it is asked to is launch/rollout.py's question.
 """
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -23,7 +22,7 @@ from absl import app, flags
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.errors import ends_in_one_message
 from rt2_jax.evaluators import action_accuracy, vqa
-from rt2_jax.input_pipeline import datasets, examples, loader, web
+from rt2_jax.input_pipeline import datasets, examples, in_order, web
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import config_hash
 
@@ -80,16 +79,23 @@ def web_sources(config):
 
 def evaluate_actions(policy, name, source, reading, folder):
   """One robot source: prints a table, draws a picture, returns numbers."""
-  steps = datasets.open_source(
+  steps = examples.open_robot(
     source,
     source.eval_split,
+    policy.tokenizer,
+    policy.prompt,
     policy.model.num_frames,
-    reading["index_folder"] or None,
-    max_skipped=reading["max_skipped"],
+    reading["index_folder"],
+    reading["max_skipped"],
   )
-  result = action_accuracy.evaluate(
-    policy, loader.read_steps(steps, _BATCH_SIZE.value, _LIMIT.value)
+  chunks = in_order.read_steps(
+    steps,
+    policy.model.img.image_size,
+    _BATCH_SIZE.value,
+    _LIMIT.value,
+    reading["max_skipped"],
   )
+  result = action_accuracy.evaluate(policy, chunks)
   print(f"\n{name}: {source.dataset}, split {source.eval_split!r}")
   print(result)
   picture = folder / f"{name}.png"
@@ -100,23 +106,22 @@ def evaluate_actions(policy, name, source, reading, folder):
 
 def evaluate_answers(policy, name, source, reading):
   """One web source: prints and returns how right the model's answers are."""
-  questions = examples.WebExamples(
-    web.open_source(
-      dataclasses.replace(source, split=source.eval_split),
-      policy.prompt.tokenizer,
-      reading["index_folder"] or None,
-      max_skipped=reading["max_skipped"],
-    ),
+  questions = examples.open_web(
+    source,
+    source.eval_split,
     policy.prompt,
     policy.model.num_frames,
+    reading["index_folder"],
     reading["max_skipped"],
-  ).source
-  metrics = vqa.evaluate(
-    policy,
-    loader.read_questions(
-      questions, policy.model.img.image_size, _BATCH_SIZE.value, _LIMIT.value
-    ),
   )
+  chunks = in_order.read_questions(
+    questions,
+    policy.model.img.image_size,
+    _BATCH_SIZE.value,
+    _LIMIT.value,
+    reading["max_skipped"],
+  )
+  metrics = vqa.evaluate(policy, chunks)
   print(f"\n{name}: split {source.eval_split!r}")
   for metric, value in metrics.items():
     print(f"{metric:<28}{value:>10.3f}")

@@ -1,8 +1,8 @@
 """The one image path: uint8 camera images to what the encoder reads.
 
-Training crops and colours at random, evaluation and acting do neither, and
-both go through `prepare`: a crop of the whole image and an unchanged colour
-are its arguments then. All of it runs on the accelerator.
+Training crops and colours at random, evaluation and acting do neither; all
+resize in `_resize`. It runs on the accelerator, and gives the pixels that
+`images.resize` gives on the host, bit for bit.
 
 Shapes: B examples, F frames, H x W camera pixels, R x R encoder pixels.
 """
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rt2_jax.errors import UserError
-from rt2_jax.images import resize_weights
+from rt2_jax.images import join_parts, resize_weights
 
 # ITU-R BT.601. Numpy: an import must not start JAX, which hosts have to join.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -27,7 +27,8 @@ class Augmentation:
   """How far training images may be changed; zeros change nothing.
 
   Attributes:
-    crop: largest part of each side that a crop may cut off, e.g. 0.05.
+    crop: largest part of each side that a crop may cut off, e.g. 0.05; crops
+      are of whole pixels.
     brightness: largest shift, as a part of full scale, e.g. 0.1.
     contrast: largest relative change, e.g. 0.1.
     saturation: largest relative change, e.g. 0.1.
@@ -51,7 +52,7 @@ class Augmentation:
 def prepare(
   images: jax.Array, resolution: int, image_size: jax.Array | None = None
 ) -> jax.Array:
-  """Images as evaluation and acting see them: resized, not cropped.
+  """Resizes images as evaluation and acting see them, without a crop.
 
   Args:
     images: uint8[B, F, H, W, 3].
@@ -62,9 +63,17 @@ def prepare(
   Returns:
     float32[B, F, R, R, 3] in [-1, 1].
   """
-  whole = jnp.array([0.0, 0.0, 1.0, 1.0])
-  crop = jnp.broadcast_to(whole, (images.shape[0], 4))
-  return _resize(images, crop, resolution, image_size)
+  size = _sizes(images, image_size)
+  crop = jnp.concatenate([jnp.zeros_like(size), size], -1)
+  return _resize(images, crop, resolution, size)
+
+
+def _sizes(images: jax.Array, image_size: jax.Array | None) -> jax.Array:
+  """int32[B, 2]; the whole canvas where nothing is padding."""
+  if image_size is not None:
+    return jnp.asarray(image_size, jnp.int32)
+  whole = jnp.array(images.shape[2:4], jnp.int32)
+  return jnp.broadcast_to(whole, (images.shape[0], 2))
 
 
 def augment(
@@ -74,7 +83,9 @@ def augment(
   key: jax.Array,
   image_size: jax.Array | None = None,
 ) -> jax.Array:
-  """Images as training sees them; all frames of an example change alike.
+  """Crops, resizes and colours images as training sees them.
+
+  All frames of an example change alike.
 
   Args:
     images: uint8[B, F, H, W, 3].
@@ -95,42 +106,56 @@ def augment(
       jax.random.fold_in(key, row), (7,), minval=-1.0
     )
   )(rows)
-  size = 1.0 - config.crop * jnp.abs(noise[:, 0:2])
-  corner = (1.0 - size) * (noise[:, 2:4] + 1.0) / 2
-  crop = jnp.concatenate([corner, size], -1)
-  resized = _resize(images, crop, resolution, image_size)
+  size = _sizes(images, image_size)
+  crop = _crops(noise[:, :4], size, config.crop)
+  resized = _resize(images, crop, resolution, size)
   scale = jnp.array([config.brightness, config.contrast, config.saturation])
   return _recolour(resized, noise[:, 4:] * scale)
+
+
+def _crops(noise: jax.Array, size: jax.Array, crop: float) -> jax.Array:
+  """Random crops of whole pixels, int32[B, 4] of y, x, height and width.
+
+  Of 0 to `crop` times the side as many pixels are cut off, and 0 to all of them
+  before the crop, each number as likely as the others.
+
+  Args:
+    noise: float32[B, 4] in [-1, 1).
+    size: int32[B, 2].
+    crop: largest part of each side that is cut off.
+  """
+
+  def one_of(noise, most):
+    number = ((noise + 1.0) / 2 * (most + 1)).astype(jnp.int32)
+    return jnp.minimum(number, most)  # the product may be rounded up
+
+  cut = one_of(noise[:, :2], (crop * size).astype(jnp.int32))
+  return jnp.concatenate([one_of(noise[:, 2:], cut), size - cut], -1)
 
 
 def _resize(
   images: jax.Array,
   crop: jax.Array,
   resolution: int,
-  image_size: jax.Array | None,
+  image_size: jax.Array,
 ) -> jax.Array:
-  """Antialiased bilinear resize of float32[B, 4] crops (y, x, height, width).
+  """Resizes crops, int32[B, 4] of y, x, height and width in pixels.
 
-  Crops are parts of the image. The aspect ratio follows the crop: RT-2 does
-  not letterbox. Two small matrix products per image.
+  The aspect ratio follows the crop: RT-2 does not letterbox. Two small matrix
+  products per image; see `images.resize_weights`.
   """
   height, width = images.shape[2:4]
-  if image_size is None:
-    image_size = jnp.broadcast_to(
-      jnp.array([height, width]), (images.shape[0], 2)
-    )
 
   def weights(start, length, valid, pixels):
-    return resize_weights(
-      start * valid, length * valid, valid, pixels, resolution, jnp
-    )
+    return resize_weights(start, length, valid, pixels, resolution, jnp)
 
   def resize(image, box, size):
     rows = weights(box[0], box[2], size[0], height)
     columns = weights(box[1], box[3], size[1], width)
-    # Wide images shrink by their columns first: fewer numbers in between.
-    narrow = jnp.einsum("fhwc,xw->fhxc", image.astype(jnp.float32), columns)
-    return jnp.einsum("fhxc,yh->fyxc", narrow, rows)
+    # Columns first, as Pillow does it.
+    sums = jnp.einsum("fhwc,pxw->pfhxc", image.astype(jnp.float32), columns)
+    narrow = join_parts(sums, jnp)
+    return join_parts(jnp.einsum("fhxc,pyh->pfyxc", narrow, rows), jnp)
 
   return jax.vmap(resize)(images, crop, image_size) / 127.5 - 1.0
 

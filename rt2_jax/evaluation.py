@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,7 @@ from jax.sharding import Mesh
 
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.evaluators import action_accuracy, vqa
-from rt2_jax.input_pipeline import datasets, loader, web
-from rt2_jax.input_pipeline.examples import WebExamples
+from rt2_jax.input_pipeline import examples, in_order
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig
 
@@ -36,31 +34,20 @@ class Evaluation:
       UserError: no such split, or bad data.
     """
     self._config = config.evaluation
-    folder = config.loader.index_folder or None
-    max_skipped = config.loader.max_skipped
+    prompt = config.make_prompt()
+    self._max_skipped = config.loader.max_skipped
+    reading = config.loader.index_folder, config.loader.max_skipped
+    frames = config.model.num_frames
     self._steps = {
-      name: datasets.open_source(
-        source,
-        source.eval_split,
-        config.model.num_frames,
-        folder,
-        max_skipped=max_skipped,
+      name: examples.open_robot(
+        source, source.eval_split, tokenizers[name], prompt, frames, *reading
       )
       for name, source in config.sources.items()
     }
-    prompt = config.make_prompt()
     self._questions = {
-      name: WebExamples(
-        web.open_source(
-          dataclasses.replace(source, split=source.eval_split),
-          config.tokenizer,
-          folder,
-          max_skipped=max_skipped,
-        ),
-        prompt,
-        config.model.num_frames,
-        max_skipped,
-      ).source
+      name: examples.open_web(
+        source, source.eval_split, prompt, frames, *reading
+      )
       for name, source in config.web.items()
       if source.eval_split
     }
@@ -78,18 +65,23 @@ class Evaluation:
     metrics = {}
     for name, policy in self._policies.items():
       policy.params = params
-      steps = loader.read_steps(
-        self._steps[name], self._config.batch_size, self._config.num_steps
+      steps = in_order.read_steps(
+        self._steps[name],
+        policy.model.img.image_size,
+        self._config.batch_size,
+        self._config.num_steps,
+        self._max_skipped,
       )
       result = action_accuracy.evaluate(policy, steps).metrics()
       metrics |= {f"{name}/{key}": value for key, value in result.items()}
     self._answering.params = params
     for name, source in self._questions.items():
-      questions = loader.read_questions(
+      questions = in_order.read_questions(
         source,
         self._answering.model.img.image_size,
         self._config.batch_size,
         self._config.num_questions,
+        self._max_skipped,
       )
       result = vqa.evaluate(self._answering, questions)
       metrics |= {f"{name}/{key}": value for key, value in result.items()}

@@ -1,11 +1,105 @@
-"""What camera images must be, and how they are resized, in any framework."""
+"""Pictures in numpy: decoded, resized and checked, the same way everywhere.
 
+Resizing is Pillow's bilinear filter with antialiasing, columns first, to the
+last bit: on the host by Pillow itself, on devices with `resize_weights`. Every
+result is a whole grey level, so that no order of additions and no device can
+change it. The image processors of Hugging Face differ by one level at most,
+where they begin with the rows.
+"""
+
+import io
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from PIL import Image, PngImagePlugin
 
 from rt2_jax.errors import UserError
+
+MIN_SIDE, MAX_SIDE = 8, 8192  # pixels; outside them an image is a mistake
+
+# A long comment is no reason to refuse a picture.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+
+# A picture's transparent parts show this ground: most drawings are dark.
+GROUND = (255, 255, 255)
+
+_WEIGHT_BITS = 22  # of Pillow's weights
+_DIGITS = (6, 8, 8)  # bits of the three parts of a weight
+
+
+def decode(data: bytes) -> np.ndarray:
+  """Decodes an image file, uint8[H, W, 3].
+
+  Transparent parts lie on a white ground, and 16-bit grey is scaled to 8 bits.
+  An orientation in EXIF is ignored: importers turn pictures upright.
+
+  Raises:
+    UserError: no image, one of a kind that has no such reading (32-bit
+      integers or floats), or of an unlikely size.
+  """
+  try:
+    with Image.open(io.BytesIO(data)) as picture:
+      check_sides(picture.height, picture.width)
+      return np.asarray(to_rgb(picture))
+  except UserError:
+    raise
+  # Pillow's plugins raise these for damaged files.
+  except (OSError, SyntaxError, ValueError, EOFError) as error:
+    raise UserError(
+      f"got {len(data)} bytes that do not decode as an image, expected e.g. "
+      "JPEG or PNG; repair or remove this example"
+    ) from error
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+  """Converts a picture to 8-bit RGB, by the rules of `decode`.
+
+  Raises:
+    UserError: it has 32 bits a pixel or floats, whose range nothing states.
+  """
+  # Older Pillows open a 16-bit PNG in 32-bit mode.
+  is_png = picture.mode == "I" and picture.format == "PNG"
+  if picture.mode.startswith("I;16") or is_png:
+    wide = np.asarray(picture).astype(np.int64)
+    return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert(
+      "RGB"
+    )
+  if picture.mode in ("I", "F"):
+    raise UserError(
+      f"got an image of mode {picture.mode!r} (32 bits a pixel), expected 8 or "
+      "16 bits, whose full range is known; convert it to 8 bits"
+    )
+  if picture.has_transparency_data:
+    drawing = picture.convert("RGBA")
+    ground = Image.new("RGBA", drawing.size, GROUND)
+    picture = Image.alpha_composite(ground, drawing)
+  return picture.convert("RGB")
+
+
+def check_sides(height: int, width: int):
+  """Checks the size of an image in pixels.
+
+  Raises:
+    UserError: a side that is too short or too long to be meant.
+  """
+  if min(height, width) < MIN_SIDE or max(height, width) > MAX_SIDE:
+    raise UserError(
+      f"got an image of {height} x {width} pixels, expected sides of "
+      f"{MIN_SIDE} to {MAX_SIDE}; repair or remove this example"
+    )
+
+
+def resize(pixels: np.ndarray, resolution: int) -> np.ndarray:
+  """Resizes a whole image, uint8[H, W, 3] -> uint8[R, R, 3].
+
+  The aspect ratio is not kept: RT-2 does not letterbox.
+  """
+  picture = Image.fromarray(np.ascontiguousarray(pixels))
+  # Columns, then rows: newer Pillows begin with the rows of a tall image.
+  for size in (resolution, picture.height), (resolution, resolution):
+    picture = picture.resize(size, Image.Resampling.BILINEAR)
+  return np.asarray(picture)
 
 
 def resize_weights(
@@ -16,28 +110,56 @@ def resize_weights(
   resolution: int,
   xp: ModuleType = np,
 ) -> Any:
-  """How much each input pixel counts in each output pixel, along one axis.
+  """Computes the weight of each input pixel in each output pixel of one axis.
 
   The triangle filter of bilinear interpolation, widened when the image shrinks
-  so that no pixel is skipped (antialias). Rows add up to 1.
+  so that no pixel is skipped (antialias). A weight is a whole number of
+  2**-22ths, as in Pillow, and is given in three parts of at most 8 bits. With
+  pixels of 8 bits their sums are exact in any order and on any hardware: a part
+  times a pixel is exact even where a device multiplies in bfloat16.
 
   Args:
-    start: where the crop begins, in pixels.
-    length: how long the crop is, in pixels.
-    valid: pixels that belong to the image; those after it are padding.
+    start: int32, the crop's first pixel.
+    length: int32, pixels of the crop.
+    valid: int32, pixels that belong to the image; those after it are padding.
     pixels: length of the axis, padding included.
     resolution: output pixels.
     xp: numpy, or jax.numpy when the first three are traced.
 
   Returns:
-    float32[resolution, pixels].
+    float32[3, resolution, pixels], see `join_parts`.
   """
-  step = length / resolution
-  output = start + (xp.arange(resolution, dtype=xp.float32) + 0.5) * step
-  inputs = xp.arange(pixels, dtype=xp.float32) + 0.5
-  distance = xp.abs(output[:, None] - inputs) / xp.maximum(step, 1.0)
-  weights = xp.maximum(1.0 - distance, 0.0) * (inputs < valid)
-  return (weights / weights.sum(1, keepdims=True)).astype(xp.float32)
+  # All lengths below are in units of 1 / (2 * resolution) pixels.
+  assert 2 * pixels**2 <= resolution << 21, (pixels, resolution)  # int32
+  output = 2 * resolution * start + (2 * xp.arange(resolution) + 1) * length
+  inputs = (2 * xp.arange(pixels) + 1) * resolution
+  half_width = 2 * xp.maximum(length, resolution)
+  heights = xp.maximum(half_width - xp.abs(output[:, None] - inputs), 0)
+  rest = heights * (xp.arange(pixels) < valid)
+  total = rest.sum(1, keepdims=True)
+  parts = []
+  for bits in _DIGITS[:-1]:  # long division, as 32 bits hold no quotient
+    parts.append((rest << bits) // total)
+    rest = (rest << bits) % total
+  parts.append(((rest << (_DIGITS[-1] + 1)) + total) // (2 * total))
+  return xp.stack(parts).astype(xp.float32)
+
+
+def join_parts(sums: Any, xp: ModuleType = np) -> Any:
+  """Rounds sums of pixels times `resize_weights` to grey levels.
+
+  Args:
+    sums: float32[3, …], one for each part of the weights.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    float32[…], whole numbers from 0 to 255.
+  """
+  total = xp.zeros(sums.shape[1:], xp.int32)
+  for bits, part in zip(_DIGITS, sums, strict=True):
+    total = (total << bits) + part.astype(xp.int32)
+  rounded = (total + (1 << (_WEIGHT_BITS - 1))) >> _WEIGHT_BITS
+  return rounded.astype(xp.float32)
 
 
 def as_frames(image: np.ndarray, batch: int, frames: int) -> np.ndarray:
@@ -64,3 +186,30 @@ def as_frames(image: np.ndarray, batch: int, frames: int) -> np.ndarray:
       f"expected uint8{wanted} for each of them"
     )
   return image
+
+
+def as_sizes(image_size: np.ndarray | None, image: np.ndarray) -> np.ndarray:
+  """Checks how much of each canvas is image.
+
+  Args:
+    image_size: int[B, 2], height and width; None: no padding.
+    image: uint8[B, F, H, W, 3].
+
+  Returns:
+    int32[B, 2].
+
+  Raises:
+    UserError: sizes of another number, or larger than the canvas.
+  """
+  canvas = image.shape[2:4]
+  if image_size is None:
+    return np.tile(np.int32(canvas), (len(image), 1))
+  sizes = np.asarray(image_size)
+  fits = sizes.shape == (len(image), 2) and (sizes <= canvas).all()
+  if not fits or (sizes < 1).any():
+    raise UserError(
+      f"got image sizes {sizes.tolist()} for {len(image)} images on a canvas "
+      f"of {canvas[0]} x {canvas[1]} pixels, expected height and width of "
+      "each, at least 1 and at most the canvas"
+    )
+  return sizes.astype(np.int32)

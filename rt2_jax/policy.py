@@ -23,7 +23,7 @@ from rt2_jax.decode import (
   decode_text,
 )
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.images import as_frames
+from rt2_jax.images import as_frames, as_sizes
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, abstract_params
 from rt2_jax.prompt import Prompt
@@ -181,20 +181,19 @@ class Policy(RobotPolicy):
         "and cannot act; train it with config.sources"
       )
 
-  def _plans_and_ids(self, image, instructions):
+  def _plans_and_ids(self, image, instructions, image_size):
     self._check_can_act()
     prompts = self.prompt.robot_prefixes(instructions)
     if self.prompt.plan_length:
-      return self._run(self._plan, image, None, *prompts)
-    ids = self._run(self._decode, image, None, *prompts)
+      return self._run(self._plan, image, image_size, *prompts)
+    ids = self._run(self._decode, image, image_size, *prompts)
     return ids[:, :0], ids
 
   def _run(self, call, image, image_size, *columns):
     """One compiled call, its rows filled up to the parts of the mesh."""
     rows = len(columns[0])
     images = as_frames(np.asarray(image), rows, self.model.num_frames)
-    if image_size is None:
-      image_size = np.tile(np.int32(images.shape[2:4]), (rows, 1))
+    image_size = as_sizes(image_size, images)
     missing = -rows % sharding.batch_shards(self.mesh.shape)
     filled = [
       np.concatenate([x, np.repeat(x[-1:], missing, 0)])

@@ -54,10 +54,20 @@ class RobotPolicy(abc.ABC):
     return self.tokenizer.decode(ids)
 
   def token_ids(
-    self, image: np.ndarray, instructions: Sequence[str]
+    self,
+    image: np.ndarray,
+    instructions: Sequence[str],
+    image_size: np.ndarray | None = None,
   ) -> np.ndarray:
-    """The tokens of B actions, int32[B, L]; arguments as in the call."""
-    return self._plans_and_ids(image, instructions)[1]
+    """Decodes the tokens of B actions, int32[B, L].
+
+    Args:
+      image: as in the call, with the leading B.
+      instructions: B of them.
+      image_size: int32[B, 2], height and width of each robot's images, when
+        what lies below and right of them is padding.
+    """
+    return self._plans_and_ids(image, instructions, image_size)[1]
 
   def plan_and_act(
     self, image: np.ndarray, instructions: Sequence[str]
@@ -71,12 +81,15 @@ class RobotPolicy(abc.ABC):
     Returns:
       B plans in words, "" from a policy that acts at once; and float32[B, D].
     """
-    plans, ids = self._plans_and_ids(image, instructions)
+    plans, ids = self._plans_and_ids(image, instructions, None)
     words = tuple(self.prompt.split_plan(row)[0] for row in plans)
     return words, self.tokenizer.decode(ids)
 
   @abc.abstractmethod
   def _plans_and_ids(
-    self, image: np.ndarray, instructions: Sequence[str]
+    self,
+    image: np.ndarray,
+    instructions: Sequence[str],
+    image_size: np.ndarray | None,
   ) -> tuple[np.ndarray, np.ndarray]:
     """Plans int32[B, N] with their ends, N = 0 without, and int32[B, L]."""

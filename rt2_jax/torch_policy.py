@@ -21,7 +21,7 @@ import transformers
 from rt2_jax import torch_decode
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.images import as_frames, resize_weights
+from rt2_jax.images import as_frames, as_sizes, resize
 from rt2_jax.prompt import Prompt
 from rt2_jax.robot_policy import RobotPolicy
 from rt2_jax.tokenizer import Tokenizer
@@ -127,23 +127,38 @@ class TorchPolicy(RobotPolicy):
     )
     return _numpy(outputs.logits[..., : vocab_size(self.model)])
 
-  def prepare(self, image: np.ndarray, batch: int) -> torch.Tensor:
-    """The one image path: uint8[B, F, H, W, 3] -> dtype[B * F, 3, R, R].
+  def prepare(
+    self,
+    image: np.ndarray,
+    batch: int,
+    image_size: np.ndarray | None = None,
+  ) -> torch.Tensor:
+    """Resizes images as the JAX side does, bit for bit.
+
+    Args:
+      image: uint8[B, F, H, W, 3].
+      batch: B.
+      image_size: as in `token_ids`.
+
+    Returns:
+      dtype[B * F, 3, R, R] in [-1, 1].
 
     Raises:
       UserError: images of another shape or type.
     """
     image = as_frames(image, batch, self.num_frames)
     resolution = self.model.config.vision_config.image_size
-    rows, columns = (
-      self._tensor(resize_weights(0.0, float(side), side, side, resolution))
-      for side in image.shape[2:4]
-    )
-    # Columns first, as the JAX side does it.
-    pixels = self._tensor(image).float().flatten(0, 1)
-    narrow = torch.einsum("fhwc,xw->fhxc", pixels, columns)
-    resized = torch.einsum("fhxc,yh->fcyx", narrow, rows) / 127.5 - 1.0
-    return resized.to(self.model.dtype)
+    resized = [
+      resize(frame[:height, :width], resolution)
+      for frames, (height, width) in zip(
+        image, as_sizes(image_size, image), strict=True
+      )
+      for frame in frames
+    ]
+    shape = len(resized), resolution, resolution, 3
+    pixels = self._tensor(np.reshape(np.asarray(resized, np.uint8), shape))
+    scaled = pixels.movedim(-1, 1).float() / 127.5 - 1.0
+    return scaled.to(self.model.dtype)
 
   def inputs(
     self,
@@ -173,8 +188,8 @@ class TorchPolicy(RobotPolicy):
     }
 
   @torch.inference_mode()
-  def _plans_and_ids(self, image, instructions):
-    pixels = self.prepare(np.asarray(image), len(instructions))
+  def _plans_and_ids(self, image, instructions, image_size):
+    pixels = self.prepare(np.asarray(image), len(instructions), image_size)
     inputs = self.inputs(*self.prompt.robot_prefixes(instructions))
     context = torch_decode.prefill(self.model, inputs, pixels)
     plans = np.empty((len(instructions), 0), np.int32)

@@ -19,7 +19,7 @@ from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.errors import UserError
 from rt2_jax.evaluation import Evaluation
-from rt2_jax.input_pipeline import datasets, examples, loader, mixture, web
+from rt2_jax.input_pipeline import examples, loader, mixture
 from rt2_jax.progress import Progress
 from rt2_jax.train_config import TrainConfig
 from rt2_jax.train_state import Trainer, TrainState
@@ -127,28 +127,16 @@ def make_loader(
 ) -> loader.Loader:
   """This host's part of the mixture; opens and checks every source."""
   prompt = config.make_prompt()
-  folder = config.loader.index_folder or None
+  reading = config.loader.index_folder, config.loader.max_skipped
   frames = config.model.num_frames
-  max_skipped = config.loader.max_skipped
   robots = [
-    examples.RobotExamples(
-      datasets.open_source(
-        source, source.split, frames, folder, max_skipped=max_skipped
-      ),
-      tokenizers[name],
-      prompt,
+    examples.open_robot(
+      source, source.split, tokenizers[name], prompt, frames, *reading
     )
     for name, source in config.sources.items()
   ]
   webs = [
-    examples.WebExamples(
-      web.open_source(
-        source, config.tokenizer, folder, max_skipped=max_skipped
-      ),
-      prompt,
-      frames,
-      max_skipped,
-    )
+    examples.open_web(source, source.split, prompt, frames, *reading)
     for source in config.web.values()
   ]
   order = mixture.Mixture(
@@ -163,7 +151,7 @@ def make_loader(
     sharding.host_rows(config.batch_size, mesh, config.microbatches),
     config.model.img.image_size,
     config.loader.num_threads,
-    max_skipped,
+    config.loader.max_skipped,
   )
 
 

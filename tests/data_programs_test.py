@@ -17,7 +17,7 @@ from data import (
   make_web_records,
 )
 from data.make_web_records import Defaults, detection_answer
-from rt2_jax.input_pipeline import loader, records, web
+from rt2_jax.input_pipeline import frames, records, web
 from rt2_jax.input_pipeline.datasets import SourceConfig
 from rt2_jax.input_pipeline.examples import WebExamples
 from rt2_jax.prompt import Prompt
@@ -249,7 +249,7 @@ def test_a_bad_line_is_named_and_nothing_is_written(
 def test_written_images_decode_as_in_training(tmp_path):
   found = write_jsonl(tmp_path, [QUESTION])
   make_web_records.make(found, tmp_path / "out", "a")
-  pixels = loader.decode_image(read(tmp_path / "out")[0].image, "")
+  pixels = frames.decode_image(read(tmp_path / "out")[0].image, "")
   assert pixels.shape == (30, 40, 3)
   assert pixels[0, 0].tolist() == [255, 0, 0]
 

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from rt2_jax import checkpoint
 from rt2_jax.checkpoint import Checkpoints
-from rt2_jax.input_pipeline import datasets, loader
+from rt2_jax.input_pipeline import datasets, frames
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
@@ -223,8 +223,9 @@ def test_a_policy_acts_from_the_checkpoint_alone(folder, whole):
     "bridge_dataset", str(folder / "bridge" / "1.0.0")
   )
   source = datasets.open_source(config, "train")
-  images, instructions, _ = next(loader.read_steps(source, 4))
-  actions = policy(images, instructions)
+  seen = [source.storage.read(source.requests(i)) for i in range(4)]
+  images = np.stack([frames.decode_image(*each, "") for each in seen])
+  actions = policy(images, [source.instruction(i) for i in range(4)])
   assert actions.shape == (4, 8) and np.isfinite(actions).all()
   assert set(actions[:, 0]) <= {0.0, 1.0}
 

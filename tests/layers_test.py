@@ -48,12 +48,12 @@ INSIDE = {
     {"vlm"},
   ],
   "input_pipeline": [
-    {"storage", "mixture", "image_size"},
+    {"storage", "mixture", "frames", "damage", "image_size"},
     {"records", "index"},
     {"rlds"},
     {"datasets", "web"},
     {"examples"},
-    {"loader"},
+    {"loader", "in_order"},
   ],
   "evaluators": [
     {"action_accuracy", "agreement", "vqa", "suites", "films"},

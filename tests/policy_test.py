@@ -10,6 +10,7 @@ from rt2_jax import augment, sharding, trees
 from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.evaluators import action_accuracy
+from rt2_jax.images import as_sizes
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import VLM, init_params
 from rt2_jax.policy import Policy
@@ -160,7 +161,7 @@ def thinking(tmp_path_factory, tokenizer):
 
 def test_a_policy_that_thinks_first(thinking, images):
   policy = Policy.from_checkpoint(thinking, "table")
-  ids, _ = policy._plans_and_ids(images, INSTRUCTIONS)
+  ids, _ = policy._plans_and_ids(images, INSTRUCTIONS, None)
   end = policy.prompt.plan_end
   assert ids.shape == (3, 6 + len(end))
   np.testing.assert_array_equal(ids[:, 6:], [end] * 3)  # it never ends itself
@@ -187,7 +188,8 @@ def test_a_policy_that_acts_at_once_has_no_plan(policy, images):
 def test_accuracy_of_a_policy_that_thinks_first(thinking, images):
   policy = Policy.from_checkpoint(thinking, "table")
   actions = policy(images, INSTRUCTIONS)
-  result = action_accuracy.evaluate(policy, [(images, INSTRUCTIONS, actions)])
+  chunk = images, as_sizes(None, images), INSTRUCTIONS, actions
+  result = action_accuracy.evaluate(policy, [chunk])
   assert result.near == 1.0 and result.forced is None
   assert "decoded" in str(result)
 
@@ -195,7 +197,8 @@ def test_accuracy_of_a_policy_that_thinks_first(thinking, images):
 def test_accuracy_of_a_policy_against_itself(policy, images):
   """Recorded = what it would do: every figure is perfect."""
   actions = policy(images, INSTRUCTIONS)
-  result = action_accuracy.evaluate(policy, [(images, INSTRUCTIONS, actions)])
+  chunk = images, as_sizes(None, images), INSTRUCTIONS, actions
+  result = action_accuracy.evaluate(policy, [chunk])
   metrics = result.metrics()
   assert result.near == 1.0 and metrics["l1/dx"] == 0.0
   assert metrics["decoded_accuracy/gripper"] == 1.0

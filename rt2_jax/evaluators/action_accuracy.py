@@ -97,25 +97,26 @@ class ActionAccuracy:
 
 def evaluate(
   policy: Policy,
-  steps: Iterable[tuple[np.ndarray, list[str], np.ndarray]],
+  steps: Iterable[tuple[np.ndarray, np.ndarray, list[str], np.ndarray]],
 ) -> ActionAccuracy:
   """Runs a policy over recorded steps.
 
   Args:
     policy: what to evaluate.
-    steps: chunks of (images uint8[b, F, H, W, 3], b instructions, actions
-      float32[b, D]), from `loader.read_steps`.
+    steps: chunks of (images uint8[b, F, H, W, 3], their sizes int32[b, 2], b
+      instructions, actions float32[b, D]), from `in_order.read_steps`.
   """
   recorded, decoded, forced = [], [], []
   forces = (
     isinstance(policy.tokenizer.route, RareTokens)
     and not policy.prompt.plan_length
   )
-  for images, instructions, actions in steps:
+  for images, sizes, instructions, actions in steps:
     recorded.append(actions)
-    decoded.append(policy(images, instructions))
+    ids = policy.token_ids(images, instructions, sizes)
+    decoded.append(policy.tokenizer.decode(ids))
     if forces:
-      forced.append(_forced(policy, images, instructions, actions))
+      forced.append(_forced(policy, images, sizes, instructions, actions))
   return ActionAccuracy(
     policy.tokenizer,
     np.concatenate(recorded),
@@ -124,8 +125,8 @@ def evaluate(
   )
 
 
-def _forced(policy, images, instructions, actions) -> np.ndarray:
+def _forced(policy, images, sizes, instructions, actions) -> np.ndarray:
   """bool[b, D]: which tokens are right, given the recorded ones before."""
   prompts = policy.prompt.robot_prefixes(instructions)
   suffix = policy.tokenizer.encode(actions)
-  return policy.forced_ids(images, prompts, suffix) == suffix
+  return policy.forced_ids(images, prompts, suffix, sizes) == suffix

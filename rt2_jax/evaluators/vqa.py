@@ -42,8 +42,8 @@ def evaluate(
 
   Args:
     policy: what to evaluate.
-    chunks: images uint8[b, H, W, 3], their sizes int32[b, 2] and b examples,
-      from `loader.read_questions`.
+    chunks: images uint8[b, F, H, W, 3], their sizes int32[b, 2] and b
+      examples, from `in_order.read_questions`.
 
   Returns:
     accuracy/{task}, forced_accuracy/{task} and examples/{task}, and the first
@@ -51,9 +51,7 @@ def evaluate(
   """
   scores: dict[str, list[float]] = defaultdict(list)
   forced: dict[str, list[float]] = defaultdict(list)
-  for pixels, size, examples in chunks:
-    # A model of several frames sees a still picture.
-    images = np.repeat(pixels[:, None], policy.model.num_frames, 1)
+  for images, size, examples in chunks:
     answers = policy.answer(images, [e.question for e in examples], size)
     shares = _forced_share(policy, images, size, examples)
     for example, answer, share in zip(examples, answers, shares, strict=True):

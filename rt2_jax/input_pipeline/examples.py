@@ -8,6 +8,7 @@ Shapes: F frames, P prefix and S suffix columns.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import index, records, web
+from rt2_jax.input_pipeline import datasets, index, records, web
 from rt2_jax.input_pipeline.rlds import StepSource
 from rt2_jax.input_pipeline.storage import Request, Storage
 from rt2_jax.prompt import Prompt
@@ -35,7 +36,7 @@ class Examples(Protocol):
   """A source as training examples."""
 
   storage: Storage
-  shrinks: bool  # images larger than the canvas are made smaller
+  largest_image: tuple[int, int]  # (height, width) that the canvas must hold
   skipped: Sequence[str]  # what was left out, a line each
 
   def __len__(self) -> int: ...
@@ -53,8 +54,6 @@ class Examples(Protocol):
 class RobotExamples:
   """Robot steps: instruction in, action tokens out, after a plan if any."""
 
-  shrinks = False  # acting sees whole images, so training must too
-
   def __init__(
     self, source: StepSource, tokenizer: ActionTokenizer, prompt: Prompt
   ):
@@ -68,6 +67,7 @@ class RobotExamples:
     self.source = source
     self.storage = source.storage
     self.skipped = source.index.damaged
+    self.largest_image = source.largest_image
     self.requests = source.requests
     self.location = source.location
     self._tokenizer = tokenizer
@@ -91,6 +91,53 @@ class RobotExamples:
     return Row(tuple(data), *prefix, *self._prompt.suffix(answer))
 
 
+def open_robot(
+  config: datasets.SourceConfig,
+  split: str,
+  tokenizer: ActionTokenizer,
+  prompt: Prompt,
+  num_frames: int,
+  index_folder: str,
+  max_skipped: int,
+) -> RobotExamples:
+  """Opens one split of a robot source, for training and evaluation alike.
+
+  Args:
+    config: the source.
+    split: which of its splits.
+    tokenizer: writes its actions.
+    prompt: writes its instructions.
+    num_frames: F, images that the model sees.
+    index_folder: where indexes are kept; "" keeps none.
+    max_skipped: damaged examples that may be left out.
+
+  Raises:
+    UserError: bad data, or text that is too long.
+  """
+  source = datasets.open_source(
+    config, split, num_frames, index_folder or None, max_skipped=max_skipped
+  )
+  return RobotExamples(source, tokenizer, prompt)
+
+
+def open_web(
+  config: web.WebConfig,
+  split: str,
+  prompt: Prompt,
+  num_frames: int,
+  index_folder: str,
+  max_skipped: int,
+) -> WebExamples:
+  """Opens one split of a web source; arguments as in `open_robot`."""
+  source = web.open_source(
+    dataclasses.replace(config, split=split),
+    prompt.tokenizer,
+    index_folder or None,
+    max_skipped=max_skipped,
+  )
+  return WebExamples(source, prompt, num_frames, max_skipped)
+
+
 def _check_plans(source: StepSource, prompt: Prompt):
   """
   Raises:
@@ -108,7 +155,7 @@ def _check_plans(source: StepSource, prompt: Prompt):
 class WebExamples:
   """Image-text pairs: question in, one of the answers out."""
 
-  shrinks = True
+  largest_image = (0, 0)  # any size: larger ones are resized on the host
 
   def __init__(
     self,
@@ -146,14 +193,18 @@ class WebExamples:
 
   def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
     """Each epoch takes the next answer. A model of F frames sees F copies."""
-    (request,) = self.requests(i)
-    record = records.Record(request.path, request.offset, memoryview(data[0]))
-    example = web.parse(record)
+    example = self.parse(i, data)
     answer = example.answers[epoch % len(example.answers)]
     ids = self._prompt.tokenizer.encode(answer)
     images = (example.image,) * self._num_frames
     prefix = self._prompt.prefix(example.question)
     return Row(images, *prefix, *self._prompt.suffix(ids))
+
+  def parse(self, i: int, data: Sequence[bytes]) -> web.WebExample:
+    """Parses example `i` from the bytes of its request."""
+    (request,) = self.requests(i)
+    record = records.Record(request.path, request.offset, memoryview(data[0]))
+    return web.parse(record)
 
 
 def _too_long(source: web.WebSource, i: int, prompt: Prompt) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import make_reach_episodes
-from rt2_jax.input_pipeline import datasets, loader
+from rt2_jax.input_pipeline import datasets, frames
 from tests import tiny_datasets
 from tests.conftest import ROOT
 
@@ -178,9 +178,10 @@ def test_fractals_format_as_tfds_writes_it(tmp_path):
     assert action[-1, 0] == 1.0  # terminate
     assert np.abs(action[:, 1:4]).max() <= 0.081  # metres
     assert set(action[:, 7]) <= {0.0, 1.0}
-  images, instructions, _ = next(loader.read_steps(source, 4))
-  assert images.shape == (4, 1, 256, 320, 3) and images.dtype == np.uint8
-  assert len(set(instructions)) == 1
+  seen = [source.storage.read(source.requests(i)) for i in range(4)]
+  images = np.stack([frames.decode_image(*each, "") for each in seen])
+  assert images.shape == (4, 256, 320, 3) and images.dtype == np.uint8
+  assert len({source.instruction(i) for i in range(4)}) == 1
 
 
 @pytest.mark.skipif(

@@ -1,0 +1,106 @@
+"""Sources read once, in order, for evaluation: the same rows as in training.
+
+Shapes: b examples of a chunk, F frames, H x W pixels of the canvas, D
+dimensions of an action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from rt2_jax.errors import UserError
+from rt2_jax.input_pipeline.damage import Damage
+from rt2_jax.input_pipeline.examples import (
+  Examples,
+  RobotExamples,
+  WebExamples,
+)
+from rt2_jax.input_pipeline.frames import canvas_for, load_frames
+from rt2_jax.input_pipeline.web import WebExample
+
+
+def read_steps(
+  examples: RobotExamples,
+  resolution: int,
+  batch_size: int,
+  limit: int | None = None,
+  max_skipped: int = 0,
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[str], np.ndarray]]:
+  """Reads the steps of a source once, in order, for evaluation.
+
+  Args:
+    examples: what to read.
+    resolution: of the encoder.
+    batch_size: b, but for the last chunk.
+    limit: how many steps, evenly spread over the source; None: all.
+    max_skipped: damaged steps that may be left out.
+
+  Yields:
+    images uint8[b, F, H, W, 3] on a canvas, their sizes int32[b, 2], b
+    instructions, actions float32[b, D].
+  """
+  for chosen, _, pixels, sizes in _in_order(
+    examples, resolution, batch_size, limit, max_skipped
+  ):
+    source = examples.source
+    instructions = [source.instruction(i) for i in chosen]
+    yield pixels, sizes, instructions, source.index.action[chosen]
+
+
+def read_questions(
+  examples: WebExamples,
+  resolution: int,
+  batch_size: int,
+  limit: int | None = None,
+  max_skipped: int = 0,
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[WebExample]]]:
+  """Reads the examples of a web source once, in order, for evaluation.
+
+  Args: as `read_steps`.
+
+  Yields:
+    images uint8[b, F, H, W, 3] on a canvas, their sizes int32[b, 2], and b
+    examples.
+  """
+  for chosen, data, pixels, sizes in _in_order(
+    examples, resolution, batch_size, limit, max_skipped
+  ):
+    found = [examples.parse(i, d) for i, d in zip(chosen, data, strict=True)]
+    yield pixels, sizes, found
+
+
+def _in_order(
+  examples: Examples,
+  resolution: int,
+  batch_size: int,
+  limit: int | None,
+  max_skipped: int,
+) -> Iterator[tuple[list[int], list[list[bytes]], np.ndarray, np.ndarray]]:
+  """Yields chunks of (numbers, bytes as read, images, sizes)."""
+  canvas = canvas_for([examples], resolution)
+  damage = Damage(max_skipped)
+  for numbers in _chunks(len(examples), batch_size, limit):
+    rows = []
+    for i in map(int, numbers):
+      try:
+        data = examples.storage.read(examples.requests(i))
+        encoded = examples.row(i, 0, data).images
+        where = examples.location(i)
+        rows.append((i, data, *load_frames(encoded, where, canvas, resolution)))
+      except UserError as error:
+        damage.skip(error)
+    if rows:
+      chosen, data, pixels, sizes = zip(*rows, strict=True)
+      yield list(chosen), list(data), np.stack(pixels), np.stack(sizes)
+
+
+def _chunks(
+  size: int, batch_size: int, limit: int | None
+) -> Iterator[np.ndarray]:
+  """Numbers below `size`, at most `limit` of them, evenly spread."""
+  count = size if limit is None else min(size, limit)
+  numbers = np.arange(count) * size // max(count, 1)
+  for first in range(0, count, batch_size):
+    yield numbers[first : first + batch_size]
