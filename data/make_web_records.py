@@ -302,7 +302,7 @@ def prepare_image(image: bytes, max_side: int, where: str) -> bytes:
 
 
 def encode(picture: Image.Image, max_side: int) -> bytes:
-  """A JPEG of the picture: upright, and made smaller if it is larger."""
+  """Writes the picture as a JPEG: upright, and made smaller if it is larger."""
   picture = images.to_rgb(ImageOps.exif_transpose(picture))
   picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
   file = io.BytesIO()
