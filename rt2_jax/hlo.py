@@ -3,6 +3,10 @@
 What the TPU compiler prints after optimisation: one computation per block, its
 instructions in the order in which they will run. Only what a cost model needs
 is read: shapes with their layout, operands and called computations.
+
+Newer compilers write an element of a tuple as `%x#0` where it is used; older
+ones spell out `%y = f32[8]{0} get-tuple-element(%x), index=0`. Both are read as
+the second, so that an operand is what it reads and never a whole tuple.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Mapping
 
 from rt2_jax.errors import UserError
 
@@ -25,6 +30,7 @@ _ARRAY = re.compile(
   r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\](?:\{([^}]*)\})?"
 )
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
+_OPERAND = re.compile(r"%([\w.\-]+(?:#(?:\d+|\{[\d,]+\}))*)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 COLLECTIVES = (
   "all-gather",
@@ -162,7 +168,8 @@ def parse(text: str) -> Module:
   text = re.sub(
     r"kernel_metadata=\{\n(.*?)\n\}", r"kernel_metadata={\1}", text, flags=re.S
   )
-  computations, current, entry = {}, None, None
+  computations: dict[str, dict[str, Instruction]] = {}
+  current, entry = None, None
   for line in text.splitlines():
     header = _COMPUTATION.match(line)
     if header and not line.startswith("HloModule"):
@@ -172,6 +179,8 @@ def parse(text: str) -> Module:
       current = None
     elif current is not None and (match := _INSTRUCTION.match(line)):
       instruction = _instruction(*match.groups())
+      for operand in instruction.operands:
+        current |= _elements(operand, current)
       current[instruction.name] = instruction
   if entry is None:
     raise UserError(
@@ -186,8 +195,43 @@ def _instruction(root: str | None, name: str, rest: str) -> Instruction:
   output, text = rest[:end], rest[end:].lstrip()
   opcode, _, _ = text.partition("(")
   arguments = text[: _closing(text, len(opcode)) + 1]
-  operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
+  operands = tuple(_OPERAND.findall(arguments))
   return Instruction(name, opcode, output, operands, text, bool(root))
+
+
+def _elements(
+  operand: str, known: Mapping[str, Instruction]
+) -> dict[str, Instruction]:
+  """Spells out the element that an operand `x#1` names.
+
+  An element of an element is `x#1#0` or `x#{1,0}`.
+  """
+  name, *path = re.split(r"[#,{}]+", operand.rstrip("}"))
+  found = {}
+  tuple_type = known[name].output if path else ""
+  for i, index in enumerate(path, 1):
+    output = _tuple_types(tuple_type)[int(index)]
+    element = operand if i == len(path) else f"{name}#{index}"
+    text = f"get-tuple-element(%{name}), index={index}"
+    found[element] = Instruction(
+      element, "get-tuple-element", output, (name,), text, False
+    )
+    name, tuple_type = element, output
+  return found
+
+
+def _tuple_types(output: str) -> list[str]:
+  """ "(f32[8,2]{1,0}, (u32[], s32[]))" -> its types, nested ones whole."""
+  depth, types = 0, [""]
+  for character in output[1:-1]:
+    depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(
+      character, 0
+    )
+    if character == "," and not depth:
+      types.append("")
+    else:
+      types[-1] += character
+  return [kind.strip() for kind in types]
 
 
 def _closing(text: str, opening: int) -> int:

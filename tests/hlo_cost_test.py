@@ -3,6 +3,8 @@
 # Instructions stand on one line, as XLA prints them.
 # ruff: noqa: E501
 
+import re
+
 import numpy as np
 import pytest
 
@@ -40,7 +42,28 @@ def module(entry: str, *others: str) -> str:
 
 
 def predict(text: str, chips: Torus | None = None, estimates: bool = True):
-  return hlo_cost.predict(text, chips or torus(4, 4), estimates)
+  """Every program costs the same in the text of older and newer compilers."""
+  chips = chips or torus(4, 4)
+  cost = hlo_cost.predict(text, chips, estimates)
+  assert hlo_cost.predict(newer(text), chips, estimates) == cost
+  return cost
+
+
+def newer(text: str) -> str:
+  """Writes `%x#0` for every element of a tuple that has a name of its own."""
+  # Names are unique in a computation only.
+  return "".join(map(_newer, re.split(r"(?<=\n\}\n)", text)))
+
+
+def _newer(computation: str) -> str:
+  element = re.compile(
+    r" *%([\w.\-]+) = [^\n]* get-tuple-element\((\S+)\), index=(\d+)\n"
+  )
+  while match := element.search(computation):
+    name, of, index = match.groups()
+    computation = computation.replace(match.group(), "")
+    computation = re.sub(rf"%{name}(?![\w.\-])", f"{of}#{index}", computation)
+  return computation
 
 
 # `cycles` cycles of computation that touch nothing.
@@ -75,6 +98,26 @@ def test_instructions_and_computations_are_read():
 def test_a_text_that_is_no_module_is_refused():
   with pytest.raises(ValueError, match="without an ENTRY computation, expect"):
     hlo.parse("nothing")
+
+
+def test_an_element_of_a_tuple_is_read_alike_in_both_texts():
+  older = module("""
+  %x = (f32[8,4]{1,0}, (bf16[6]{0}, /*index=1*/u32[]{:S(2)}), f32[3]{0}) parameter(0)
+  %y = (bf16[6]{0}, u32[]{:S(2)}) get-tuple-element(%x), index=1
+  %z = bf16[6]{0} get-tuple-element(%y), index=0
+  %w = f32[3]{0} get-tuple-element(%x), index=2
+  ROOT %sum = f32[6]{0} add(%z, %w), metadata={op_name="a#1"}
+""")
+  assert "(%x#1#0, %x#2)" in newer(older)
+  for text in (older, newer(older), newer(older).replace("#1#0", "#{1,0}")):
+    entry = hlo.parse(text).computations["main"]
+    read = [entry[name] for name in entry["sum"].operands]
+    assert {i.opcode for i in read} == {"get-tuple-element"}
+    assert [i.arrays[0].dims for i in read] == [(6,), (3,)]
+    assert [i.find(r"index=(\d+)") for i in read] == ["0", "2"]
+    assert entry[read[0].operands[0]].operands == ("x",)
+    total = hlo_counts.hbm_bytes(hlo.parse(text), "main", entry["sum"])
+    assert total == 6 * 2 + 3 * 4 + 6 * 4
 
 
 LOOP = """
