@@ -6,8 +6,9 @@
 
 Every policy meets the same episodes. OUTPUT gets `{policy}.json` for each, and
 `report.html`, `success.svg` and `summary.md` about all that are in the folder,
-also from earlier calls; a run is called after its folder. Suites are rows of
-rt2_jax/evaluators/suites.py.
+also from earlier calls; a run is called after its folder. A call that does not
+fit the results that are there already ends before the first episode; the same
+call again plays again. Suites are rows of rt2_jax/evaluators/suites.py.
 
 Baselines: `null` rests, `random` moves at random, `guess` is the scripted
 expert who takes anything for the thing that a suite is about (chance for who
@@ -16,11 +17,12 @@ moves well and knows all else), `oracle` the expert itself.
 
 import functools
 import json
+import os
 import pathlib
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import absl.logging
 from absl import app, flags
@@ -77,7 +79,7 @@ class Tried(NamedTuple):
 
   Attributes:
     what: in words.
-    act: None for the scripted expert.
+    load: gives the policy; None for the scripted expert.
     expert: which task the expert takes an episode for.
     config_hash: of a run's config; "" for a baseline.
     web: accuracy on each web source, where it was measured.
@@ -85,7 +87,7 @@ class Tried(NamedTuple):
   """
 
   what: str
-  act: rollout.Policy | None
+  load: Callable[[], rollout.Policy] | None
   expert: Callable = rollout.asked
   config_hash: str = ""
   web: dict[str, float] = {}  # noqa: RUF012
@@ -93,8 +95,8 @@ class Tried(NamedTuple):
 
 
 _BASELINES = {
-  "null": Tried("rests with an open hand", rollout.null),
-  "random": Tried("moves at random", rollout.random),
+  "null": Tried("rests with an open hand", lambda: rollout.null),
+  "random": Tried("moves at random", lambda: rollout.random),
   "guess": Tried(
     "the expert, who guesses the described thing", None, rollout.guessed
   ),
@@ -108,18 +110,31 @@ def main(argv):
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)
   runs = check_names()
+  folder = pathlib.Path(_OUTPUT.value)
   known = pictures.load(_PICTURES.value).only(_CONCEPTS.value)
   chosen = suites.only(suites.choose(_SUITES.value), _FAMILIES.value)
   episodes = trials.draw(chosen, known, _EPISODES.value, _SEED.value)
-  folder = pathlib.Path(_OUTPUT.value)
-  folder.mkdir(parents=True, exist_ok=True)
-  try:
-    for name, workdir in runs.items():
-      evaluate(name, load(workdir, episodes), episodes, folder)
-    for name in _POLICY.value:
-      evaluate(name, _BASELINES[name], episodes, folder)
-  except RuntimeError as error:  # nothing to draw with
-    sys.exit(str(error))
+  settings = {"image_size": _IMAGE_SIZE.value, "max_steps": _MAX_STEPS.value}
+  tried = {name: find(path, episodes) for name, path in runs.items()}
+  tried |= {name: _BASELINES[name] for name in _POLICY.value}
+  results = {
+    name: {
+      "policy": name,
+      "what": one.what,
+      "command": " ".join(["python", *sys.argv]),
+      "config_hash": one.config_hash,
+      "seed": _SEED.value,
+      "episodes_per_suite": _EPISODES.value,
+      "episodes_hash": trials.fingerprint(episodes, known, **settings),
+      **settings,
+    }
+    for name, one in tried.items()
+  }
+  open_folder(folder)
+  summary.check_fit(folder, results)
+  for name, one in tried.items():
+    numbers = play(name, one, episodes, TabletopConfig(**settings), folder)
+    write(results[name] | numbers, folder / f"{name}.json")
   print(f"table: {summary.write(folder)}")
   print(f"page: {report.write(folder)}")
 
@@ -152,8 +167,29 @@ def check_names() -> dict[str, str]:
   return dict(runs)
 
 
-def load(workdir: str, episodes: list[trials.Episode]) -> Tried:
-  """The policy of a run.
+def open_folder(folder: pathlib.Path) -> None:
+  """Makes the folder for results.
+
+  Raises:
+    UserError: it cannot be made, or nothing can be written there.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    writable = os.access(folder, os.W_OK)
+  except OSError as error:
+    raise UserError(
+      f"got --output={folder}, which cannot be made ({error.strerror}); "
+      "expected a folder that can be written; choose another --output"
+    ) from error
+  if not writable:
+    raise UserError(
+      f"got --output={folder}, where nothing can be written; choose another "
+      "--output"
+    )
+
+
+def find(workdir: str, episodes: list[trials.Episode]) -> Tried:
+  """Finds the policy of a run, without reading its parameters.
 
   Raises:
     UserError: no checkpoint there, one for another robot, or instructions
@@ -161,25 +197,31 @@ def load(workdir: str, episodes: list[trials.Episode]) -> Tried:
   """
   from rt2_jax.checkpoint import Checkpoints
   from rt2_jax.policy import Policy
+  from rt2_jax.prompt import Prompt
+  from rt2_jax.robot_policy import choose_tokenizer
+  from rt2_jax.tokenizer import Tokenizer
   from rt2_jax.train_config import config_hash
 
-  policy = Policy.from_checkpoint(workdir, _SOURCE.value, _STEP.value)
-  if policy.action_space.names != TABLETOP.names or policy.model.num_frames > 1:
+  checkpoints = Checkpoints.open_run(workdir)
+  # Training may save another one while this plays.
+  step = checkpoints.latest_step() if _STEP.value is None else _STEP.value
+  meta, model_file = checkpoints.restore_meta(step)
+  checkpoints.close()
+  actions = choose_tokenizer(meta["action_tokenizers"], _SOURCE.value)
+  names = actions.space.names if actions else ()
+  frames = meta["model"]["num_frames"]
+  if names != TABLETOP.names or frames > 1:
     raise UserError(
-      f"got {workdir}, which acts with {policy.action_space.names} on "
-      f"{policy.model.num_frames} image(s), expected {TABLETOP.names} on one; "
+      f"got {workdir}, which acts with {names or 'no robot'} on "
+      f"{frames} image(s), expected {TABLETOP.names} on one; "
       "pass the run of a model that was trained on the tabletop"
     )
-  instructions = [episode.options.instruction for episode in episodes]
-  policy.prompt.robot_prefixes(instructions)  # before the first episode
-  checkpoints = Checkpoints.open_run(workdir)
-  meta, _ = checkpoints.restore_meta(_STEP.value)
-  step = _STEP.value or checkpoints.latest_step()
-  checkpoints.close()
+  prompt = Prompt(Tokenizer(model_file), **meta["prompt"])
+  prompt.robot_prefixes([episode.options.instruction for episode in episodes])
   start = meta["config"].get("pretrained")
   return Tried(
-    f"{workdir}, step {step}",
-    policy.plan_and_act,
+    f"{pathlib.Path(workdir)}, step {step}",
+    lambda: Policy.from_checkpoint(workdir, _SOURCE.value, step).plan_and_act,
     config_hash=config_hash(meta["config"]),
     web=web_accuracy(workdir, step),
     web_before=web_accuracy(start) if isinstance(start, str) else {},
@@ -204,19 +246,17 @@ def web_accuracy(workdir: str, step: int | None = None) -> dict[str, float]:
   }
 
 
-def evaluate(
+def play(
   name: str,
   tried: Tried,
   episodes: list[trials.Episode],
+  config: TabletopConfig,
   folder: pathlib.Path,
-) -> None:
-  """Runs all episodes; writes films and numbers."""
+) -> dict[str, Any]:
+  """Runs all episodes, writes their films and returns their numbers."""
   start = time.monotonic()
-  config = TabletopConfig(
-    image_size=_IMAGE_SIZE.value, max_steps=_MAX_STEPS.value
-  )
   ended = rollout.run(
-    tried.act,
+    tried.load and tried.load(),
     episodes,
     functools.partial(simulation.make_tabletop, _PICTURES.value, config),
     _NUM_ENVS.value,
@@ -238,23 +278,19 @@ def evaluate(
   numbers = {suite: rollout.summarize(r) for suite, r in done.items()}
   for suite, cell in numbers.items():
     print_line(suite, cell)
-  settings = {"image_size": config.image_size, "max_steps": config.max_steps}
-  result = {
-    "policy": name,
-    "what": tried.what,
-    "command": " ".join(["python", *sys.argv]),
-    "config_hash": tried.config_hash,
-    "seed": _SEED.value,
-    "episodes_per_suite": _EPISODES.value,
-    "episodes_hash": trials.fingerprint(episodes, **settings),
-    **settings,
+  return {
     "seconds": round(time.monotonic() - start, 1),
     "web": tried.web,
     "web_before": tried.web_before,
     "suites": numbers,
   }
-  path = folder / f"{name}.json"
-  path.write_text(json.dumps(result) + "\n")
+
+
+def write(result: dict[str, Any], path: pathlib.Path) -> None:
+  """Replaces a file as a whole: a call that is killed leaves no half of one."""
+  part = path.with_suffix(".part")
+  part.write_text(json.dumps(result, allow_nan=False) + "\n")
+  os.replace(part, path)
   print(f"numbers: {path}")
 
 

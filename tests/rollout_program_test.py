@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import urllib.parse
 
 import jax
 import pytest
@@ -14,7 +15,9 @@ from PIL import Image
 
 from rt2_jax.actions import TABLETOP, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
-from rt2_jax.evaluators import report, summary
+from rt2_jax.envs.pictures import Pictures
+from rt2_jax.errors import UserError
+from rt2_jax.evaluators import report, suites, summary, trials
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params
 from rt2_jax.prompt import ROBOT_TEMPLATE
@@ -182,7 +185,7 @@ def test_the_page_holds_tables_and_pictures_and_needs_nothing_else(folder):
   assert (folder / "success.svg").read_text() in text
   assert len(page.loaded) == 12  # four suites, three policies, one film each
   assert all(s.startswith("data:image/jpeg;base64,") for s in page.loaded)
-  assert all((folder / link).is_file() for link in page.links)
+  assert all((folder / urllib.parse.unquote(x)).is_file() for x in page.links)
   assert "https://" not in text
   oracle = json.loads((folder / "oracle.json").read_text())
   asked = oracle["suites"]["seen"]["episodes"][0]["instruction"]
@@ -202,6 +205,69 @@ def test_results_of_other_episodes_are_not_compared(folder, tmp_path):
   (tmp_path / "null.json").unlink()
   with pytest.raises(ValueError, match="got film .*seen_0.gif.*run it again"):
     report.write(tmp_path)
+
+
+def contents(folder):
+  return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    ["--seed=1"],
+    ["--suites=seen"],
+    ["--max_steps=21", "--policy=random"],
+  ],
+  ids=" ".join,
+)
+def test_a_call_that_does_not_fit_plays_nothing(folder, change):
+  """Earlier results stay as they are; the message names what differs."""
+  before = contents(folder)
+  common = [SUITES, f"--output={folder}", "--episodes=2", "--image_size=48"]
+  done = start(*common, "--max_steps=20", "--policy=oracle", *change)
+  assert done.returncode == 1 and "Traceback" not in done.stderr
+  assert "episodes/s" not in done.stderr and "numbers:" not in done.stdout
+  assert "choose another --output" in done.stderr
+  if change != ["--suites=seen"]:
+    assert f"{change[0]} " in done.stderr or f"{change[0]})" in done.stderr
+  assert contents(folder) == before
+
+
+def test_results_of_another_policy_are_not_replaced(folder):
+  there = summary.read(folder)
+  fits = {name: dict(result) for name, result in there.items()}
+  summary.check_fit(folder, fits)
+  name = "random <b>"
+  for field, value in (
+    ("what", "runs/other/random <b>, step 7"),
+    ("what", there[name]["what"].replace("step 7", "step 8")),
+    ("config_hash", "0" * 16),
+  ):
+    with pytest.raises(UserError) as error:
+      summary.check_fit(folder, {name: there[name] | {field: value}})
+    assert value in str(error.value) and there[name][field] in str(error.value)
+  summary.check_fit(folder, {"new": there[name] | {"what": "another"}})
+
+
+@pytest.mark.parametrize("text", ['{"steps": 8}', "[1]", '{"episodes', "7"])
+def test_a_file_that_is_no_result_is_named(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  for read in (summary.read, lambda folder: summary.check_fit(folder, {})):
+    with pytest.raises(UserError, match="config.json', which is no result"):
+      read(tmp_path)
+
+
+def test_other_pictures_of_the_same_things_are_other_episodes():
+  pictures = Pictures.load(ROOT / "data/pictures.zip")
+  episodes = trials.draw(suites.choose(["seen"]), pictures, 2, 0)
+  drawn_again = Pictures(
+    pictures.concepts,
+    {style: 255 - atlas for style, atlas in pictures._atlases.items()},
+  )
+  first, second = (
+    trials.fingerprint(episodes, p) for p in (pictures, drawn_again)
+  )
+  assert first != second
 
 
 def test_nothing_to_report(tmp_path):

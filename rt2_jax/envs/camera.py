@@ -11,6 +11,7 @@ import numpy as np
 
 from rt2_jax.envs import scene, surfaces
 from rt2_jax.envs.scene import Thing, World
+from rt2_jax.errors import UserError
 
 _TOP = 4  # which of a cube texture's six faces lies on top
 BLOCK_COLOUR = (250, 247, 238)
@@ -25,13 +26,13 @@ class Camera:
     """Opens a drawing context.
 
     Raises:
-      RuntimeError: no library that draws without a screen, or TensorFlow in
+      UserError: no library that draws without a screen, or TensorFlow in
         the same process.
     """
     if "tensorflow" in sys.modules:
       # Both bring an LLVM of their own, and the second one's calls reach the
       # first: the process would die of a segmentation fault.
-      raise RuntimeError(
+      raise UserError(
         "got a process that has loaded TensorFlow, expected one without: it "
         "and the drawing library crash each other; run the environment in a "
         "process of its own (multiprocessing, start method 'spawn')"
@@ -44,7 +45,7 @@ class Camera:
         world.model, mujoco.mjtFontScale.mjFONTSCALE_100
       )
     except Exception as error:
-      raise RuntimeError(
+      raise UserError(
         f"got no way to draw without a screen ({error}), expected the library "
         "EGL or OSMesa; run `apt-get install libegl1 libegl-mesa0 "
         "libgl1-mesa-dri` (or libosmesa6), and leave MUJOCO_GL unset"

@@ -93,8 +93,8 @@ class TabletopEnv(gymnasium.Env):
     """Builds the world and its camera.
 
     Raises:
-      UserError: an unknown name in `config`, or too few concepts.
-      RuntimeError: no library that draws without a screen.
+      UserError: an unknown name in `config`, too few concepts, or no library
+        that draws without a screen.
     """
     self.pictures = pictures
     self.config = config = config or TabletopConfig()

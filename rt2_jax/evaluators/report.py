@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import pathlib
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 
 from rt2_jax.envs.tabletop import SUCCESS
@@ -242,7 +243,7 @@ def _films(
         f"{_plan(episode)}"
       )
       figures.append(
-        f'<figure><a href="{html.escape(episode["film"])}">'
+        f'<figure><a href="{urllib.parse.quote(episode["film"])}">'
         f'<img alt="film strip" src="data:image/jpeg;base64,{strip.decode()}">'
         f"</a><figcaption>{caption}</figcaption></figure>"
       )

@@ -152,8 +152,8 @@ def run(
     expert: which task the scripted expert takes an episode for.
 
   Raises:
-    UserError: the policy gives actions of another shape.
-    RuntimeError: the environments cannot be made.
+    UserError: the policy gives actions of another shape, or the
+      environments cannot be made.
   """
   waiting = collections.deque(episodes)
   running: dict[int, Rollout] = {}

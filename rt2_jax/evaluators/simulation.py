@@ -22,6 +22,7 @@ import numpy as np
 from rt2_jax.envs import oracle, pictures
 from rt2_jax.envs.instructions import Task
 from rt2_jax.envs.tabletop import TabletopConfig, TabletopEnv
+from rt2_jax.errors import UserError
 from rt2_jax.evaluators.trials import Episode
 
 _END_S = 5.0
@@ -171,12 +172,11 @@ class _Process:
     """Waits for the environments.
 
     Raises:
-      UserError: and others, as the environment raised them.
-      RuntimeError: the process died.
+      UserError: the process died. Others, as the environment raised them.
     """
     error = self._receive(_START_S)
     if isinstance(error, Broken):
-      raise RuntimeError(
+      raise UserError(
         f"got no environment ({error.error}), expected a process that can "
         "make one; its own words are above"
       )
@@ -239,8 +239,8 @@ class Simulations:
       num_processes: default: one for each CPU.
 
     Raises:
-      RuntimeError: no library that draws without a screen.
-      UserError: bad pictures or a bad configuration.
+      UserError: no library that draws without a screen, bad pictures or a
+        bad configuration.
     """
     num = min(count, num_processes or os.cpu_count() or 1)
     held = [len(range(i, count, num)) for i in range(num)]

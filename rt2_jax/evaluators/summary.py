@@ -116,9 +116,10 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
   """A folder's results by policy, the baselines last.
 
   Raises:
-    UserError: there are none, or they are about other episodes.
+    UserError: there are none, one that cannot be read, or they are about
+      other episodes.
   """
-  found = {path: json.loads(path.read_text()) for path in folder.glob("*.json")}
+  found = _read_files(folder)
   if not found:
     raise UserError(
       f"got no results in {str(folder)!r}, expected a file for each policy; "
@@ -140,6 +141,67 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     key=lambda p: (BASELINES.index(p) if p in BASELINES else -1, p),
   )
   return {policy: results[policy] for policy in order}
+
+
+def check_fit(folder: pathlib.Path, new: Mapping[str, dict]) -> None:
+  """Checks new results against those that a folder holds already.
+
+  Args:
+    folder: with results, or none.
+    new: by policy, what is known before the first episode.
+
+  Raises:
+    UserError: results of other episodes are there, those of another policy of
+      the same name, or a file that is no result.
+  """
+  for path, there in _read_files(folder).items():
+    for result in new.values():
+      if there["episodes_hash"] != result["episodes_hash"]:
+        raise UserError(
+          f"got {_episodes(result)}, expected those of {str(path)!r}: "
+          f"{_episodes(there)}; choose another --output, or the flags of "
+          f"{there['command']!r}"
+        )
+    result = new.get(path.stem, there)
+    if (result["what"], result["config_hash"]) != (
+      there["what"],
+      there["config_hash"],
+    ):
+      raise UserError(
+        f"got {result['what']!r} (config {result['config_hash']}), expected "
+        f"{there['what']!r} (config {there['config_hash']}), whose results "
+        f"{str(path)!r} holds; choose another --output"
+      )
+
+
+def _episodes(result: Mapping[str, Any]) -> str:
+  return (
+    f"episodes {result['episodes_hash']} (--seed={result['seed']} "
+    f"--episodes={result['episodes_per_suite']} "
+    f"--image_size={result['image_size']} --max_steps={result['max_steps']})"
+  )
+
+
+def _read_files(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
+  """Reads every result of a folder.
+
+  Raises:
+    UserError: a file that is none.
+  """
+  found = {}
+  for path in sorted(folder.glob("*.json")):
+    try:
+      result = json.loads(path.read_text())
+      is_result = "episodes_hash" in result and "suites" in result
+    except (ValueError, TypeError):
+      is_result = False
+    if not is_result:
+      raise UserError(
+        f"got {str(path)!r}, which is no result of launch/rollout.py; expected "
+        "a folder of results alone; remove the file, or choose another --output"
+      )
+    found[path] = result
+  return found
 
 
 def pool(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -168,13 +168,30 @@ def _pick(
   return concepts[int(rng.integers(len(concepts)))]
 
 
-def fingerprint(episodes: Sequence[Episode], **settings: int) -> str:
-  """Sixteen hex digits: results can be compared where these agree.
+def fingerprint(
+  episodes: Sequence[Episode], pictures: Pictures, **settings: int
+) -> str:
+  """Hashes all that policies meet: results can be compared where these agree.
 
   Args:
     episodes: as drawn.
+    pictures: of the things that lie there.
     **settings: of the environment, such as the size of its images.
+
+  Returns:
+    Sixteen hex digits.
   """
   rows = [dataclasses.asdict(episode) for episode in episodes]
   text = json.dumps([settings, rows], sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  digest = hashlib.sha256(text.encode())
+  for name, style in sorted({s for e in episodes for s in _shown(e.options)}):
+    digest.update(pictures.picture(name, style).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def _shown(options: EpisodeOptions) -> Iterator[tuple[str, str]]:
+  """(concept, art style) of everything that lies there."""
+  task = options.task
+  for name in (task.target, task.reference, *options.distractors):
+    if name:
+      yield name, options.style

@@ -273,7 +273,7 @@ OPEN_CAMERA = f"""
 from rt2_jax.envs.tabletop import Pictures, TabletopEnv
 try:
   TabletopEnv(Pictures.load({str(PICTURES)!r}))
-except RuntimeError as error:
+except ValueError as error:
   print(error)
 """
 

@@ -211,7 +211,7 @@ def test_an_action_that_is_no_number_breaks_its_episode_off():
     rollout.run(policy, episodes, maker(max_steps=4), 2, 1),
     key=lambda r: r.episode.number,
   )
-  assert "ValueError: got action [nan" in broken.error
+  assert "Error: got action [nan" in broken.error
   assert fine.outcome == tabletop.NOTHING
 
 
@@ -230,5 +230,5 @@ def test_environments_that_cannot_be_made():
   make = functools.partial(simulation.make_tabletop, str(PICTURES), config)
   with pytest.raises(ValueError, match="got 'oil' for art style, expected"):
     list(rollout.run(None, draw(1, "seen"), make, 1, 1))
-  with pytest.raises(RuntimeError, match=r"got no environment \(its process"):
+  with pytest.raises(ValueError, match=r"got no environment \(its process"):
     list(rollout.run(None, draw(1, "seen"), faulty_envs.die, 1, 1))
