@@ -129,7 +129,7 @@ def evaluate_answers(policy, name, source, reading):
 
 
 def write(metrics: dict[str, Any], path: pathlib.Path):
-  path.write_text(json.dumps(metrics, indent=2) + "\n")
+  path.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
   print(f"numbers: {path}")
 
 

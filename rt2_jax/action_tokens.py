@@ -59,6 +59,10 @@ class RareTokens:
   def answer_length(self, sizes: Sequence[int]) -> int:
     return len(sizes)
 
+  def token_counts(self, numbers: np.ndarray) -> np.ndarray:
+    """int32[D]: how many tokens each number takes."""
+    return np.ones(len(numbers), np.int32)
+
   def to_ids(self, numbers: np.ndarray, firsts: np.ndarray) -> np.ndarray:
     """int32[..., D] bins -> int32[..., D] ids."""
     return np.asarray(self.ids, np.int32)[numbers - firsts]
@@ -112,6 +116,13 @@ class IntegerTokens:
 
   def answer_length(self, sizes: Sequence[int]) -> int:
     return 4 * len(sizes)  # three digits or a sign and two, and a separator
+
+  def token_counts(self, numbers: np.ndarray) -> np.ndarray:
+    """int32[D]: how many tokens each number takes, with the one that ends it.
+
+    That is the space behind it, or `eos`.
+    """
+    return np.asarray([len(str(int(n))) + 1 for n in numbers], np.int32)
 
   def to_ids(self, numbers: np.ndarray, firsts: np.ndarray) -> np.ndarray:
     """int32[D] numbers -> int32[L] ids, `eos` not included."""

@@ -328,6 +328,13 @@ class ActionTokenizer:
     """float[D] -> int32[L] ids (`RareTokens` also take float[..., D])."""
     return self.route.to_ids(self.to_bins(action) + self._firsts, self._firsts)
 
+  def token_counts(self, action: np.ndarray) -> np.ndarray:
+    """float[D] -> int32[D], how many tokens each dimension takes.
+
+    They add up to the ids of `encode`, with `eos` where it ends a number.
+    """
+    return self.route.token_counts(self.to_bins(action) + self._firsts)
+
   def decode(self, ids: np.ndarray) -> np.ndarray:
     """int32[..., L] ids -> float32[..., D] physical units."""
     numbers = self.route.to_numbers(ids, self._firsts)

@@ -3,7 +3,8 @@
 On a robot's question only tokens that the action grammar allows compete, and
 their logits alone are computed: a malformed action cannot be decoded (paper,
 section 3.2, "Output constraint"). Plans and other questions have the whole
-vocabulary.
+vocabulary. The argmax of NaN is token 0, so each call also says whether the
+logits that it chose by were finite.
 
 Shapes: B examples, F frames, R x R encoder pixels, P prefix columns, L tokens
 of an action, K candidate tokens, Q grammar states, E tokens that end a plan,
@@ -29,8 +30,8 @@ def decode_actions(
   prefix: jax.Array,
   mask_input: jax.Array,
   grammar: Grammar,
-) -> jax.Array:
-  """The most likely action tokens, greedily.
+) -> tuple[jax.Array, jax.Array]:
+  """Decodes the most likely action tokens, greedily.
 
   Args:
     model: whose `prefill`, `extend` and `logits_of` are used.
@@ -41,7 +42,8 @@ def decode_actions(
     grammar: which token may follow which.
 
   Returns:
-    int32[B, L], for `ActionTokenizer.decode`.
+    int32[B, L], for `ActionTokenizer.decode`; and bool[B], whether all logits
+    were finite.
   """
   hidden, state = model.apply(
     {"params": params},
@@ -63,7 +65,7 @@ def decode_plans_and_actions(
   grammar: Grammar,
   plan_end: Sequence[int],
   plan_length: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Chain of thought: free text until it ends itself, then an action, greedily.
 
   Args:
@@ -79,7 +81,7 @@ def decode_plans_and_actions(
 
   Returns:
     Plans int32[B, N], each with its end and padded on the right, where
-    N = plan_length + E; and actions int32[B, L], as `decode_actions`.
+    N = plan_length + E; actions int32[B, L] and bool[B], as `decode_actions`.
   """
   hidden, state = model.apply(
     {"params": params},
@@ -89,10 +91,11 @@ def decode_plans_and_actions(
     answer_len=plan_length + len(plan_end) + grammar.length - 1,
     method="prefill",
   )
-  plans, hidden, state = _plan(
+  plans, planned, hidden, state = _plan(
     model, params, hidden, state, jnp.asarray(plan_end), plan_length
   )
-  return plans, _act(model, params, hidden, state, grammar)
+  actions, acted = _act(model, params, hidden, state, grammar)
+  return plans, actions, planned & acted
 
 
 def _plan(
@@ -102,7 +105,7 @@ def _plan(
   state: DecodeState,
   end: jax.Array,
   length: int,
-) -> tuple[jax.Array, jax.Array, DecodeState]:
+) -> tuple[jax.Array, jax.Array, jax.Array, DecodeState]:
   """Writes plans until all have ended; those that have wait for the others.
 
   Args:
@@ -114,8 +117,8 @@ def _plan(
     length: most tokens before the end.
 
   Returns:
-    Plans int32[B, N]; and what predicts the first token after each, as
-    `hidden` and `state`.
+    Plans int32[B, N]; bool[B], whether all logits were finite; and what
+    predicts the first token after each, as `hidden` and `state`.
   """
   variables = {"params": params}
   sizes = range(1, len(end) + 1)
@@ -130,10 +133,11 @@ def _plan(
     return ~jnp.all(recent == end)
 
   def step(carry):
-    i, plans, recent, most, hidden, state = carry
+    i, plans, recent, most, finite, hidden, state = carry
     n = written(recent)
     ended = n == len(end)
     logits = model.apply(variables, hidden, method="logits")
+    finite &= _all_finite(logits)
     best = jnp.argmax(logits, -1)
     # Where the web has taught plans they end an answer; here an action follows.
     most = jnp.where(best == EOS, jnp.minimum(most, i), most)
@@ -146,15 +150,22 @@ def _plan(
     recent = jnp.where(ended[:, None], recent, shifted)
     hidden = jnp.where(ended[:, None], hidden, following[:, 0])
     state = _unless(ended, state, longer)
-    return i + 1, plans.at[:, i].set(token), recent, most, hidden, state
+    plans = plans.at[:, i].set(token)
+    return i + 1, plans, recent, most, finite, hidden, state
 
   batch = len(hidden)
   plans = jnp.full((batch, length + len(end)), PAD, jnp.int32)
   recent = jnp.full((batch, len(end)), -1, jnp.int32)
   most = jnp.full(batch, length, jnp.int32)
-  start = (jnp.int32(0), plans, recent, most, hidden, state)
-  _, plans, *_, hidden, state = jax.lax.while_loop(is_open, step, start)
-  return plans, hidden, state
+  finite = jnp.ones(batch, bool)
+  start = (jnp.int32(0), plans, recent, most, finite, hidden, state)
+  _, plans, *_, finite, hidden, state = jax.lax.while_loop(is_open, step, start)
+  return plans, finite, hidden, state
+
+
+def _all_finite(logits: jax.Array) -> jax.Array:
+  """float32[B, …] before any mask -> bool[B]."""
+  return jnp.isfinite(logits).reshape(len(logits), -1).all(-1)
 
 
 def _unless(
@@ -176,8 +187,11 @@ def _act(
   hidden: jax.Array,
   state: DecodeState,
   grammar: Grammar,
-) -> jax.Array:
-  """The action int32[B, L] whose first token `hidden` dtype[B, D] predicts."""
+) -> tuple[jax.Array, jax.Array]:
+  """The action int32[B, L] whose first token `hidden` dtype[B, D] predicts.
+
+  The second result is bool[B], whether all logits were finite.
+  """
   variables = {"params": params}
   ids = jnp.asarray(grammar.ids)
   allowed = jnp.asarray(grammar.allowed)
@@ -187,20 +201,22 @@ def _act(
     """Hidden state dtype[B, D] and grammar state int32[B] to a token each."""
     logits = model.apply(variables, hidden, ids, method="logits_of")
     best = jnp.argmax(jnp.where(allowed[place], logits, -jnp.inf), -1)
-    return ids[best], next_state[place, best]
+    return ids[best], next_state[place, best], _all_finite(logits)
 
   def step(carry, _):
-    token, place, state = carry
+    token, place, finite, state = carry
     hidden, state = model.apply(
       variables, token[:, None], state, method="extend"
     )
-    token, place = choose(hidden[:, 0], place)
-    return (token, place, state), token
+    token, place, is_finite = choose(hidden[:, 0], place)
+    return (token, place, finite & is_finite, state), token
 
   start = jnp.zeros(len(hidden), jnp.int32)
-  token, place = choose(hidden, start)
-  _, rest = jax.lax.scan(step, (token, place, state), length=grammar.length - 1)
-  return jnp.concatenate([token[:, None], rest.T], axis=1)
+  token, place, finite = choose(hidden, start)
+  (_, _, finite, _), rest = jax.lax.scan(
+    step, (token, place, finite, state), length=grammar.length - 1
+  )
+  return jnp.concatenate([token[:, None], rest.T], axis=1), finite
 
 
 def decode_text(
@@ -211,8 +227,8 @@ def decode_text(
   mask_input: jax.Array,
   length: int,
   eos: int,
-) -> jax.Array:
-  """The most likely free text, greedily, over the whole vocabulary.
+) -> tuple[jax.Array, jax.Array]:
+  """Decodes the most likely free text, greedily, over the whole vocabulary.
 
   Stops when every example has ended.
 
@@ -226,24 +242,25 @@ def decode_text(
     eos: the token that ends a text; it also fills what follows.
 
   Returns:
-    int32[B, L].
+    int32[B, L]; and bool[B], whether all logits were finite.
   """
   variables = {"params": params}
 
   def choose(hidden, ended):
     logits = model.apply(variables, hidden, method="logits")
-    return jnp.where(ended, eos, jnp.argmax(logits, -1).astype(jnp.int32))
+    token = jnp.where(ended, eos, jnp.argmax(logits, -1).astype(jnp.int32))
+    return token, _all_finite(logits)
 
   def is_open(carry):
-    i, text, _ = carry
+    i, text, *_ = carry
     return (i < length) & ~jnp.all(text[:, i - 1] == eos)
 
   def step(carry):
-    i, text, state = carry
+    i, text, finite, state = carry
     last = jax.lax.dynamic_slice_in_dim(text, i - 1, 1, axis=1)
     hidden, state = model.apply(variables, last, state, method="extend")
-    token = choose(hidden[:, 0], last[:, 0] == eos)
-    return i + 1, text.at[:, i].set(token), state
+    token, is_finite = choose(hidden[:, 0], last[:, 0] == eos)
+    return i + 1, text.at[:, i].set(token), finite & is_finite, state
 
   hidden, state = model.apply(
     variables,
@@ -254,5 +271,7 @@ def decode_text(
     method="prefill",
   )
   text = jnp.full((prefix.shape[0], length), eos, jnp.int32)
-  text = text.at[:, 0].set(choose(hidden, False))
-  return jax.lax.while_loop(is_open, step, (jnp.int32(1), text, state))[1]
+  token, finite = choose(hidden, False)
+  start = (jnp.int32(1), text.at[:, 0].set(token), finite, state)
+  _, text, finite, _ = jax.lax.while_loop(is_open, step, start)
+  return text, finite

@@ -174,7 +174,7 @@ def as_frames(image: np.ndarray, batch: int, frames: int) -> np.ndarray:
     uint8[B, F, H, W, 3].
 
   Raises:
-    UserError: images of another shape or type.
+    UserError: images of another shape or type, or without pixels.
   """
   if frames == 1 and image.ndim == 4:
     image = image[:, None]
@@ -185,6 +185,7 @@ def as_frames(image: np.ndarray, batch: int, frames: int) -> np.ndarray:
       f"got images {image.dtype}{list(image.shape)} for {batch} instructions, "
       f"expected uint8{wanted} for each of them"
     )
+  check_sides(*image.shape[2:4])
   return image
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rt2_jax import augment, sharding, trees
-from rt2_jax.actions import ActionSpace, ActionTokenizer
+from rt2_jax.actions import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints, abstract
 from rt2_jax.compiler_options import ACTING, options_for
 from rt2_jax.decode import (
@@ -22,12 +22,16 @@ from rt2_jax.decode import (
   decode_plans_and_actions,
   decode_text,
 )
-from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.images import as_frames, as_sizes
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, abstract_params
 from rt2_jax.prompt import Prompt
-from rt2_jax.robot_policy import RobotPolicy
+from rt2_jax.robot_policy import (
+  RobotPolicy,
+  check_finite,
+  choose_tokenizer,
+  is_empty,
+)
 from rt2_jax.tokenizer import EOS, Tokenizer
 
 
@@ -96,7 +100,7 @@ class Policy(RobotPolicy):
     """
     checkpoints = Checkpoints.open_run(folder)
     meta, model_file = checkpoints.restore_meta(step)
-    tokenizer = _choose(meta["action_tokenizers"], source)
+    tokenizer = choose_tokenizer(meta["action_tokenizers"], source)
     model = VLMConfig.from_dict(meta["model"])
     mesh = mesh or one_device()
     shapes = held_params(model)
@@ -106,12 +110,6 @@ class Policy(RobotPolicy):
     checkpoints.close()
     prompt = Prompt(Tokenizer(model_file), **meta["prompt"])
     return cls(model, params, prompt, tokenizer, mesh)
-
-  @property
-  def action_space(self) -> ActionSpace:
-    """What the numbers of an action mean."""
-    self._check_can_act()
-    return super().action_space
 
   def answer(
     self,
@@ -130,8 +128,10 @@ class Policy(RobotPolicy):
     Returns:
       B answers, each at most as long as the prompt's suffix.
     """
+    if is_empty(image, questions):
+      return ()
     prompts = self.prompt.prefixes(questions)
-    ids = self._run(self._answer, image, image_size, *prompts)
+    (ids,) = self._run(self._answer, image, image_size, *prompts)
     return tuple(self.prompt.tokenizer.decode(row) for row in ids)
 
   def forced_ids(
@@ -152,7 +152,10 @@ class Policy(RobotPolicy):
     Returns:
       int32[B, S], over the whole vocabulary, as in training.
     """
-    return self._run(self._force, image, image_size, *prompts, suffix)
+    if is_empty(image, suffix):
+      return np.empty(np.shape(suffix), np.int32)
+    (ids,) = self._run(self._force, image, image_size, *prompts, suffix)
+    return ids
 
   def lower_decode(
     self,
@@ -174,23 +177,22 @@ class Policy(RobotPolicy):
         self.params, images, image_size, prefix, mask_input
       )
 
-  def _check_can_act(self):
-    if self.tokenizer is None:
-      raise UserError(
-        "got a model that was trained on no robot, which answers questions "
-        "and cannot act; train it with config.sources"
-      )
-
   def _plans_and_ids(self, image, instructions, image_size):
-    self._check_can_act()
     prompts = self.prompt.robot_prefixes(instructions)
     if self.prompt.plan_length:
       return self._run(self._plan, image, image_size, *prompts)
-    ids = self._run(self._decode, image, image_size, *prompts)
+    (ids,) = self._run(self._decode, image, image_size, *prompts)
     return ids[:, :0], ids
 
   def _run(self, call, image, image_size, *columns):
-    """One compiled call, its rows filled up to the parts of the mesh."""
+    """Runs a compiled call, its rows filled up to the parts of the mesh.
+
+    Returns:
+      Its results but the last, which says whether all logits were finite.
+
+    Raises:
+      UserError: they were not.
+    """
     rows = len(columns[0])
     images = as_frames(np.asarray(image), rows, self.model.num_frames)
     image_size = as_sizes(image_size, images)
@@ -202,7 +204,9 @@ class Policy(RobotPolicy):
     with sharding.scope(self.mesh):
       placed = sharding.same_rows_to_devices(filled, self.mesh)
       results = call(self.params, *placed)
-    return jax.tree.map(lambda x: np.asarray(x)[:rows], results)
+    *results, finite = jax.tree.map(lambda x: np.asarray(x)[:rows], results)
+    check_finite(finite)
+    return results
 
   def _image_to_ids(self, params, images, image_size, prefix, mask_input):
     prepared = self._prepared(images, image_size)
@@ -249,20 +253,10 @@ class Policy(RobotPolicy):
     logits = VLM(self.model).apply(
       {"params": params}, prepared, prefix, mask_input, suffix
     )
-    return jnp.argmax(logits, -1)
+    return jnp.argmax(logits, -1), jnp.isfinite(logits).all((1, 2))
 
   def _prepared(self, images, image_size):
     return augment.prepare(images, self.model.img.image_size, image_size)
-
-
-def _choose(tokenizers: dict, source: str | None) -> ActionTokenizer | None:
-  if source is None and not tokenizers:
-    return None
-  if source is None and len(tokenizers) == 1:
-    source = next(iter(tokenizers))
-  if source not in tokenizers:
-    raise unknown_name("the source to act as", str(source), tokenizers)
-  return ActionTokenizer.from_dict(tokenizers[source])
 
 
 def held_params(model: VLMConfig) -> dict:

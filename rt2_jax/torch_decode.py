@@ -27,12 +27,18 @@ class Context(NamedTuple):
     cache: keys and values; grows in place.
     real: int64[B, C], 1 where an example may look.
     position: int64[B, 1], of the last real token.
+    finite: bool[B], whether all logits of the tokens so far were finite.
   """
 
   hidden: torch.Tensor
   cache: transformers.Cache
   real: torch.Tensor
   position: torch.Tensor
+  finite: torch.Tensor
+
+  def check(self, logits: torch.Tensor) -> Context:
+    """The same with what logits float32[B, K], before any mask, are."""
+    return self._replace(finite=self.finite & logits.isfinite().all(-1))
 
 
 def vocab_size(model: Model) -> int:
@@ -53,13 +59,19 @@ def prefill(
   cache = transformers.DynamicCache(config=model.config)
   hidden = _read(model, cache, **inputs, pixel_values=pixels)
   position = inputs["position_ids"][:, -1:]
-  return Context(hidden, cache, inputs["attention_mask"], position)
+  finite = torch.ones_like(position[:, 0], dtype=torch.bool)
+  return Context(hidden, cache, inputs["attention_mask"], position, finite)
 
 
 def decode_actions(
   model: Model, context: Context, grammar: Grammar
-) -> np.ndarray:
-  """The most likely of all valid actions, greedily: int32[B, L]."""
+) -> tuple[np.ndarray, np.ndarray]:
+  """Decodes the most likely of all valid actions, greedily.
+
+  Returns:
+    int32[B, L]; and bool[B], whether all logits were finite, those of the
+    context's plans among them.
+  """
   device = context.hidden.device
   ids = torch.as_tensor(grammar.ids, device=device).long()
   allowed = torch.as_tensor(grammar.allowed, device=device)
@@ -72,10 +84,11 @@ def decode_actions(
     if tokens:
       context = _extend(model, context, tokens[-1], everyone)
     logits = _logits(model, context.hidden, rows)
+    context = context.check(logits)
     best = logits.masked_fill(~allowed[place], -torch.inf).argmax(-1)
     place = next_state[place, best]
     tokens.append(ids[best])
-  return _stacked(tokens)
+  return _stacked(tokens), context.finite.cpu().numpy()
 
 
 def decode_plans(
@@ -102,7 +115,9 @@ def decode_plans(
   while not (recent == end).all():
     written = _written(recent, end)
     is_open = written < len(end)
-    best = _logits(model, context.hidden, rows).argmax(-1)
+    logits = _logits(model, context.hidden, rows)
+    context = context.check(logits)
+    best = logits.argmax(-1)
     i = len(tokens)
     most = torch.where(best == EOS, most.clamp(max=i), most)
     # Of no meaning where the end is written, and replaced below.
@@ -140,7 +155,7 @@ def _extend(
     position_ids=position,
   )
   hidden = torch.where(takes[:, None], hidden, context.hidden)
-  return Context(hidden, context.cache, real, position)
+  return context._replace(hidden=hidden, real=real, position=position)
 
 
 def _read(model: Model, cache: transformers.Cache, **inputs) -> torch.Tensor:

@@ -20,10 +20,14 @@ import transformers
 
 from rt2_jax import torch_decode
 from rt2_jax.actions import ActionTokenizer
-from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.errors import UserError
 from rt2_jax.images import as_frames, as_sizes, resize
 from rt2_jax.prompt import Prompt
-from rt2_jax.robot_policy import RobotPolicy
+from rt2_jax.robot_policy import (
+  RobotPolicy,
+  check_finite,
+  choose_tokenizer,
+)
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.torch_decode import vocab_size
 
@@ -88,7 +92,7 @@ class TorchPolicy(RobotPolicy):
     """
     file = _find_robot_file(folder)
     robot = json.loads(file.read_text())
-    tokenizer = _choose(robot["action_tokenizers"], source)
+    tokenizer = choose_tokenizer(robot["action_tokenizers"], source)
     text = Tokenizer.from_file(file.parent / "tokenizer.model")
     prompt = Prompt(text, **robot["prompt"])
     return cls(model, prompt, tokenizer, robot["image"]["frames"])
@@ -197,8 +201,11 @@ class TorchPolicy(RobotPolicy):
       plans, context = torch_decode.decode_plans(
         self.model, context, self.prompt.plan_end, self.prompt.plan_length
       )
-    grammar = self.tokenizer.grammar
-    return plans, torch_decode.decode_actions(self.model, context, grammar)
+    ids, finite = torch_decode.decode_actions(
+      self.model, context, self.tokenizer.grammar
+    )
+    check_finite(finite)
+    return plans, ids
 
   def _tensor(self, array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
@@ -216,11 +223,3 @@ def _find_robot_file(folder: str | pathlib.Path) -> pathlib.Path:
       "`launch/convert.py to_hf` wrote"
     )
   return file
-
-
-def _choose(tokenizers: dict, source: str | None) -> ActionTokenizer:
-  if source is None and len(tokenizers) == 1:
-    source = next(iter(tokenizers))
-  if source not in tokenizers:
-    raise unknown_name("the source to act as", str(source), tokenizers)
-  return ActionTokenizer.from_dict(tokenizers[source])

@@ -42,7 +42,9 @@ def setup(request):
 def decode(setup, tokenizer):
   model, *rest = setup
   call = functools.partial(decode_actions, model, grammar=tokenizer.grammar)
-  return np.asarray(jax.jit(call)(*rest))
+  ids, finite = jax.jit(call)(*rest)
+  assert finite.shape == ids.shape[:1] and finite.all()
+  return np.asarray(ids)
 
 
 def test_each_token_is_the_best_valid_one_of_the_full_forward(setup):
@@ -91,12 +93,20 @@ def _decode_plans(model, params, images, prefix, mask_input, end):
 
 
 def decode_plans(setup, end):
-  return map(np.asarray, _decode_plans(*setup, jnp.asarray(end)))
+  plans, actions, finite = _decode_plans(*setup, jnp.asarray(end))
+  assert finite.all()
+  return np.asarray(plans), np.asarray(actions)
+
+
+def write(*inputs, **fields):
+  text, finite = decode_text(*inputs, **fields)
+  assert finite.all()
+  return np.asarray(text)
 
 
 def free_text(setup):
   model, params, *inputs = setup
-  return np.asarray(decode_text(model, params, *inputs, length=8, eos=-1))
+  return write(model, params, *inputs, length=8, eos=-1)
 
 
 def never_written(setup, count):
@@ -166,7 +176,7 @@ def test_where_a_plan_would_end_the_answer_an_action_follows(setup):
   (table,) = [path for path in flat if path[-1] == "input_embedding"]
   flat[table] = flat[table].at[EOS].set(2 * flat[table][first])
   likes_to_end = traverse_util.unflatten_dict(flat)
-  text = decode_text(model, likes_to_end, *inputs, length=1, eos=EOS)
+  text = write(model, likes_to_end, *inputs, length=1, eos=EOS)
   assert text[0] == EOS
   end = (7, 8, 9)
   plans, actions = decode_plans((model, likes_to_end, *inputs), end)
@@ -190,7 +200,7 @@ def test_a_plan_does_not_depend_on_its_neighbours(setup):
 def test_free_text_is_a_fixed_point_of_teacher_forcing(setup):
   model, params, *inputs = setup
   eos = 1
-  text = np.asarray(decode_text(model, params, *inputs, length=7, eos=eos))
+  text = write(model, params, *inputs, length=7, eos=eos)
   assert text.shape == (3, 7)
   logits = model.apply({"params": params}, *inputs, text)
   best = np.asarray(logits.argmax(-1))
@@ -201,9 +211,9 @@ def test_free_text_is_a_fixed_point_of_teacher_forcing(setup):
 def test_a_text_that_has_ended_stays_ended(setup):
   """The token that each example likes best is declared to end a text."""
   model, params, *inputs = setup
-  free = np.asarray(decode_text(model, params, *inputs, length=7, eos=-1))
+  free = write(model, params, *inputs, length=7, eos=-1)
   eos = int(free[0, 2])
-  text = np.asarray(decode_text(model, params, *inputs, length=7, eos=eos))
+  text = write(model, params, *inputs, length=7, eos=eos)
   for row, unended in zip(text, free, strict=True):
     end = np.flatnonzero(unended == eos)
     stop = end[0] if len(end) else 7

@@ -1,14 +1,17 @@
 """A policy is its checkpoint: nothing else is needed, nothing else is used."""
 
+import copy
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rt2_jax import augment, sharding, trees
 from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.errors import UserError
 from rt2_jax.evaluators import action_accuracy
 from rt2_jax.images import as_sizes
 from rt2_jax.models import variants
@@ -148,6 +151,64 @@ def test_other_images_are_refused(policy, images, change):
     policy(change(images), INSTRUCTIONS)
 
 
+@pytest.mark.parametrize("nothing", [[], np.zeros((0, 2, 48, 64, 3), np.uint8)])
+def test_a_batch_of_no_robots_gets_no_actions(policy, thinking, nothing):
+  for one in (policy, Policy.from_checkpoint(thinking, "table")):
+    assert one(nothing, []).shape == (0, 8)
+    assert one(nothing, []).dtype == np.float32
+    ids = one.token_ids(nothing, [])
+    assert ids.shape == (0, 8) and ids.dtype == np.int32
+    plans, actions = one.plan_and_act(nothing, [])
+    assert plans == () and actions.shape == (0, 8)
+    assert one.answer(nothing, []) == ()
+    prompts = np.zeros((0, 24), np.int32), np.zeros((0, 24), bool)
+    assert one.forced_ids(nothing, prompts, np.zeros((0, 9))).shape == (0, 9)
+
+
+@pytest.mark.parametrize(
+  "sides", [(0, 0), (0, 64), (48, 0), (7, 64), (8, 9000)]
+)
+def test_an_image_of_no_likely_size_is_refused(policy, sides):
+  images = np.zeros((1, 2, *sides, 3), np.uint8)
+  for ask in (policy, policy.answer):
+    with pytest.raises(UserError) as error:
+      ask(images, ["pick apple"])
+    assert f"{sides[0]} x {sides[1]} pixels" in str(error.value)
+
+
+def test_images_and_texts_that_do_not_make_a_batch(policy, images):
+  with pytest.raises(UserError, match="got 3 images and no text, expected 3"):
+    policy(images, [])
+  with pytest.raises(UserError, match="uint8.0, 2, 48, 64, 3. for 3 instruct"):
+    policy(images[:0], INSTRUCTIONS)
+  with pytest.raises(UserError, match="the text 'what is it.' for a batch"):
+    policy.answer(images, "what is it?")
+  mixed = [images[0], images[1][:, :40], images[2]]
+  with pytest.raises(UserError, match=r"\(2, 40, 64, 3\), \(2, 48, 64, 3\)"):
+    policy(mixed, INSTRUCTIONS)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_no_action(policy, images, bad):
+  """The argmax of NaN is bin 0: terminate, every motion at its minimum."""
+  flat = trees.flatten(policy.params)
+  name = "llm/final_norm/scale"
+  flat = flat | {name: jnp.asarray(flat[name]).at[3].set(bad)}
+  broken = copy.copy(policy)
+  broken.params = trees.unflatten(flat)
+  suffix = np.ones((3, 9), np.int32)
+  prompts = policy.prompt.robot_prefixes(INSTRUCTIONS)
+  for ask in (
+    lambda: broken(images, INSTRUCTIONS),
+    lambda: broken.token_ids(images, INSTRUCTIONS),
+    lambda: broken.plan_and_act(images, INSTRUCTIONS),
+    lambda: broken.answer(images, ["what is it?"] * 3),
+    lambda: broken.forced_ids(images, prompts, suffix),
+  ):
+    with pytest.raises(UserError, match="not finite .* for 3 of 3 examples"):
+      ask()
+
+
 def test_too_long_an_instruction_is_refused(policy, images):
   with pytest.raises(ValueError, match="got a prompt of .* at most 24"):
     policy(images[0], "pick the apple and " * 10)
@@ -177,6 +238,9 @@ def test_a_policy_that_thinks_first(thinking, images):
   again, same = spread.plan_and_act(images, INSTRUCTIONS)
   assert again == plans
   np.testing.assert_array_equal(same, actions)
+  policy.params = jax.tree.map(lambda x: x * jnp.nan, policy.params)
+  with pytest.raises(UserError, match="not finite"):
+    policy.plan_and_act(images, INSTRUCTIONS)
 
 
 def test_a_policy_that_acts_at_once_has_no_plan(policy, images):
@@ -191,7 +255,7 @@ def test_accuracy_of_a_policy_that_thinks_first(thinking, images):
   chunk = images, as_sizes(None, images), INSTRUCTIONS, actions
   result = action_accuracy.evaluate(policy, [chunk])
   assert result.near == 1.0 and result.forced is None
-  assert "decoded" in str(result)
+  assert "no token accuracy" in str(result) and "nan" not in str(result)
 
 
 def test_accuracy_of_a_policy_against_itself(policy, images):

@@ -48,7 +48,9 @@ class Pair:
       )
 
     images = augment.prepare(self.images, 32)
-    return map(np.asarray, run(self.params, images, *self.prompts))
+    plans, actions, finite = run(self.params, images, *self.prompts)
+    assert finite.all()
+    return np.asarray(plans), np.asarray(actions)
 
   @torch.inference_mode()
   def in_torch(self, end):
@@ -58,9 +60,10 @@ class Pair:
     plans, context = torch_decode.decode_plans(
       self.torch.model, context, end, LENGTH
     )
-    actions = torch_decode.decode_actions(
+    actions, finite = torch_decode.decode_actions(
       self.torch.model, context, self.grammar
     )
+    assert finite.all()
     return plans, actions
 
   def assert_equal(self, end):

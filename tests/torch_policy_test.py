@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from rt2_jax import augment, export
 from rt2_jax.actions import ActionTokenizer
+from rt2_jax.errors import UserError
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt
 from rt2_jax.torch_policy import TorchPolicy
@@ -113,6 +115,28 @@ def test_other_images_are_refused(tmp_path, tokenizer, images, change):
     ValueError, match=r"for 3 instructions, expected uint8\[2, H, W, 3\]"
   ):
     theirs(change(images[:3]), INSTRUCTIONS[:3])
+
+
+def test_a_batch_of_no_robots_gets_no_actions(tmp_path, tokenizer, images):
+  ours, theirs = both(tmp_path, tokenizer, "gemma1", "integers")
+  for policy in (ours, theirs):
+    action = policy(images[:0, 0], [])
+    assert action.shape == (0, 8) and action.dtype == np.float32
+    ids = policy.token_ids([], [])
+    assert ids.shape == (0, 32) and ids.dtype == np.int32
+    plans, actions = policy.plan_and_act(images[:0, 0], [])
+    assert plans == () and actions.shape == (0, 8)
+
+
+@pytest.mark.parametrize("plan_length", [0, 6])
+def test_logits_that_are_not_finite_are_no_action(
+  tmp_path, tokenizer, images, plan_length
+):
+  _, theirs = both(tmp_path, tokenizer, "gemma1", plan_length=plan_length)
+  with torch.no_grad():
+    theirs.model.model.language_model.norm.weight[3] = torch.nan
+  with pytest.raises(UserError, match="not finite .* for 2 of 2 examples"):
+    theirs(images[:2, 0], INSTRUCTIONS[:2])
 
 
 def test_folders_and_sources_are_named(tmp_path, tokenizer):

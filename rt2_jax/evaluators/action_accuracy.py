@@ -14,8 +14,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from rt2_jax.action_tokens import NUM_BINS, RareTokens
+from rt2_jax.action_tokens import NUM_BINS
 from rt2_jax.actions import ActionTokenizer
+from rt2_jax.errors import UserError
 from rt2_jax.policy import Policy
 
 NEAR = 2  # bins: "close to the recorded action"
@@ -29,8 +30,9 @@ class ActionAccuracy:
     tokenizer: what bins and dimensions mean.
     recorded: float32[N, D] physical units.
     decoded: float32[N, D] physical units.
-    forced: bool[N, D], the teacher-forced token is right; None where an
-      action is not written as one token per dimension, or follows a plan.
+    forced: bool[N, D], the teacher-forced tokens of a number are right, those
+      of a written one with the space or eos that ends it; None where an action
+      follows a plan, which the recorded steps do not hold.
   """
 
   tokenizer: ActionTokenizer
@@ -75,21 +77,27 @@ class ActionAccuracy:
 
   def __str__(self) -> str:
     metrics = self.metrics()
-    rows = [
-      f"{'dimension':<12}{'token accuracy':>16}{'decoded exactly':>17}"
-      f"{f'within {NEAR} bins':>15}{'L1':>13}  unit"
-    ]
+    columns = {
+      "forced_accuracy": f"{'token accuracy':>16}",
+      "decoded_accuracy": f"{'decoded exactly':>17}",
+      f"within_{NEAR}_bins": f"{f'within {NEAR} bins':>15}",
+    }
+    mean = "no token accuracy: the recorded steps hold no plans"
+    if self.forced is None:
+      del columns["forced_accuracy"]
+    else:
+      share = metrics["forced_accuracy/mean"]
+      mean = f"mean teacher-forced token accuracy {share:.3f}"
+    rows = [f"{'dimension':<12}{''.join(columns.values())}{'L1':>13}  unit"]
     for d in self.tokenizer.space.dimensions:
-      forced = metrics.get(f"forced_accuracy/{d.name}", float("nan"))
-      rows.append(
-        f"{d.name:<12}{forced:>16.3f}"
-        f"{metrics[f'decoded_accuracy/{d.name}']:>17.3f}"
-        f"{metrics[f'within_{NEAR}_bins/{d.name}']:>15.3f}"
-        f"{metrics[f'l1/{d.name}']:>13.5f}  {d.unit}"
+      shares = "".join(
+        f"{metrics[f'{name}/{d.name}']:>{len(title)}.3f}"
+        for name, title in columns.items()
       )
-    mean = metrics.get("forced_accuracy/mean", float("nan"))
+      l1 = metrics[f"l1/{d.name}"]
+      rows.append(f"{d.name:<12}{shares}{l1:>13.5f}  {d.unit}")
     rows.append(
-      f"mean teacher-forced token accuracy {mean:.3f}; decoded within {NEAR} "
+      f"{mean}; decoded within {NEAR} "
       f"bins in every dimension: {self.near:.3f} of {len(self.recorded)} steps"
     )
     return "\n".join(rows)
@@ -105,18 +113,23 @@ def evaluate(
     policy: what to evaluate.
     steps: chunks of (images uint8[b, F, H, W, 3], their sizes int32[b, 2], b
       instructions, actions float32[b, D]), from `in_order.read_steps`.
+
+  Raises:
+    UserError: there are none.
   """
   recorded, decoded, forced = [], [], []
-  forces = (
-    isinstance(policy.tokenizer.route, RareTokens)
-    and not policy.prompt.plan_length
-  )
+  forces = not policy.prompt.plan_length
   for images, sizes, instructions, actions in steps:
     recorded.append(actions)
     ids = policy.token_ids(images, instructions, sizes)
     decoded.append(policy.tokenizer.decode(ids))
     if forces:
       forced.append(_forced(policy, images, sizes, instructions, actions))
+  if not recorded:
+    raise UserError(
+      "got no recorded steps, expected at least one; choose another eval_split "
+      "or a larger limit"
+    )
   return ActionAccuracy(
     policy.tokenizer,
     np.concatenate(recorded),
@@ -126,7 +139,17 @@ def evaluate(
 
 
 def _forced(policy, images, sizes, instructions, actions) -> np.ndarray:
-  """bool[b, D]: which tokens are right, given the recorded ones before."""
+  """bool[b, D]: whose tokens are right, given the recorded ones before."""
   prompts = policy.prompt.robot_prefixes(instructions)
-  suffix = policy.tokenizer.encode(actions)
-  return policy.forced_ids(images, prompts, suffix, sizes) == suffix
+  ids = [policy.tokenizer.encode(action) for action in actions]
+  suffix = np.stack([policy.prompt.suffix(row)[0] for row in ids])
+  right = policy.forced_ids(images, prompts, suffix, sizes) == suffix
+  starts = [
+    np.cumsum([0, *policy.tokenizer.token_counts(action)]) for action in actions
+  ]
+  return np.stack(
+    [
+      np.logical_and.reduceat(row[: at[-1]], at[:-1])
+      for row, at in zip(right, starts, strict=True)
+    ]
+  )

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rt2_jax.errors import UserError
 from rt2_jax.policy import Policy
 
 _LOC = re.compile(r"<loc(\d{4})>")
@@ -48,6 +49,9 @@ def evaluate(
   Returns:
     accuracy/{task}, forced_accuracy/{task} and examples/{task}, and the first
     two over all tasks.
+
+  Raises:
+    UserError: there are none.
   """
   scores: dict[str, list[float]] = defaultdict(list)
   forced: dict[str, list[float]] = defaultdict(list)
@@ -58,6 +62,11 @@ def evaluate(
       task = example.task or "web"
       scores[task].append(score(answer, example.answers))
       forced[task].append(share)
+  if not scores:
+    raise UserError(
+      "got no questions, expected at least one; choose another eval_split or a "
+      "larger limit"
+    )
   metrics = {"accuracy": _mean_of_all(scores)}
   metrics["forced_accuracy"] = _mean_of_all(forced)
   for task in sorted(scores):

@@ -1,11 +1,15 @@
 """The table of figures, on actions made by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
 from rt2_jax.action_tokens import RareTokens
 from rt2_jax.actions import RT2, ActionTokenizer
-from rt2_jax.evaluators.action_accuracy import ActionAccuracy
+from rt2_jax.errors import UserError
+from rt2_jax.evaluators.action_accuracy import ActionAccuracy, evaluate
+from rt2_jax.prompt import ROBOT_TEMPLATE, Prompt
 
 TOKENIZER = ActionTokenizer(RT2, RareTokens(tuple(range(256))))
 BIN = 2 / 255  # metres, RT-1's bounds, centred
@@ -46,3 +50,60 @@ def test_the_table_shows_units(result):
   text = str(result)
   assert "dx" in text and " m" in text and " rad" in text
   assert "0.500 of 4 steps" in text
+
+
+class Knows:
+  """A policy that predicts what is recorded, but for one column."""
+
+  def __init__(self, tokenizer, route, wrong, plan_length=0):
+    self.tokenizer = ActionTokenizer(RT2, tokenizer.action_route(route))
+    length = self.tokenizer.answer_length + 1
+    self.prompt = Prompt(tokenizer, 40, length, ROBOT_TEMPLATE, plan_length)
+    self.wrong = wrong
+
+  def token_ids(self, images, instructions, sizes):
+    return self.tokenizer.encode(STILL)[None].repeat(len(instructions), 0)
+
+  def forced_ids(self, images, prompts, suffix, sizes):
+    predicted = suffix.copy()
+    predicted[0, self.wrong] += 1
+    return predicted
+
+
+STILL = TOKENIZER.to_action(np.array([1, *[100] * 7]))
+# "1 5 100 100 …": the places of its tokens.
+RECORDED = TOKENIZER.to_action(np.array([[1, 5, *[100] * 6]] * 2))
+
+
+@pytest.mark.parametrize(
+  ("route", "wrong", "missed"),
+  [
+    ("rare", 1, ["dx"]),
+    ("rare", 8, []),  # eos, which no robot decodes
+    ("integers", 0, ["terminate"]),
+    ("integers", 2, ["dx"]),
+    ("integers", 3, ["dx"]),  # the space that ends it: it would go on
+    ("integers", 4, ["dy"]),
+    ("integers", 27, ["gripper"]),  # eos, which ends it
+    ("integers", 28, []),  # padding
+  ],
+)
+def test_a_number_is_right_when_all_its_tokens_are(
+  tokenizer, route, wrong, missed
+):
+  images = np.zeros((2, 1, 8, 8, 3), np.uint8)
+  sizes = np.full((2, 2), 8)
+  steps = [(images, sizes, ["go"] * 2, RECORDED)]
+  result = evaluate(Knows(tokenizer, route, wrong), steps)
+  metrics = result.metrics()
+  for name in RT2.names:
+    expected = 0.5 if name in missed else 1.0
+    assert metrics[f"forced_accuracy/{name}"] == expected, name
+  assert metrics["forced_accuracy/mean"] == 1 - len(missed) / 16
+  json.dumps(metrics, allow_nan=False)
+  assert "nan" not in str(result) and "token accuracy" in str(result)
+
+
+def test_no_steps_have_no_accuracy(tokenizer):
+  with pytest.raises(UserError, match="no recorded steps, expected at least"):
+    evaluate(Knows(tokenizer, "rare", 0), [])
