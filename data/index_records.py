@@ -12,8 +12,9 @@ needs `--tokenizer`. Shards are indexed in parallel, every record is compared
 with its checksum, and an interrupted program goes on with what is missing. Give
 the job the same folder: `--config.loader.index_folder=DIR`.
 
-A damaged record is an error, unless the config's `loader.max_skipped`, or
-`--max_skipped`, allows some: they are left out, and listed by file and offset.
+Damaged records are an error, unless the config's `loader.max_skipped`, or
+`--max_skipped`, allows as many examples (steps of a robot) as they hold: they
+are left out, and listed by file and offset.
 """
 
 import sys
@@ -66,7 +67,7 @@ def index_all(
     tokenizer: counts the tokens of web data; robot data needs none.
     folder: gets one small file per shard.
     num_workers: processes; None: one per CPU.
-    max_skipped: damaged records of a source that may be left out.
+    max_skipped: examples of a source that may be lost to damaged records.
   """
   kept = (folder, num_workers, max_skipped)
   for name, config in sources.items():
@@ -82,7 +83,7 @@ def index_all(
       f"{index.nbytes:,} bytes of index, {seconds:.1f} s"
     )
     for damage in index.damaged:
-      print(f"  left out: {damage}")
+      print(f"  left out: {damage.problem}")
 
 
 def asked_for(args: flags.FlagValues) -> dict[str, Any]:
@@ -108,7 +109,8 @@ def asked_for(args: flags.FlagValues) -> dict[str, Any]:
     sources = config_sources(fields)
     folder = folder or fields["loader"]["index_folder"]
     tokenizer = tokenizer or fields["tokenizer_file"]
-    max_skipped = max_skipped or fields["loader"]["max_skipped"]
+    if max_skipped is None:  # 0 was asked for where it is given
+      max_skipped = fields["loader"]["max_skipped"]
   if not folder:
     raise UserError("got no folder for the indexes; pass --index_folder=DIR")
   if not tokenizer and args.dataset == WEB:
@@ -121,7 +123,7 @@ def asked_for(args: flags.FlagValues) -> dict[str, Any]:
     "tokenizer": Tokenizer.from_file(tokenizer) if tokenizer else None,
     "folder": folder,
     "num_workers": args.num_workers,
-    "max_skipped": max_skipped,
+    "max_skipped": max_skipped or 0,
   }
 
 
@@ -142,6 +144,6 @@ if __name__ == "__main__":
   flags.DEFINE_string("split", "train", "Without a config: its split")
   flags.DEFINE_string("index_folder", None, "Default: the config's own")
   flags.DEFINE_string("tokenizer", None, "For web data; default: the config's")
-  flags.DEFINE_integer("max_skipped", 0, "Default: the config's own", 0)
+  flags.DEFINE_integer("max_skipped", None, "Default: the config's own", 0)
   flags.DEFINE_integer("num_workers", None, "Default: one per CPU", 1)
   app.run(main)

@@ -366,8 +366,8 @@ def test_every_source_is_indexed_once(sources, tmp_path, capsys):
   folder = tmp_path / "index"
   index_records.index_all(sources, TOKENIZER, str(folder), num_workers=2)
   printed = capsys.readouterr().out
-  assert "bridge: 25 steps in 3 shards, 1,350 bytes of index" in printed
-  assert "vqa: 1 examples in 1 shards, 20 bytes of index" in printed
+  assert "bridge: 25 steps in 3 shards, 1,560 bytes of index" in printed
+  assert "vqa: 1 examples in 1 shards, 24 bytes of index" in printed
   before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
   assert len(before) == 4
   index_records.index_all(sources, TOKENIZER, str(folder))
@@ -380,9 +380,11 @@ def test_a_changed_byte_is_found_and_may_be_left_out(sources, tmp_path, capsys):
   data[len(data) // 2] ^= 1
   shard.write_bytes(data)
   folder = str(tmp_path / "index")
-  with pytest.raises(ValueError, match=r"00001-of-00003: .* checksum is wrong"):
-    index_records.index_all(sources, TOKENIZER, folder)
-  index_records.index_all(sources, TOKENIZER, folder, max_skipped=1)
+  with pytest.raises(
+    ValueError, match=r"got 5 ex.*= 4: .*00001-of-00003: .* checksum is wrong"
+  ):
+    index_records.index_all(sources, TOKENIZER, folder, max_skipped=4)
+  index_records.index_all(sources, TOKENIZER, folder, max_skipped=5)
   out = capsys.readouterr().out
   assert "bridge: 20 steps in 3 shards" in out
   assert f"  left out: {shard}: got a record at byte" in out

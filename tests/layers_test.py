@@ -48,8 +48,11 @@ INSIDE = {
     {"vlm"},
   ],
   "input_pipeline": [
-    {"storage", "mixture", "frames", "damage", "image_size"},
-    {"records", "index"},
+    {"storage", "mixture", "frames", "damage", "image_size"}
+    | {"unusable", "code_hash"},
+    {"records", "splits", "kept_index"},
+    {"episodes", "index"},
+    {"step_index"},
     {"rlds"},
     {"datasets", "web"},
     {"examples"},

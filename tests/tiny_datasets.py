@@ -113,6 +113,8 @@ def _example(features: Features) -> tf.train.Example:
 
 
 def _feature(values: Sequence) -> tf.train.Feature:
+  if not values:
+    return tf.train.Feature()
   if isinstance(values[0], bytes):
     return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
   if isinstance(values[0], float):

@@ -13,26 +13,28 @@ class Damage:
   """Examples that were left out, counted against what is tolerated.
 
   Attributes:
-    skipped: what was wrong with each, a line each.
+    skipped: what was wrong, a line each.
+    count: how many examples that are.
   """
 
   def __init__(self, max_skipped: int):
     self.skipped: list[str] = []
+    self.count = 0
     self._max_skipped = max_skipped
 
-  def skip(self, error: UserError):
-    """Counts and reports an example, or raises what is wrong with it."""
+  def skip(self, error: UserError, examples: int = 1):
+    """Counts and reports examples, or raises what is wrong with them."""
     if str(error) in self.skipped:
       return  # met again in a later epoch
-    if len(self.skipped) >= self._max_skipped:
+    if self.count + examples > self._max_skipped:
       raise error
+    before, self.count = self.count, self.count + examples
     self.skipped.append(str(error))
-    count = len(self.skipped)
-    if count & (count - 1):
+    if before.bit_length() == self.count.bit_length():
       return  # the 1st, 2nd, 4th, 8th … are news enough
     _LOG.warning(
       "skipped %d of at most %d examples, such as %s",
-      count,
+      self.count,
       self._max_skipped,
       error,
     )

@@ -18,8 +18,10 @@ import numpy as np
 
 from rt2_jax.actions import LANGUAGE_TABLE, RT2, TABLETOP, ActionSpace
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.input_pipeline import index, records, rlds
-from rt2_jax.input_pipeline.rlds import Canonical, Episode
+from rt2_jax.input_pipeline import index, kept_index, rlds, splits
+from rt2_jax.input_pipeline.code_hash import code_hash
+from rt2_jax.input_pipeline.episodes import Canonical, Episode, Filters
+from rt2_jax.input_pipeline.step_index import StepIndex
 from rt2_jax.input_pipeline.storage import Storage, open_storage
 from rt2_jax.tokenizer import place_words
 
@@ -29,10 +31,13 @@ _PLACES = 16  # of a coordinate in plans, as data/make_web_pictures.py points
 def fractal20220817_data(episode: Episode) -> Canonical:
   """RT-1's kitchen data (Google robot, 3 Hz); base motion is left out."""
   action = [
-    episode["action/terminate_episode"][:, :1],  # one-hot, 0 = terminate
-    episode["action/world_vector"],
-    episode["action/rotation_delta"],
-    absolute_gripper(episode["action/gripper_closedness_action"]),
+    # One-hot, 0 = terminate.
+    episode.numbers("action/terminate_episode", 3, (0, 1))[:, :1],
+    episode.numbers("action/world_vector", 3),
+    episode.numbers("action/rotation_delta", 3),
+    absolute_gripper(
+      episode.numbers("action/gripper_closedness_action", 1, (-1, 1))
+    ),
   ]
   return Canonical(
     episode.texts("observation/natural_language_instruction"),
@@ -46,11 +51,11 @@ def bridge_dataset(episode: Episode) -> Canonical:
   It has no terminate field; `is_last` marks the end, so that an episode that
   was cut short does not teach the robot to stop.
   """
-  action = episode["action"]
+  action = episode.numbers("action", 7)
   columns = [
-    episode["is_last"],
+    episode.numbers("is_last", 1, (0, 1)),
     action[:, :6],
-    binary_gripper(action[:, 6:]),
+    binary_gripper(episode.in_range("action", action[:, 6:], 0, 1)),
   ]
   return Canonical(
     episode.texts("language_instruction"),
@@ -65,22 +70,24 @@ def bridge_dataset_relabelled(episode: Episode) -> Canonical:
   and OpenVLA train on Bridge. The last step has no next one and is dropped.
   """
   commanded = bridge_dataset(episode)
-  reached = np.diff(episode["observation/state"][:, :6], axis=0)
+  state = episode.numbers("observation/state", 7)
+  reached = np.diff(state[:, :6], axis=0)
   reached[:, 3:] = (reached[:, 3:] + np.pi) % (2 * np.pi) - np.pi
   terminate, gripper = commanded.action[1:, :1], commanded.action[:-1, 7:]
   return Canonical(
     commanded.instruction[:-1],
     np.concatenate([terminate, reached, gripper], -1, dtype=np.float32),
+    steps=np.arange(episode.length - 1),
   )
 
 
 def bridge(episode: Episode) -> Canonical:
   """BridgeData as the Open X-Embodiment copy in TFDS has it."""
   action = [
-    episode["action/terminate_episode"],
-    episode["action/world_vector"],
-    episode["action/rotation_delta"],
-    episode["action/open_gripper"],
+    episode.numbers("action/terminate_episode", 1, (0, 1)),
+    episode.numbers("action/world_vector", 3),
+    episode.numbers("action/rotation_delta", 3),
+    episode.numbers("action/open_gripper", 1, (0, 1)),
   ]
   return Canonical(
     episode.texts("observation/natural_language_instruction"),
@@ -93,9 +100,16 @@ def language_table(episode: Episode) -> Canonical:
 
   The instruction comes as UTF-8 codes, padded with zeros.
   """
-  codes = episode["observation/instruction"].astype(np.uint8)
-  texts = [bytes(row).rstrip(b"\0").decode() for row in codes]
-  return Canonical(texts, episode["action"])
+  name = "observation/instruction"
+  codes = episode.in_range(name, episode[name], 0, 255).astype(np.uint8)
+  try:
+    texts = [bytes(row).rstrip(b"\0").decode() for row in codes]
+  except UnicodeDecodeError as error:
+    raise UserError(
+      f"{episode.where}: got codes in {name!r} that are not UTF-8 ({error}); "
+      "repair or drop this episode"
+    ) from error
+  return Canonical(texts, episode.numbers("action", 2))
 
 
 def libero(episode: Episode) -> Canonical:
@@ -104,9 +118,9 @@ def libero(episode: Episode) -> Canonical:
   Actions are in units of the controller's largest step, 5 cm and 0.5 rad;
   its gripper closes at +1.
   """
-  action = episode["action"]
+  action = episode.numbers("action", 7, (-1, 1))
   columns = [
-    episode["is_last"],
+    episode.numbers("is_last", 1, (0, 1)),
     0.05 * action[:, :3],
     0.5 * action[:, 3:6],
     (1.0 - np.clip(action[:, 6:], -1.0, 1.0)) / 2.0,
@@ -119,7 +133,9 @@ def libero(episode: Episode) -> Canonical:
 
 def tabletop(episode: Episode) -> Canonical:
   """The simulated tabletop (5 Hz), as data/make_tabletop.py records it."""
-  return Canonical(episode.texts("language_instruction"), episode["action"])
+  action = episode.numbers("action", 8)
+  episode.in_range("action", action[:, [0, 7]], 0, 1)  # terminate, gripper
+  return Canonical(episode.texts("language_instruction"), action)
 
 
 def tabletop_with_plan(episode: Episode) -> Canonical:
@@ -130,10 +146,15 @@ def tabletop_with_plan(episode: Episode) -> Canonical:
   """
   things = []
   for role in ("target", "reference"):
-    (name,) = episode.record.texts(f"episode_metadata/{role}")
-    boxes = episode[f"{role}_box"]
+    name = "".join(episode.record.texts(f"episode_metadata/{role}"))
+    boxes = episode.numbers(f"{role}_box", 4, (0, 1))
     if name:
       things.append([f"{name} {place_words(box, _PLACES)}" for box in boxes])
+  if not things:
+    raise UserError(
+      f"{episode.where}: got no name in 'episode_metadata/target', expected "
+      "the thing that the robot acts on; record the episode again"
+    )
   plan = [", ".join(step) for step in zip(*things, strict=True)]
   return tabletop(episode)._replace(plan=plan)
 
@@ -211,7 +232,8 @@ class SourceConfig:
   Attributes:
     dataset: a key of `DATASETS`: how to read the records.
     path: TFDS version folder, local or e.g. `gs://…`.
-    split: split to train on, or a part of its shards such as "train[:99%]".
+    split: split to train on, or a part of its episodes such as "train[:99%]",
+      see `splits.Part`.
     eval_split: split to evaluate on.
     weight: share of the mixture, relative to the other robot sources.
     bounds: [low, high] in physical units for dimensions whose bins should
@@ -219,7 +241,7 @@ class SourceConfig:
       `statistics` suggests.
     statistics: file that `data/compute_stats.py` wrote for this dataset, which
       checkpoints keep; "" names none.
-    filters: episodes and steps to leave out, see `rlds.Filters`.
+    filters: episodes and steps to leave out, see `episodes.Filters`.
   """
 
   dataset: str
@@ -299,25 +321,51 @@ def open_source(
   Raises:
     UserError: bad data, or nothing is left after the filters.
   """
-  robot_dataset(config.dataset)
+  known, filters = robot_dataset(config.dataset), dict(config.filters)
+  make_filters(filters).check(known.space)
   storage = open_storage(config.path)
-  files = records.find_shards(storage, config.path, split)
-  arguments = (config.dataset, dict(config.filters))
-  shards = index.load_or_build(
-    files, index_shard, arguments, index_folder, num_workers, max_skipped
+  recipe = kept_index.Recipe(
+    index_shard,
+    (config.dataset, filters),
+    {
+      "camera": known.camera,
+      "action space": _conventions(known.space),
+      "dataset function": code_hash(known.standardize),
+      "reader": code_hash(rlds.index_episodes, Filters),
+    },
   )
-  steps = rlds.StepIndex.merge(files, shards)
+  found = splits.find_split(storage, config.path, split)
+  shards, damaged = index.load_or_build(
+    found, recipe, index_folder, num_workers, max_skipped
+  )
+  steps = StepIndex.merge(shards, damaged)
   if not len(steps):
+    problems = [f"; {loss.problem}" for loss in damaged[:1]]
     raise UserError(
       f"got no step in split {split!r} of {config.path} after the filters "
-      f"{dict(config.filters)}; relax them"
+      f"{filters}; relax them{''.join(problems)}"
     )
   return rlds.StepSource(storage, steps, num_frames)
 
 
+def make_filters(fields: Mapping[str, Any]) -> Filters:
+  """Filters as a config names them. Raises UserError naming the known ones."""
+  known = [field.name for field in dataclasses.fields(Filters)]
+  for name in fields:
+    if name not in known:
+      raise unknown_name("filters", name, known)
+  return Filters(**fields)
+
+
+def _conventions(space: ActionSpace) -> list[Any]:
+  """What a space says about numbers; bounds are no part of an index."""
+  dimensions = [[d.name, d.unit, d.kind, *d.values] for d in space.dimensions]
+  return [space.name, space.frame, dimensions]
+
+
 def index_shard(
   storage: Storage, path: str, dataset: str, filters: Mapping[str, Any]
-) -> index.Columns:
+) -> kept_index.Columns:
   """One shard's columns, see `rlds.index_episodes`."""
   known = robot_dataset(dataset)
   return rlds.index_episodes(
@@ -326,5 +374,5 @@ def index_shard(
     known.camera,
     known.standardize,
     known.space,
-    rlds.Filters(**filters),
+    make_filters(filters),
   )

@@ -9,16 +9,17 @@ Shapes: F frames, P prefix and S suffix columns.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import datasets, index, records, web
+from rt2_jax.input_pipeline import datasets, records, unusable, web
 from rt2_jax.input_pipeline.rlds import StepSource
 from rt2_jax.input_pipeline.storage import Request, Storage
+from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.prompt import Prompt
 
 
@@ -37,7 +38,7 @@ class Examples(Protocol):
 
   storage: Storage
   largest_image: tuple[int, int]  # (height, width) that the canvas must hold
-  skipped: Sequence[str]  # what was left out, a line each
+  skipped: Sequence[Unusable]  # what was left out
 
   def __len__(self) -> int: ...
 
@@ -55,30 +56,55 @@ class RobotExamples:
   """Robot steps: instruction in, action tokens out, after a plan if any."""
 
   def __init__(
-    self, source: StepSource, tokenizer: ActionTokenizer, prompt: Prompt
+    self,
+    source: StepSource,
+    tokenizer: ActionTokenizer,
+    prompt: Prompt,
+    max_skipped: int = 0,
   ):
     """Tokenizes every distinct instruction and plan.
 
+    Steps whose instruction or plan cannot be written are left out.
+
+    Args:
+      source: all steps.
+      tokenizer: writes actions.
+      prompt: says how long texts may be.
+      max_skipped: steps that may be left out.
+
     Raises:
-      UserError: one is too long for the prompt, or actions are; or the data
+      UserError: more have a text that is too long, or actions are; or the data
         have plans and the prompt has not, or the other way round.
     """
     _check_plans(source, prompt)
-    self.source = source
+    prompt.suffix([0] * tokenizer.answer_length)  # raises if it is too short
+    index = source.index
+    self._prefixes, unfit = _written(index.texts, prompt.robot_prefix)
+
+    def write_plan(plan: str) -> np.ndarray:
+      ids = prompt.plan_ids(plan)
+      prompt.suffix([0] * (len(ids) + tokenizer.answer_length))
+      return ids
+
+    self._plans, unfit_plans = _written(index.plans, write_plan)
+    self._plans[""] = np.zeros(0, np.int32)
+    kept, lost = np.ones(len(index), bool), []
+    for column, problems in (index.text, unfit), (index.plan, unfit_plans):
+      for number, problem in problems.items():
+        steps = np.flatnonzero((column == number) & kept)
+        kept[steps] = False
+        lost += _lost_steps(source, steps, problem)
+    unusable.tolerate(lost, max_skipped)
+    self.skipped = (*index.damaged, *lost)
+    self.source = source.only(kept) if lost else source
+    if not kept.any():
+      raise UserError(f"got no step that fits the prompt: {lost[0].problem}")
     self.storage = source.storage
-    self.skipped = source.index.damaged
     self.largest_image = source.largest_image
-    self.requests = source.requests
-    self.location = source.location
+    self.requests = self.source.requests
+    self.location = self.source.location
     self._tokenizer = tokenizer
     self._prompt = prompt
-    self._prefixes = {
-      text: prompt.robot_prefix(text) for text in source.index.texts
-    }
-    self._plans = {"": np.zeros(0, np.int32)}
-    self._plans |= {plan: prompt.plan_ids(plan) for plan in source.index.plans}
-    longest = max(map(len, self._plans.values())) + tokenizer.answer_length
-    prompt.suffix([0] * longest)  # raises if it is too short
 
   def __len__(self) -> int:
     return len(self.source)
@@ -117,7 +143,7 @@ def open_robot(
   source = datasets.open_source(
     config, split, num_frames, index_folder or None, max_skipped=max_skipped
   )
-  return RobotExamples(source, tokenizer, prompt)
+  return RobotExamples(source, tokenizer, prompt, max_skipped)
 
 
 def open_web(
@@ -136,6 +162,29 @@ def open_web(
     max_skipped=max_skipped,
   )
   return WebExamples(source, prompt, num_frames, max_skipped)
+
+
+def _written(
+  texts: Sequence[str], write: Callable[[str], Any]
+) -> tuple[dict[str, Any], dict[int, UserError]]:
+  """Each text as ids; and, by its number, what is wrong with those left out."""
+  ids, unfit = {}, {}
+  for number, text in enumerate(texts):
+    try:
+      ids[text] = write(text)
+    except UserError as problem:
+      unfit[number] = problem
+  return ids, unfit
+
+
+def _lost_steps(
+  source: StepSource, steps: np.ndarray, problem: UserError
+) -> list[Unusable]:
+  """Steps of one text that cannot be used; none where no step has it."""
+  if not len(steps):
+    return []
+  line = f"{source.location(int(steps[0]))}: {problem} ({len(steps)} steps)"
+  return [Unusable(line, examples=len(steps))]
 
 
 def _check_plans(source: StepSource, prompt: Prompt):
@@ -179,7 +228,7 @@ class WebExamples:
       source.index.answer <= prompt.suffix_length
     )
     too_long = [_too_long(source, i, prompt) for i in np.flatnonzero(~fits)]
-    index.tolerate(too_long, max_skipped)
+    unusable.tolerate(too_long, max_skipped)
     self.source = web.WebSource(source.storage, source.index.only(fits))
     self.storage = source.storage
     self.skipped = (*source.index.damaged, *too_long)
@@ -207,14 +256,14 @@ class WebExamples:
     return web.parse(record)
 
 
-def _too_long(source: web.WebSource, i: int, prompt: Prompt) -> str:
+def _too_long(source: web.WebSource, i: int, prompt: Prompt) -> Unusable:
   """Which text of example `i` is too long, and what to do about it."""
   for what, tokens, room, field in (
     ("a prompt", source.index.question[i], prompt.prefix_length, "prefix"),
     ("an answer", source.index.answer[i], prompt.suffix_length, "suffix"),
   ):
     if tokens > room:
-      return (
+      return Unusable(
         f"{source.location(i)}: got {what} of {tokens} tokens, expected at "
         f"most {room}; raise config.prompt.{field}_length"
       )

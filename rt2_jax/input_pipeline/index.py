@@ -1,216 +1,238 @@
-"""Indexes of shards: built in parallel, one small file each, checked.
+"""Indexes of shards: loaded, or built in parallel; damage is counted.
 
-What an index holds is the caller's: a dictionary of arrays per shard, of which
-`damaged` lists what cannot be read. This file builds the missing ones, keeps
-them in a folder, and refuses one whose shard has changed. A build that was
+What an index holds is the caller's: a dictionary of arrays per shard, with
+`num_records`, and `damaged`, which lists what cannot be read. A build that was
 interrupted goes on with what is missing.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
-import json
+import contextlib
 import multiprocessing
-import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-import google_crc32c
-import numpy as np
 from tqdm import tqdm
 
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline.storage import Request, Storage, open_storage
+from rt2_jax.input_pipeline import unusable
+from rt2_jax.input_pipeline.kept_index import Columns, KeptIndexes, Recipe
+from rt2_jax.input_pipeline.splits import Shard, Span, Split
+from rt2_jax.input_pipeline.storage import Storage, open_storage
+from rt2_jax.input_pipeline.unusable import Unusable
 
-Columns = dict[str, np.ndarray]
-
-_FORMAT = 4  # raise it when the columns of an index change
 _SMALL = 256 * 2**20  # bytes that one process indexes sooner than two start
-_END = 2**16  # bytes of a shard's beginning and end that are compared
-_AT_ONCE = 64  # shards whose ends are read together
-_NAMED = 3  # problems that an error shows
 
 
-class Identity(NamedTuple):
-  """What tells a shard from another of its name.
+class Indexed(NamedTuple):
+  """The index of a shard, and from which to which record it is used."""
 
-  Attributes:
-    size: in bytes.
-    fingerprint: crc32c of its first and last 64 kB. The end holds the last
-      record's checksum, so that no other record can stand in for it.
-  """
-
-  size: int
-  fingerprint: int
-
-  def __str__(self) -> str:
-    return f"{self.size} bytes with fingerprint {self.fingerprint:08x}"
+  path: str
+  columns: Columns
+  first: int
+  stop: int
 
 
 def load_or_build(
-  files: Sequence[str],
-  index_shard: Callable[..., Columns],
-  arguments: Sequence[Any],
+  split: Split,
+  recipe: Recipe,
   folder: str | pathlib.Path | None,
   num_workers: int | None = None,
   max_skipped: int = 0,
-) -> list[Columns]:
-  """The index of every shard.
+) -> tuple[list[Indexed], list[Unusable]]:
+  """Loads or builds the index of every shard that the split's part touches.
 
   Args:
-    files: paths of the shards.
-    index_shard: a module's function `(storage, path, *arguments) -> Columns`.
-    arguments: what else the index depends on: JSON values, or objects that
-      their `sha256` tells apart.
+    split: shards, and which of their records are asked for.
+    recipe: how a shard is indexed.
     folder: where indexes are kept; None keeps them in memory only.
     num_workers: processes that build; default: one per CPU.
-    max_skipped: damaged records that may be left out. A kept index lists its
+    max_skipped: examples that may be lost to damage. A kept index lists its
       own, so that the examples and their order are the same after a restart.
 
+  Returns:
+    The indexes, and what is damaged in the part that is asked for.
+
   Raises:
-    UserError: a shard is not the one that was indexed, more damage, or a
-      folder that is not on this machine.
+    UserError: a shard is not the one that was indexed, more damage, records
+      that are missing, or a folder that is not on this machine.
   """
-  if "://" in str(folder):
-    raise UserError(
-      f"got config.loader.index_folder = {str(folder)!r}, expected a local "
-      "folder, or one that is mounted"
+  shards, spans = _touched(split)
+  kept = KeptIndexes(folder, recipe, [shard.path for shard in shards])
+  found = kept.load()
+  if unusable.count(_lost(shards, found, spans)) > max_skipped:
+    # Damaged shards may be repaired by now.
+    found = [c if c and not _damaged_in(c) else None for c in found]
+  _build_missing(shards, spans, found, kept, num_workers, max_skipped)
+  usual = _usual_length(found)
+  if None in spans:
+    spans = split.part.spans(
+      [_length(*each, usual) for each in zip(shards, found, strict=True)]
     )
-  storage = open_storage(files[0])
-  key = _key(index_shard, arguments)
-  paths = [_index_path(folder, path, key) for path in files]
-  shards = list(_identify(storage, files))
-  found = [_load(*each) for each in zip(paths, files, shards, strict=True)]
-  if len(damaged_in(found)) > max_skipped:  # they may be repaired by now
-    found = [None if damaged_in([columns]) else columns for columns in found]
-  damaged = damaged_in(found)
+  damaged = _lost(shards, found, spans, usual)
+  unusable.tolerate(damaged, max_skipped)
+  _check_known(shards, found, usual)
+  return [
+    Indexed(shard.path, columns, *span)
+    for shard, columns, span in zip(shards, found, spans, strict=True)
+  ], damaged
+
+
+def _touched(split: Split) -> tuple[list[Shard], list[Span | None]]:
+  """The shards to index, and the records of each that are asked for.
+
+  Where only a part is asked for of shards of unknown lengths, they are None.
+  """
+  lengths = [shard.length for shard in split.shards]
+  if None not in lengths:
+    spans = split.part.spans(lengths)
+    touched = [i for i, (first, stop) in enumerate(spans) if first < stop]
+    return [split.shards[i] for i in touched], [spans[i] for i in touched]
+  span = (0, sys.maxsize) if split.part.is_whole else None
+  return list(split.shards), [span] * len(lengths)
+
+
+def _build_missing(
+  shards: Sequence[Shard],
+  spans: Sequence[Span | None],
+  found: list[Columns | None],
+  kept: KeptIndexes,
+  num_workers: int | None,
+  max_skipped: int,
+):
+  """Fills in and keeps what is None; stops as soon as too much is damaged."""
   missing = [i for i, columns in enumerate(found) if columns is None]
-  built = _build(
-    [files[i] for i in missing],
-    index_shard,
-    arguments,
-    num_workers if sum(shards[i].size for i in missing) > _SMALL else 1,
-    storage,
-  )
-  if missing:
-    built = tqdm(built, "index", len(missing), unit=" shards", disable=None)
-  for i, columns in zip(missing, built, strict=True):
-    damaged += damaged_in([columns])
-    tolerate(damaged, max_skipped)
-    _save(paths[i], columns, shards[i])
-    found[i] = columns
-  return found
-
-
-def tolerate(problems: Sequence[str], max_skipped: int):
-  """Raises a UserError that names the first problems if there are too many."""
-  if len(problems) <= max_skipped:
+  if not missing:
     return
-  listed = "; ".join(problems[:_NAMED])
-  more = f"; and {len(problems) - _NAMED} more" * (len(problems) > _NAMED)
-  raise UserError(
-    f"got {len(problems)} examples that cannot be used, expected at most "
-    f"config.loader.max_skipped = {max_skipped}: {listed}{more}"
-  )
+  lost = _lost(shards, found, spans)
+  if kept.size(missing) <= _SMALL:
+    num_workers = 1
+  paths = [shards[i].path for i in missing]
+  built = _build(paths, kept.recipe, num_workers, kept.storage)
+  bar = tqdm(built, "index", len(missing), unit=" shards", disable=None)
+  with contextlib.closing(built):
+    for i, columns in zip(missing, bar, strict=True):
+      lost += _lost([shards[i]], [columns], [spans[i]])
+      unusable.tolerate(lost, max_skipped)
+      kept.save(i, columns)
+      found[i] = columns
 
 
-def to_column(texts: Iterable[str]) -> np.ndarray:
-  """Texts as a column of an index, uint8[n]."""
-  return np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
+def _lost(
+  shards: Sequence[Shard],
+  found: Sequence[Columns | None],
+  spans: Sequence[Span | None],
+  usual: int = 0,
+) -> list[Unusable]:
+  """What is damaged or missing in the records asked for, where it is known.
+
+  Args:
+    shards: files, and the records that they should hold.
+    found: their indexes; None where it is not there yet.
+    spans: which records are asked for; None where it is not known yet.
+    usual: records of a shard whose length nobody states.
+  """
+  return [
+    cut
+    for shard, columns, span in zip(shards, found, spans, strict=True)
+    if columns is not None and span is not None
+    for loss in _losses(shard, columns, usual)
+    if (cut := loss.within(*span))
+  ]
 
 
-def from_column(column: np.ndarray) -> list[str]:
-  """The inverse of `to_column`."""
-  return json.loads(column.tobytes())
+def _losses(shard: Shard, columns: Columns, usual: int) -> list[Unusable]:
+  """The damage that an index lists, the rest of a shard in numbers.
 
-
-def damaged_in(shards: Iterable[Columns | None]) -> list[str]:
-  """What the indexes that are there list as damaged."""
-  there = [columns for columns in shards if columns is not None]
-  return [line for each in there for line in from_column(each["damaged"])]
-
-
-def _identify(storage: Storage, files: Sequence[str]) -> Iterator[Identity]:
-  """Reads the ends of the shards, many at once for the sake of latency."""
-  for first in range(0, len(files), _AT_ONCE):
-    paths = files[first : first + _AT_ONCE]
-    sizes = [storage.size(path) for path in paths]
-    ends = storage.read(
-      [
-        Request(path, start, min(size, _END))
-        for path, size in zip(paths, sizes, strict=True)
-        for start in (0, max(0, size - _END))
-      ]
+  Raises:
+    UserError: more records than are stated.
+  """
+  damaged = _damaged_in(columns)
+  got, length = int(columns["num_records"]), _length(shard, columns, usual)
+  if got > length:
+    raise UserError(
+      f"{shard.path}: got {got} records, expected {length} as "
+      "dataset_info.json states; copy the dataset again"
     )
-    for size, start, end in zip(sizes, ends[::2], ends[1::2], strict=True):
-      yield Identity(size, google_crc32c.value(start + end))
+  if got < length and not _has_lost_rest(columns):
+    problem = (
+      f"{shard.path}: got {got} records, expected {length} as "
+      "dataset_info.json states; copy the shard again"
+    )
+    return [*damaged, Unusable(problem, got, length - got, length - got)]
+  return [loss if loss.records else _counted(loss, length) for loss in damaged]
 
 
-def _build(files, index_shard, arguments, num_workers, storage: Storage):
+def _counted(loss: Unusable, length: int) -> Unusable:
+  """The rest of a shard as a number of records, each at least one example."""
+  count = max(1, length - loss.record)
+  problem = f"{loss.problem} ({count} records are lost)"
+  return Unusable(problem, loss.record, count, count)
+
+
+def _length(shard: Shard, columns: Columns, usual: int) -> int:
+  """The records that a shard should hold."""
+  if shard.length is not None:
+    return shard.length
+  got = int(columns["num_records"])
+  return max(got + 1, usual) if _has_lost_rest(columns) else got
+
+
+def _usual_length(found: Sequence[Columns]) -> int:
+  """The most records in a whole shard; 0 if none is whole."""
+  whole = [int(c["num_records"]) for c in found if not _has_lost_rest(c)]
+  return max(whole, default=0)
+
+
+def _check_known(shards: Sequence[Shard], found: Sequence[Columns], usual: int):
+  """Refuses damage whose extent nothing tells.
+
+  Raises:
+    UserError: the rest of a shard is lost, and no shard's length is known.
+  """
+  for shard, columns in zip(shards, found, strict=True):
+    if not usual and shard.length is None and _has_lost_rest(columns):
+      raise UserError(
+        f"{_damaged_in(columns)[-1].problem}; how many examples are lost is "
+        "not known, so that config.loader.max_skipped cannot allow it"
+      )
+
+
+def _damaged_in(columns: Columns) -> list[Unusable]:
+  return unusable.from_column(columns["damaged"])
+
+
+def _has_lost_rest(columns: Columns) -> bool:
+  return any(not loss.records for loss in _damaged_in(columns))
+
+
+def _build(
+  paths: Sequence[str],
+  recipe: Recipe,
+  num_workers: int | None,
+  storage: Storage,
+) -> Iterator[Columns]:
   """Yields the columns of each shard, in order."""
-  if num_workers == 1 or len(files) < 2:
-    for path in files:
-      yield index_shard(storage, path, *arguments)
+  if num_workers == 1 or len(paths) < 2:
+    for path in paths:
+      yield recipe.index_shard(storage, path, *recipe.arguments)
     return
   # Not forked: JAX and TensorFlow hold threads and locks.
   context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(
-    num_workers, mp_context=context
-  ) as pool:
+  pool = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context)
+  try:
     jobs = [
-      pool.submit(_index_elsewhere, index_shard, path, arguments)
-      for path in files
+      pool.submit(_index_elsewhere, recipe.index_shard, path, recipe.arguments)
+      for path in paths
     ]
     for job in jobs:
       yield job.result()
+  finally:  # nobody waits for the rest of the shards after an error
+    pool.shutdown(cancel_futures=True)
 
 
 def _index_elsewhere(index_shard, path: str, arguments) -> Columns:
   return index_shard(open_storage(path), path, *arguments)
-
-
-def _key(index_shard: Callable, arguments: Sequence[Any]) -> str:
-  """Another key for whatever would give another index."""
-  name = f"{index_shard.__module__}.{index_shard.__qualname__}"
-  what = [_FORMAT, name, *arguments]
-  text = json.dumps(what, sort_keys=True, default=lambda x: x.sha256)
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _index_path(
-  folder: str | pathlib.Path | None, path: str, key: str
-) -> pathlib.Path | None:
-  if folder is None:
-    return None
-  # Shards of one name may lie in many folders.
-  place = hashlib.sha256(os.path.dirname(path).encode()).hexdigest()[:8]
-  return pathlib.Path(folder) / f"{os.path.basename(path)}-{place}-{key}.npz"
-
-
-def _load(
-  index_path: pathlib.Path | None, path: str, shard: Identity
-) -> Columns | None:
-  if index_path is None or not index_path.is_file():
-    return None
-  with np.load(index_path, allow_pickle=False) as file:
-    columns = dict(file)
-  indexed = Identity(*columns.pop("shard").tolist())
-  if indexed != shard:
-    raise UserError(
-      f"{path}: got a shard of {shard}, expected the {indexed} that was "
-      f"indexed; restore the shard, or delete {index_path}"
-    )
-  return columns
-
-
-def _save(index_path: pathlib.Path | None, columns: Columns, shard: Identity):
-  """Writes under another name first: a file with the name is complete."""
-  if index_path is None:
-    return
-  index_path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = index_path.with_suffix(f".{os.getpid()}.unfinished")
-  with unfinished.open("wb") as file:
-    np.savez(file, shard=np.asarray(shard, np.int64), **columns)
-  unfinished.replace(index_path)

@@ -68,8 +68,8 @@ class Loader:
     self.resolution = resolution
     self.damage = Damage(max_skipped)
     for each in examples:
-      for problem in each.skipped:
-        self.damage.skip(UserError(problem))
+      for loss in each.skipped:
+        self.damage.skip(UserError(loss.problem), loss.examples)
     self.canvas = canvas_for(examples, resolution)
     self._check_memory()
 

@@ -14,6 +14,8 @@ import resource
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import google_crc32c
+
 from rt2_jax.errors import UserError
 
 _IN_FLIGHT = 64  # requests to an object store at the same time
@@ -21,11 +23,21 @@ _OPEN_FILES = 2**16  # shards that may be open; shells often allow 1024 files
 
 
 class Request(NamedTuple):
-  """A stretch of bytes of one file."""
+  """A stretch of bytes of one file.
+
+  Attributes:
+    path: the file.
+    offset: of the first byte.
+    length: in bytes.
+    checksum: crc32c that the bytes must have; None: whatever is there. Of
+      300 single flipped bits in a JPEG 298 still decode, 100 into another
+      picture, so that nothing else would notice.
+  """
 
   path: str
   offset: int
   length: int
+  checksum: int | None = None
 
 
 class Storage(Protocol):
@@ -44,7 +56,8 @@ class Storage(Protocol):
     """The bytes of each request, in order.
 
     Raises:
-      UserError: a file ends before a request does.
+      UserError: a file ends before a request does, or the bytes have another
+        checksum; the message names file and byte.
     """
 
 
@@ -135,9 +148,19 @@ def _allow_open_files(count: int):
 
 
 def _checked(data: bytes, request: Request) -> bytes:
+  problem = None
   if len(data) != request.length:
+    problem = f"got {len(data)} bytes, expected {request.length}"
+  elif request.checksum is not None:
+    checksum = google_crc32c.value(data)
+    if checksum != request.checksum:
+      problem = (
+        f"got {len(data)} bytes with checksum {checksum:08x}, expected "
+        f"{request.checksum:08x}"
+      )
+  if problem:
     raise UserError(
-      f"{request.path}, byte {request.offset}: got {len(data)} bytes, expected "
-      f"{request.length}; the shard changed after it was indexed, copy it again"
+      f"{request.path}, byte {request.offset}: {problem}; the shard changed "
+      "after it was indexed, copy it again"
     )
   return data

@@ -11,14 +11,16 @@ Shapes: N examples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import index, records
+from rt2_jax.input_pipeline import index, kept_index, records, splits, unusable
+from rt2_jax.input_pipeline.code_hash import code_hash
 from rt2_jax.input_pipeline.storage import Request, Storage, open_storage
+from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.prompt import answer_ids, question_ids
 from rt2_jax.tokenizer import Tokenizer
 
@@ -29,7 +31,8 @@ class WebConfig:
 
   Attributes:
     path: folder of the shards `*-{split}.tfrecord-*`.
-    split: what to train on.
+    split: what to train on: a split, or a part of its examples such as
+      "train[:99%]", see `splits.Part`.
     eval_split: what to evaluate on; "" evaluates nothing.
     weight: share of the mixture, relative to the other web sources.
   """
@@ -67,52 +70,58 @@ class WebIndex:
     file: uint32[N], which shard holds the example.
     offset: uint64[N], where its record's data begins.
     length: uint32[N], bytes of the record's data.
+    checksum: uint32[N], crc32c of the record's data.
     question: uint16[N], tokens of the prompt.
     answer: uint16[N], tokens of the longest answer.
-    damaged: what was left out because it cannot be read, a line each.
+    damaged: what was left out because it cannot be used.
   """
 
   files: tuple[str, ...]
   file: np.ndarray
   offset: np.ndarray
   length: np.ndarray
+  checksum: np.ndarray
   question: np.ndarray
   answer: np.ndarray
-  damaged: tuple[str, ...]
+  damaged: tuple[Unusable, ...]
 
   def __len__(self) -> int:
     return len(self.offset)
 
   @property
   def nbytes(self) -> int:
-    arrays = (self.file, self.offset, self.length, self.question, self.answer)
-    return sum(array.nbytes for array in arrays)
+    return sum(getattr(self, name).nbytes for name in ("file", *_COLUMNS))
 
   @classmethod
   def merge(
-    cls, files: Sequence[str], shards: Sequence[Mapping[str, np.ndarray]]
+    cls, shards: Sequence[index.Indexed], damaged: Sequence[Unusable] = ()
   ) -> WebIndex:
-    """One index from those that `index_shard` made of each shard."""
-    sizes = [len(columns["offset"]) for columns in shards]
+    """Joins the indexes that `index_shard` made of each shard."""
+    used = [
+      slice(*np.searchsorted(s.columns["record"], [s.first, s.stop]))
+      for s in shards
+    ]
+    columns = {
+      name: np.concatenate(
+        [s.columns[name][cut] for s, cut in zip(shards, used, strict=True)]
+      )
+      for name in _COLUMNS
+    }
+    numbers = np.arange(len(shards), dtype=np.uint32)
     return cls(
-      files=tuple(files),
-      file=np.repeat(np.arange(len(files), dtype=np.uint32), sizes),
-      **{
-        name: np.concatenate([columns[name] for columns in shards])
-        for name in ("offset", "length", "question", "answer")
-      },
-      damaged=tuple(index.damaged_in(shards)),
+      files=tuple(shard.path for shard in shards),
+      file=np.repeat(numbers, [cut.stop - cut.start for cut in used]),
+      **columns,
+      damaged=tuple(damaged),
     )
 
   def only(self, kept: np.ndarray) -> WebIndex:
     """The examples where bool[N] says so, in their order."""
-    return dataclasses.replace(
-      self,
-      **{
-        name: getattr(self, name)[kept]
-        for name in ("file", "offset", "length", "question", "answer")
-      },
-    )
+    columns = {name: getattr(self, name)[kept] for name in ("file", *_COLUMNS)}
+    return dataclasses.replace(self, **columns)
+
+
+_COLUMNS = ("offset", "length", "checksum", "question", "answer")
 
 
 class WebSource:
@@ -128,8 +137,14 @@ class WebSource:
   def requests(self, i: int) -> list[Request]:
     """The record of example `i`."""
     where = self.index
-    path = where.files[where.file[i]]
-    return [Request(path, int(where.offset[i]), int(where.length[i]))]
+    return [
+      Request(
+        where.files[where.file[i]],
+        int(where.offset[i]),
+        int(where.length[i]),
+        int(where.checksum[i]),
+      )
+    ]
 
   def location(self, i: int) -> str:
     """Where example `i` lies, for error messages."""
@@ -149,57 +164,65 @@ def open_source(
   See `index.load_or_build` for the last three arguments.
 
   Raises:
-    UserError: no such data, or a record without image, question or answer.
+    UserError: no such data, or more than may be left out cannot be used.
   """
   storage = open_storage(config.path)
-  files = find_shards(storage, config)
-  shards = index.load_or_build(
-    files, index_shard, (tokenizer,), index_folder, num_workers, max_skipped
+  part = splits.Part.parse(config.split)
+  recipe = kept_index.Recipe(
+    index_shard, (tokenizer,), {"reader": code_hash(index_shard, Tokenizer)}
   )
-  merged = WebIndex.merge(files, shards)
+  shards, damaged = index.load_or_build(
+    splits.find_files(storage, config.path, part),
+    recipe,
+    index_folder,
+    num_workers,
+    max_skipped,
+  )
+  merged = WebIndex.merge(shards, damaged)
   if not len(merged):
+    problems = [f"; {loss.problem}" for loss in damaged[:1]]
     raise UserError(
       f"got no example in split {config.split!r} of {config.path}"
+      f"{''.join(problems)}"
     )
   return WebSource(storage, merged)
 
 
-def find_shards(storage: Storage, config: WebConfig) -> list[str]:
-  """The files of the split, in order; raises UserError if one is missing."""
-  names = storage.names(config.path)
-  split, part = records.parse_split(config.split)
-  last = [n for n in names if f"-{split}.tfrecord-" in n][-1:]
-  count = last[0].rpartition("-of-")[2] if last else ""
-  if not count.isdecimal():
-    raise UserError(
-      f"got web path {config.path!r}, which holds no *-{split}.tfrecord-"
-      "00000-of-… files; expected a folder that data/make_web_records.py wrote"
-    )
-  return part(records.complete(names, split, int(count), config.path))
-
-
 def index_shard(
   storage: Storage, path: str, tokenizer: Tokenizer
-) -> index.Columns:
+) -> kept_index.Columns:
   """The columns of `WebIndex` for this shard; every record is looked at.
 
   Texts are counted in tokens here, where they are read anyway, so that a job
-  knows at its start which do not fit.
+  knows at its start which do not fit. `record` is each example's number in
+  the shard. Damaged examples are left out, and listed.
   """
-  rows, damaged = [], []
+  rows: list[tuple[int, ...]] = []
+  damaged: list[Unusable] = []
+  seen = 0
   for record in records.read_records(storage, path, damaged):
-    example = parse(record)
-    lengths = _token_lengths(record, example, tokenizer)
-    rows.append((record.offset, record.length, *lengths))
-  table = np.asarray(rows, np.uint64).reshape(-1, 4)
-  offset, length, question, answer = table.T
+    seen = record.number + 1
+    try:
+      example = parse(record)
+      lengths = _token_lengths(record, example, tokenizer)
+    except UserError as problem:
+      damaged.append(Unusable(str(problem), record.number))
+      continue
+    place = (record.number, record.offset, record.length, record.checksum)
+    rows.append((*place, *lengths))
+  broken = [loss.record + 1 for loss in damaged if loss.records]
+  table = np.asarray(rows, np.uint64).reshape(-1, 6)
+  number, offset, length, checksum, question, answer = table.T
   longest = np.iinfo(np.uint16).max
   return {
+    "record": number.astype(np.uint32),
     "offset": offset,
     "length": length.astype(np.uint32),
+    "checksum": checksum.astype(np.uint32),
     "question": np.minimum(question, longest).astype(np.uint16),
     "answer": np.minimum(answer, longest).astype(np.uint16),
-    "damaged": index.to_column(damaged),
+    "num_records": np.asarray(max([seen, *broken])),
+    "damaged": unusable.to_column(damaged),
   }
 
 
@@ -213,7 +236,7 @@ def _token_lengths(
       len(answer_ids(tokenizer.encode(text))) for text in example.answers
     ]
   except UserError as error:
-    raise UserError(f"{record.path}, byte {record.offset}: {error}") from error
+    raise UserError(f"{record.where}: {error}") from error
   return question, max(answers)
 
 
@@ -223,8 +246,8 @@ def parse(record: records.Record) -> WebExample:
   Raises:
     UserError: a feature is missing or empty; the message names the place.
   """
-  (image,) = record.byte_strings("image") or (b"",)
-  (question,) = record.texts("question") or ("",)
+  image = _only(record, "image", record.byte_strings("image"), b"")
+  question = _only(record, "question", record.texts("question"), "")
   answers = tuple(record.texts("answers"))
   for name, value in (
     ("image", image),
@@ -233,10 +256,20 @@ def parse(record: records.Record) -> WebExample:
   ):
     if not value or (name == "answers" and not all(value)):
       raise UserError(
-        f"{record.path}, byte {record.offset}: got a web record with an empty "
+        f"{record.where}: got a web record with an empty "
         f"{name!r}, expected image, question and at least one answer; write "
         "it again with data/make_web_records.py"
       )
-  (task,) = record.texts("task") or ("",)
-  (language,) = record.texts("language") or ("",)
+  task = _only(record, "task", record.texts("task"), "")
+  language = _only(record, "language", record.texts("language"), "")
   return WebExample(image, question, answers, task, language)
+
+
+def _only(record: records.Record, name: str, values: list, default):
+  """The one value of a feature. Raises UserError if there are more."""
+  if len(values) > 1:
+    raise UserError(
+      f"{record.where}: got {len(values)} values of {name!r}, expected one; "
+      "write the records again with data/make_web_records.py"
+    )
+  return values[0] if values else default

@@ -136,6 +136,101 @@ def test_libero_in_metres_with_an_open_gripper_of_1(tmp_path):
   )
 
 
+def record_of(dataset, **changed):
+  """Features of two steps that a dataset's function reads, some changed."""
+  texts = [b"go"] * 2
+  narrow = {
+    "is_first": [1, 0],
+    "is_last": [0, 1],
+    "language_instruction": texts,
+  }
+  language = "observation/natural_language_instruction"
+  vectors = {"action/world_vector": 3, "action/rotation_delta": 3}
+  vectors = {name: [0.0] * n * 2 for name, n in vectors.items()}
+  features = {
+    "fractal20220817_data": vectors
+    | {"action/terminate_episode": [0, 1, 0, 1, 0, 0]}
+    | {"action/gripper_closedness_action": [0.0, 1.0], language: texts},
+    "bridge": vectors
+    | {"action/terminate_episode": [0.0, 1.0], "action/open_gripper": [1, 0]}
+    | {language: texts},
+    "bridge_dataset": {"action": [0.0] * 14},
+    "bridge_dataset_relabelled": {"action": [0.0] * 14}
+    | {"observation/state": [0.0] * 14},
+    "language_table": {"action": [0.0] * 4}
+    | {"observation/instruction": [104, 105] * 2},
+    "libero": {"action": [0.0] * 14},
+    "tabletop": {"action": [0.0] * 16},
+    "tabletop_with_plan": {"action": [0.0] * 16}
+    | {"target_box": [0.0] * 8, "reference_box": [0.0] * 8},
+  }[dataset]
+  features = {f"steps/{k}": v for k, v in (narrow | features | changed).items()}
+  if dataset == "tabletop_with_plan":
+    features["episode_metadata/target"] = [b"apple"]
+    features["episode_metadata/reference"] = [b""]
+  return features
+
+
+ACTION = "got {} numbers in each step of 'action', expected {}"
+
+
+@pytest.mark.parametrize(
+  ("dataset", "name", "values", "message"),
+  [
+    ("bridge_dataset", "action", [0.0] * 20, ACTION.format(10, 7)),
+    ("bridge_dataset", "action", [0.0] * 12, ACTION.format(6, 7)),
+    ("bridge_dataset_relabelled", "action", [0.0] * 20, ACTION.format(10, 7)),
+    ("libero", "action", [0.0] * 16, ACTION.format(8, 7)),
+    ("tabletop", "action", [0.0] * 14, ACTION.format(7, 8)),
+    ("tabletop_with_plan", "action", [0.0] * 18, ACTION.format(9, 8)),
+    ("language_table", "action", [0.0] * 14, ACTION.format(7, 2)),
+    ("bridge_dataset", "action", [b"0"] * 14, ACTION.format(0, 7)),
+    (
+      "bridge_dataset_relabelled",
+      "observation/state",
+      [0.0] * 16,
+      "got 8 numbers in each step of 'observation/state', expected 7",
+    ),
+    ("bridge", "action/terminate_episode", [0] * 6, "got 3 numb.*expected 1"),
+    (
+      "bridge",
+      "action/open_gripper",
+      [2, 0],
+      "got 2 in step 0 .*expected 0 to",
+    ),
+    ("bridge_dataset", "is_last", [0, 1] * 2, "got 2 numbers in.*expected 1"),
+    ("bridge_dataset", "action", [0.0] * 13 + [80.0], "got 80 in step 1 of 'a"),
+    ("libero", "action", [50.0] + [0.0] * 13, "got 50 in step 0 .*-1 to 1"),
+    ("tabletop", "action", [3.0] + [0.0] * 15, "got 3 in step 0 .* 0 to 1"),
+    ("tabletop_with_plan", "target_box", [9.0] * 8, "got 9 in step 0 .* 0 to"),
+    ("fractal20220817_data", "action/terminate_episode", [0] * 2, "expected 3"),
+    (
+      "fractal20220817_data",
+      "action/terminate_episode",
+      [0, 2, 0, 1, 0, 0],
+      "got 2 in step 0 of 'action/terminate_episode', expected 0 to 1",
+    ),
+    ("fractal20220817_data", "action/world_vector", [0.0] * 4, "expected 3"),
+    (
+      "fractal20220817_data",
+      "action/gripper_closedness_action",
+      [-5.0, 0.0],
+      "got -5 in step 0 .*expected -1 to 1",
+    ),
+    ("language_table", "observation/instruction", [300] * 4, "got 300 in step"),
+    ("language_table", "observation/instruction", [255] * 4, "are not UTF-8"),
+  ],
+)
+def test_features_of_another_dataset_are_refused(
+  tmp_path, dataset, name, values, message
+):
+  canonical(tmp_path / "good", dataset, record_of(dataset))
+  with pytest.raises(
+    ValueError, match=rf"{tmp_path}.*, byte \d+, episode 0: got .*{message[4:]}"
+  ):
+    canonical(tmp_path / "bad", dataset, record_of(dataset, **{name: values}))
+
+
 def test_a_plan_names_things_and_where_they_are(tmp_path):
   """One episode with a reference, one without, in a shard each."""
   corner, moved = (0.0, 0.0, 0.1, 0.1), (0.4, 0.55, 0.5, 0.65)

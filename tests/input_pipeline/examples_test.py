@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rt2_jax.actions import TABLETOP, ActionTokenizer
+from rt2_jax.actions import RT2, TABLETOP, ActionTokenizer
 from rt2_jax.input_pipeline import datasets
 from rt2_jax.input_pipeline.examples import RobotExamples
 from rt2_jax.prompt import Prompt
@@ -22,11 +22,13 @@ def open_examples(tmp_path, tokenizer):
   ]
   folder = tiny_datasets.write(tmp_path, episodes)
 
-  def open_with(suffix_length, plan_length, dataset="tabletop_with_plan"):
+  def open_with(
+    suffix_length, plan_length, dataset="tabletop_with_plan", max_skipped=0
+  ):
     config = datasets.SourceConfig(dataset, str(folder))
     prompt = Prompt(tokenizer, 24, suffix_length, plan_length=plan_length)
     source = datasets.open_source(config, "train")
-    return RobotExamples(source, actions, prompt)
+    return RobotExamples(source, actions, prompt, max_skipped)
 
   return open_with
 
@@ -85,3 +87,47 @@ def test_plans_that_do_not_fit_the_prompt_stop_a_run(
 ):
   with pytest.raises(ValueError, match=message):
     open_examples(*arguments)
+
+
+@pytest.mark.parametrize("lengths", [(32, 9), (22, 16)])
+def test_steps_whose_plan_is_too_long_are_left_out(open_examples, lengths):
+  """By itself, or together with the action: the one with two things."""
+  with pytest.raises(ValueError, match=r"got 1 ex.*= 0: .*, byte \d+: got a"):
+    open_examples(*lengths)
+  examples = open_examples(*lengths, max_skipped=1)
+  assert [examples.source.plan(i) for i in range(len(examples))] == [
+    "apple <loc0032><loc0032>",
+    "apple <loc0480><loc0608>",
+  ]
+  (lost,) = examples.skipped
+  assert lost.examples == 1
+
+
+def test_steps_whose_instruction_is_too_long_are_left_out(tmp_path, tokenizer):
+  actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
+  long = "stack blocks " * 20
+  episodes = [tiny_datasets.bridge_episode(i, length=4) for i in range(4)]
+  for episode in episodes[1:3]:
+    episode["steps/language_instruction"][2:] = [long.encode()] * 2
+  tiny_datasets.write(tmp_path, episodes, num_shards=2)
+  config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
+  source = datasets.open_source(config, "train", 2)
+  prompt = Prompt(tokenizer, 24, 9)
+  with pytest.raises(
+    ValueError,
+    match=r"got 4 ex.* = 3: .*, byte \d+: got a prompt of \d+ tokens, expec.* "
+    r"raise config\.prompt\.prefix_length \(4 steps\)",
+  ):
+    RobotExamples(source, actions, prompt, max_skipped=3)
+  examples = RobotExamples(source, actions, prompt, max_skipped=4)
+  assert len(examples) == 12 and examples.skipped[0].examples == 4
+  kept = [i for i in range(16) if i not in (6, 7, 10, 11)]
+  for i, old in enumerate(kept):
+    assert examples.requests(i) == source.requests(old)
+    assert examples.location(i) == source.location(old)
+  row = examples.row(11, 0, [b"", b""])
+  np.testing.assert_array_equal(
+    row.suffix[:8], actions.encode(source.index.action[15])
+  )
+  with pytest.raises(ValueError, match="got no step that fits the prompt: .*b"):
+    RobotExamples(source, actions, Prompt(tokenizer, 4, 9), max_skipped=99)

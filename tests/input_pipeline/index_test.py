@@ -3,15 +3,18 @@
 Damage is an error, or left out and listed, as far as it is tolerated.
 """
 
+import dataclasses
 import functools
 import io
+import json
 import pathlib
 import sys
 
 import numpy as np
 import pytest
 
-from rt2_jax.input_pipeline import datasets, index, records
+from rt2_jax.actions import RT2
+from rt2_jax.input_pipeline import datasets, index, kept_index, splits
 from rt2_jax.input_pipeline.datasets import SourceConfig
 from rt2_jax.input_pipeline.storage import LocalStorage
 from tests import tiny_datasets
@@ -26,7 +29,7 @@ def config(tmp_path):
 
 def open_index(config, folder, max_skipped=0):
   return datasets.open_source(
-    config, "train", 1, str(folder), max_skipped=max_skipped
+    config, "train", 1, folder and str(folder), max_skipped=max_skipped
   ).index
 
 
@@ -40,7 +43,8 @@ def damage(config, shard: int, byte: int) -> str:
 
 
 def equal(a, b) -> bool:
-  columns = ("file", "offset", "length", "episode", "text", "plan", "action")
+  columns = ("file", "offset", "length", "checksum", "size", "frame")
+  columns += ("episode", "text", "plan", "action")
   return (a.texts, a.plans) == (b.texts, b.plans) and all(
     np.array_equal(getattr(a, c), getattr(b, c)) for c in columns
   )
@@ -116,8 +120,9 @@ def test_many_shards_are_identified_in_few_reads(config, monkeypatch):
   monkeypatch.setattr(
     storage, "read", lambda requests: calls.append(1) or read(requests)
   )
-  files = records.find_shards(storage, config.path, "train")
-  found = list(index._identify(storage, files * 40))
+  shards = splits.find_split(storage, config.path, "train").shards
+  files = [shard.path for shard in shards]
+  found = list(kept_index._identify(storage, files * 40))
   assert found[:3] == found[3:6] and len(set(found)) == 3
   assert len(calls) == 2
 
@@ -136,7 +141,7 @@ def test_damage_is_an_error_and_no_index_is_kept(config, tmp_path):
   path = damage(config, 1, DATA)
   with pytest.raises(
     ValueError,
-    match="got 1 examples that cannot be used, expected at most "
+    match="got 5 examples that cannot be used, expected at most "
     f"config.loader.max_skipped = 0: {path}: got a record at byte 12 whose ",
   ):
     open_index(config, tmp_path / "index")
@@ -146,35 +151,194 @@ def test_damage_is_an_error_and_no_index_is_kept(config, tmp_path):
 def test_tolerated_damage_is_left_out_and_listed(config, tmp_path):
   whole = datasets.open_source(config, "train").index
   path = damage(config, 1, DATA)
-  built = open_index(config, tmp_path / "index", max_skipped=1)
-  kept = open_index(config, tmp_path / "index", max_skipped=1)
+  built = open_index(config, tmp_path / "index", max_skipped=5)
+  kept = open_index(config, tmp_path / "index", max_skipped=5)
   assert equal(built, kept) and built.damaged == kept.damaged
-  (line,) = built.damaged
-  assert line.startswith(f"{path}: got a record at byte 12 whose checksum is")
+  (lost,) = built.damaged
+  assert f"{path}: got a record at byte 12 whose checksum is" in lost.problem
+  assert lost.examples == 5  # steps
   others = np.flatnonzero(whole.episode != 2)  # two episodes in each shard
   np.testing.assert_array_equal(built.offset, whole.offset[others])
   np.testing.assert_array_equal(built.action, whole.action[others])
+  with pytest.raises(ValueError, match="got 5 examples .*max_skipped = 4: "):
+    open_index(config, tmp_path / "index", max_skipped=4)
 
 
-def test_behind_a_damaged_length_the_shard_is_lost(config, tmp_path):
+def state_lengths(config, lengths):
+  """Replaces the lengths in dataset_info.json; None takes them away."""
+  path = pathlib.Path(config.path) / "dataset_info.json"
+  info = json.loads(path.read_text())
+  del info["splits"][0]["shardLengths"]
+  if lengths is not None:
+    info["splits"][0]["shardLengths"] = [str(n) for n in lengths]
+  path.write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_what_is_behind_a_damaged_length_is_counted(config, tmp_path, stated):
+  """By dataset_info.json, or else by the other shards: two episodes each."""
   whole = datasets.open_source(config, "train").index
+  if not stated:
+    state_lengths(config, None)
   damage(config, 1, 0)
   damage(config, 2, DATA)
-  built = open_index(config, tmp_path / "index", max_skipped=2)
+  built = open_index(config, tmp_path / "index", max_skipped=2 + 5)
   assert len(built) == len(whole) - 2 * 5 - 5
   lost, one = built.damaged
-  assert "a corrupt record length at byte 0, from where on all is lost" in lost
-  assert "a record at byte 12 whose checksum is wrong" in one
+  assert "corrupt record length at byte 0" in lost.problem
+  assert "2 records are lost" in lost.problem and lost.examples == 2
+  assert "a record at byte 12 whose checksum is wrong" in one.problem
   with pytest.raises(
     ValueError,
-    match=r"got 2 examples .*max_skipped = 1: .*length.*; .*checksum",
+    match=r"got 7 examples .*max_skipped = 6: .*length.*; .*checksum",
   ):
-    open_index(config, tmp_path / "other", max_skipped=1)
+    open_index(config, tmp_path / "other", max_skipped=6)
+
+
+def cut(config, shard: int, records: int) -> str:
+  """Cuts a shard off behind some of its records; returns its path."""
+  (path,) = pathlib.Path(config.path).glob(f"*-0000{shard}-of-00003")
+  data = path.read_bytes()
+  end = 0
+  for _ in range(records):
+    end += 12 + int.from_bytes(data[end : end + 8], "little") + 4
+  path.write_bytes(data[:end])
+  return str(path)
+
+
+def test_a_shard_cut_between_records_is_compared_with_its_length(
+  config, tmp_path
+):
+  path = cut(config, 1, records=1)
+  with pytest.raises(
+    ValueError, match=f"got 1 ex.* = 0: {path}: got 1 records, expected 2"
+  ):
+    open_index(config, tmp_path / "index")
+  built = open_index(config, tmp_path / "index", max_skipped=1)
+  assert len(built) == 5 * 5 and built.damaged[0].examples == 1
+  with pytest.raises(ValueError, match=f"{path}: got 1 records, expected 2"):
+    open_index(config, tmp_path / "index")  # a kept index is compared too
+
+
+def test_an_empty_shard_loses_all_its_records(config, tmp_path):
+  path = cut(config, 2, records=0)
+  with pytest.raises(
+    ValueError, match=f"got 2 examples .* = 1: {path}: got an empty TFRecord"
+  ):
+    open_index(config, tmp_path / "index", max_skipped=1)
+  assert len(open_index(config, tmp_path / "index", max_skipped=2)) == 20
+
+
+def test_more_records_than_stated_are_refused(config, tmp_path):
+  state_lengths(config, [2, 1, 2])
+  with pytest.raises(ValueError, match="00001-of-00003: got 2 records, expec"):
+    open_index(config, tmp_path / "index", max_skipped=100)
+
+
+def test_a_loss_of_unknown_extent_is_never_tolerated(config, caplog):
+  state_lengths(config, None)
+  for shard in range(3):
+    damage(config, shard, 0)
+  with pytest.raises(ValueError, match="how many examples are lost is not kno"):
+    open_index(config, None, max_skipped=10**6)
+  assert "states no shardLengths of split 'train'" in caplog.text
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_part_of_a_split_is_a_stretch_of_its_episodes(
+  config, tmp_path, known
+):
+  whole = datasets.open_source(config, "train").index
+  if not known:
+    state_lengths(config, None)
+  folder = str(tmp_path / "index")
+  parts = [
+    datasets.open_source(config, f"train[{part}]", 1, folder).index
+    for part in (":20%", "20%:70%", "70%:")
+  ]
+  assert [len(part) for part in parts] == [5, 15, 10]  # 1, 3 and 2 episodes
+  for name in ("offset", "checksum", "action"):
+    joined = np.concatenate([getattr(part, name) for part in parts])
+    np.testing.assert_array_equal(joined, getattr(whole, name))
+  for part in parts:
+    assert part.episode.min() == 0 and part.frame.tolist() == [
+      *range(len(part))
+    ]
+  # Whatever was asked for, a shard's index is the same file.
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("index/*")}
+  assert equal(open_index(config, folder), whole) and len(before) == 3
+  assert all(path.stat().st_mtime_ns == t for path, t in before.items())
+
+
+def test_damage_outside_the_part_counts_for_nothing(config, tmp_path):
+  damage(config, 1, DATA)  # the third of six episodes
+  folder = str(tmp_path / "index")
+  for part, steps in (("train[:2]", 10), ("train[3:]", 15)):
+    assert len(datasets.open_source(config, part, 1, folder)) == steps
+  with pytest.raises(ValueError, match="got 5 examples .*checksum is wrong"):
+    datasets.open_source(config, "train[2:]", 1, folder)
+
+
+def changed_dataset(monkeypatch, **fields):
+  known = datasets.DATASETS["bridge_dataset"]
+  changed = dataclasses.replace(known, **fields)
+  monkeypatch.setitem(datasets.DATASETS, "bridge_dataset", changed)
+
+
+def times(scale):
+  """A dataset's function whose motions are scaled."""
+
+  def standardize(episode):
+    canonical = datasets.bridge_dataset(episode)
+    return canonical._replace(action=canonical.action * np.float32(scale))
+
+  return standardize
+
+
+@pytest.mark.parametrize(
+  ("first", "then", "said"),
+  [
+    ({}, {"standardize": times(-1)}, "dataset function"),
+    ({"standardize": times(-1)}, {"standardize": times(2)}, "dataset function"),
+    ({}, {"camera": "observation/image_1"}, "camera"),
+    ({}, {"space": dataclasses.replace(RT2, frame="hand")}, "action space"),
+  ],
+)
+def test_an_index_made_in_another_way_is_built_again(
+  tmp_path, monkeypatch, caplog, first, then, said
+):
+  episodes = [tiny_datasets.bridge_episode(seed) for seed in range(2)]
+  for episode in episodes:
+    images = [tiny_datasets.jpeg(t, 32, 48) for t in range(5)]
+    episode["steps/observation/image_1"] = images
+  folder = tiny_datasets.write(tmp_path / "data", episodes, num_shards=2)
+  config = SourceConfig("bridge_dataset", str(folder))
+  kept = tmp_path / "index"
+  for fields in first, then:
+    caplog.clear()
+    changed_dataset(monkeypatch, **fields)
+    fresh = datasets.open_source(config, "train").index
+    assert equal(open_index(config, kept), fresh)
+  (line,) = caplog.messages
+  assert "builds 2 of 2 kept indexes" in line and str(kept) in line
+  assert line.endswith(f"another {said}")
+  caplog.clear()
+  assert equal(open_index(config, kept), fresh) and not caplog.messages
+
+
+def test_a_kept_index_that_is_cut_off_is_built_again(config, tmp_path, caplog):
+  whole = open_index(config, tmp_path / "index")
+  path = sorted((tmp_path / "index").glob("*.npz"))[1]
+  for size in 0, 100, path.stat().st_size - 30:
+    path.write_bytes(path.read_bytes()[:size])
+    caplog.clear()
+    assert equal(open_index(config, tmp_path / "index"), whole)
+    assert "builds 1 of 3 kept indexes" in caplog.text
 
 
 def test_a_repaired_shard_is_indexed_again(tmp_path):
   # Far from both ends, where a repair leaves no trace in the fingerprint.
-  middle = index._END + 100
+  middle = kept_index._END + 100
   episode = tiny_datasets.bridge_episode(0, length=200)
   folder = tiny_datasets.write(tmp_path / "long", [episode])
   long = SourceConfig("bridge_dataset", str(folder))
@@ -182,8 +346,10 @@ def test_a_repaired_shard_is_indexed_again(tmp_path):
   good = path.read_bytes()
   assert len(good) > 2 * middle
   path.write_bytes(good[:middle] + b"damage" + good[middle + 6 :])
-  with pytest.raises(ValueError, match=r"got no step in split 'train'"):
-    open_index(long, tmp_path / "index", max_skipped=1)
+  with pytest.raises(
+    ValueError, match=r"got no step in split 'train'.* checksum is wrong"
+  ):
+    open_index(long, tmp_path / "index", max_skipped=200)
   path.write_bytes(good)
   assert len(open_index(long, tmp_path / "index")) == 200
 

@@ -176,14 +176,16 @@ def test_damaged_records_count_as_skipped(make_loader, tmp_path):
   data[3000] ^= 1
   path.write_bytes(data)
   config = datasets.SourceConfig("bridge_dataset", str(tmp_path / "0"))
-  source = datasets.open_source(config, "train", max_skipped=1)
+  source = datasets.open_source(config, "train", max_skipped=5)
   good = make_loader().examples[0]
   examples = [RobotExamples(source, good._tokenizer, good._prompt)]
   mixture = Mixture((15,), (1.0,), seed=0)
-  batches = Loader(examples, mixture, 8, range(8), 32, max_skipped=1)
-  assert batches.damage.skipped == list(source.index.damaged)
+  batches = Loader(examples, mixture, 8, range(8), 32, max_skipped=5)
+  lines = [loss.problem for loss in source.index.damaged]
+  assert batches.damage.skipped == lines
+  assert batches.damage.count == 5  # steps
   with pytest.raises(ValueError, match="whose checksum is wrong"):
-    Loader(examples, mixture, 8, range(8), 32)
+    Loader(examples, mixture, 8, range(8), 32, max_skipped=4)
 
 
 def test_memory_is_stated_and_refused(make_loader, caplog, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rt2_jax.input_pipeline import records
+from rt2_jax.input_pipeline import records, splits
 from rt2_jax.input_pipeline.storage import LocalStorage
 from tests import tiny_datasets
 
@@ -14,8 +14,8 @@ STORAGE = LocalStorage()
 
 
 def find_shards(folder, split):
-  found = records.find_shards(STORAGE, str(folder), split)
-  return [pathlib.Path(path) for path in found]
+  found = splits.find_split(STORAGE, str(folder), split).shards
+  return [pathlib.Path(shard.path) for shard in found]
 
 
 def read_records(path):
@@ -57,44 +57,6 @@ def test_negative_and_large_integers(tmp_path):
   (path,) = find_shards(folder, "train")
   (record,) = read_records(path)
   np.testing.assert_array_equal(record.numbers("n"), numbers)
-
-
-def test_a_missing_shard_is_named(folder):
-  find_shards(folder, "train")[1].unlink()
-  with pytest.raises(
-    ValueError, match="got 1 of 2 TFRecord .*missing: 00001-of-00002"
-  ):
-    find_shards(folder, "train")
-
-
-def test_a_missing_dataset_or_split_is_named(folder):
-  with pytest.raises(ValueError, match=r"no_such', which holds no dataset_inf"):
-    find_shards(folder / "no_such", "train")
-  with pytest.raises(ValueError, match="got split 'test', expected one of tra"):
-    find_shards(folder, "test")
-
-
-@pytest.mark.parametrize(
-  ("split", "numbers"),
-  [
-    ("train[:75%]", [0, 1, 2]),
-    ("train[75%:]", [3]),
-    ("train[25%:50%]", [1]),
-    ("train[:]", [0, 1, 2, 3]),
-  ],
-)
-def test_a_part_of_the_shards(tmp_path, split, numbers):
-  episodes = [tiny_datasets.bridge_episode(i) for i in range(4)]
-  folder = tiny_datasets.write(tmp_path, episodes, num_shards=4)
-  found = [path.name[-14:-9] for path in find_shards(folder, split)]
-  assert found == [f"{i:05d}" for i in numbers]
-
-
-def test_a_part_without_a_shard_is_refused(folder):
-  with pytest.raises(
-    ValueError, match=r"'train\[99%:\]' of 2 shards, expected"
-  ):
-    find_shards(folder, "train[99%:]")
 
 
 @pytest.mark.parametrize("keep", [-1, -5000, 5, 13])
@@ -145,7 +107,9 @@ def test_damaged_data_is_found_by_its_checksum(folder):
   damaged = []
   (found,) = records.read_records(STORAGE, str(path), damaged)
   assert found.offset == second.offset and found.names == first.names
-  assert len(damaged) == 1 and damaged[0].startswith(f"{path}: got a record at")
+  (lost,) = damaged
+  assert lost.problem.startswith(f"{path}: got a record at")
+  assert (lost.record, lost.records) == (0, 1) and found.number == 1
 
 
 @pytest.mark.parametrize("keep", [0, 13, -5])
@@ -155,4 +119,6 @@ def test_what_is_behind_a_break_is_listed_as_one(folder, keep):
   path.write_bytes(whole[:keep])
   damaged = []
   found = list(records.read_records(STORAGE, str(path), damaged))
-  assert len(found) == (keep < 0) and len(damaged) == 1
+  assert len(found) == (keep < 0)
+  (lost,) = damaged
+  assert (lost.record, lost.records) == (len(found), 0)  # how many: unknown

@@ -1,10 +1,16 @@
 """The index of steps, and random access through it."""
 
+import pathlib
+import re
+
 import numpy as np
 import pytest
 
+from rt2_jax.actions import RT2, ActionSpace, Dimension
 from rt2_jax.input_pipeline import datasets
+from rt2_jax.input_pipeline.episodes import Canonical, Filters
 from rt2_jax.input_pipeline.rlds import StepSource
+from rt2_jax.input_pipeline.storage import LocalStorage
 from tests import tiny_datasets
 
 
@@ -23,9 +29,9 @@ def test_every_step_is_found(source):
     assert str(source.requests(i)[0].offset) in source.location(i)
 
 
-def test_a_step_takes_54_bytes(source):
+def test_a_step_takes_60_bytes_and_an_episode_12(source):
   index = source.index
-  assert index.nbytes == 54 * len(index) + 4 * 4  # an episode's image size
+  assert index.nbytes == 60 * len(index) + 12 * 4
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
@@ -58,10 +64,26 @@ def test_a_nan_action_names_file_episode_and_step(tmp_path):
   config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
   with pytest.raises(
     ValueError,
-    match=r"tfrecord-0.*: got nan for action dimension 'dz' in step 3 of episo"
-    r"de 1",
+    match=r"got 5 .*tfrecord-0.*, byte \d+, episode 1: got nan in step 3, "
+    "number 2 of 'action', expected a finite number",
   ):
     datasets.open_source(config, "train")
+
+
+def test_a_changed_image_is_named_when_it_is_read(source):
+  """A flipped bit that still decodes, long after the index was made."""
+  first, second = source.requests(6)[0], source.requests(7)[0]
+  data = bytearray(pathlib.Path(first.path).read_bytes())
+  data[first.offset + first.length // 2] ^= 16
+  pathlib.Path(first.path).write_bytes(data)
+  with pytest.raises(
+    ValueError,
+    match=rf"{first.path}, byte {first.offset}: got {first.length} bytes with "
+    r"checksum \w{8}, expected \w{8}; the shard changed after it was indexed",
+  ):
+    source.storage.read([first])
+  (image,) = source.storage.read([second])
+  assert image == tiny_datasets.jpeg(1002)
 
 
 def test_a_shard_that_shrinks_while_it_is_read(tmp_path):
@@ -134,3 +156,193 @@ def test_the_plans_of_kept_steps_are_kept(tmp_path):
   source = datasets.open_source(config, "train")
   assert len(source) == 1
   assert source.plan(0) == "apple <loc0608><loc0032>"
+
+
+def test_frames_are_the_cameras_own_whatever_is_filtered(tmp_path):
+  episodes = [tiny_datasets.bridge_episode(seed) for seed in range(2)]
+  for episode in episodes:
+    action = np.reshape(episode["steps/action"], (5, 7))
+    action[:, 6] = 1
+    action[[0, 1, 3], :6] = 0.0  # steps 2 and 4 move, and are kept
+    episode["steps/action"] = action.ravel().tolist()
+  index = filtered(tmp_path, {"drop_noops": True}, episodes)
+  source = StepSource(LocalStorage(), index, num_frames=3)
+  for i, (seed, step) in enumerate([(0, 2), (0, 4), (1, 2), (1, 4)]):
+    shown = source.storage.read(source.requests(i))
+    expected = [tiny_datasets.jpeg(seed * 1000 + step - b) for b in (2, 1, 0)]
+    assert shown == expected
+
+
+def index_with(tmp_path, monkeypatch, space, standardize, **filters):
+  """A dataset of one episode that another function reads."""
+  known = datasets.RobotDataset(space, "observation/image_0", standardize)
+  monkeypatch.setitem(datasets.DATASETS, "mine", known)
+  tiny_datasets.write(tmp_path, [tiny_datasets.bridge_episode(0, length=6)])
+  config = datasets.SourceConfig("mine", str(tmp_path), filters=filters)
+  return datasets.open_source(config, "train")
+
+
+def joints(unit, names=("joint_1", "joint_2")):
+  gripper = Dimension("gripper", "open")
+  return ActionSpace(
+    "arm", "joints", (*(Dimension(n, unit, -2, 2) for n in names), gripper)
+  )
+
+
+def moving(episode):
+  """Moves in steps 1 and 2; the gripper closes in step 4."""
+  action = np.zeros((6, 3), np.float32)
+  action[1:3, 0] = 0.3
+  action[:4, 2] = 1.0
+  return Canonical(["go"] * 6, action)
+
+
+def test_speeds_are_motions(tmp_path, monkeypatch):
+  source = index_with(
+    tmp_path, monkeypatch, joints("rad/s"), moving, drop_noops=True
+  )
+  np.testing.assert_array_equal(source.index.frame, [1, 2, 4])
+
+
+@pytest.mark.parametrize(
+  "space",
+  [
+    joints("rad"),
+    joints("normalized"),
+    joints("deg/s"),
+    joints("1"),
+    joints("m", ("x", "depth")),
+    joints("", ("dx", "dy")),
+  ],
+)
+def test_where_nothing_tells_what_stands_still_noops_are_kept(
+  tmp_path, monkeypatch, space
+):
+  """Joint angles, say, are in radians too, and never near zero."""
+  name = space.names[0]
+  with pytest.raises(
+    ValueError, match=f"got filters.drop_noops for .*'arm'.* {name!r} .*expect"
+  ):
+    index_with(tmp_path, monkeypatch, space, moving, drop_noops=True)
+  assert len(index_with(tmp_path, monkeypatch, space, moving)) == 6
+
+
+def test_all_own_spaces_tell_what_stands_still():
+  for known in datasets.DATASETS.values():
+    Filters(drop_noops=True).check(known.space)
+
+
+def test_an_unknown_filter_is_named(tmp_path):
+  with pytest.raises(ValueError, match="'drop_noop' for filters.*'drop_noops'"):
+    filtered(tmp_path, {"drop_noop": True}, [tiny_datasets.bridge_episode(0)])
+
+
+def test_a_function_names_the_steps_that_it_keeps(tmp_path, monkeypatch):
+  def every_second(episode):
+    steps = np.arange(episode.length)[1::2]
+    action = np.zeros((3, 8), np.float32)
+    action[:, 1] = episode["action"][1::2, 0]
+    return Canonical(
+      episode.texts("language_instruction")[1::2], action
+    )._replace(steps=steps)
+
+  source = index_with(tmp_path, monkeypatch, RT2, every_second)
+  shown = [source.storage.read(source.requests(i))[0] for i in range(3)]
+  assert shown == [tiny_datasets.jpeg(t) for t in (1, 3, 5)]
+  whole = np.reshape(
+    tiny_datasets.bridge_episode(0, length=6)["steps/action"], (6, 7)
+  )
+  np.testing.assert_allclose(source.index.action[:, 1], whole[1::2, 0])
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"instruction": ["go"] * 5},
+    {"instruction": ["go"] * 5, "action": np.zeros((5, 8))},
+    {"action": np.zeros((6, 7))},
+    {"action": np.zeros(48)},
+    {"plan": ["a"] * 3},
+    {"steps": [0, 1, 2]},
+    {"steps": [0, 1, 2, 3, 4, 6]},
+    {"steps": [-1, 0, 1, 2, 3, 4]},
+    {"steps": [0, 1, 2, 2, 4, 5]},
+    {"steps": [5, 4, 3, 2, 1, 0]},
+  ],
+)
+def test_a_function_that_contradicts_itself_is_refused(
+  tmp_path, monkeypatch, fields
+):
+  whole = Canonical(["go"] * 6, np.zeros((6, 8), np.float32))
+  function = lambda episode: whole._replace(**fields)  # noqa: E731
+  with pytest.raises(
+    ValueError, match="episode 0: got .*from the dataset's fu"
+  ):
+    index_with(tmp_path, monkeypatch, RT2, function)
+  assert len(index_with(tmp_path, monkeypatch, RT2, lambda episode: whole)) == 6
+
+
+def spoil(episode, name, at, value):
+  episode[name] = [*episode[name]]
+  episode[name][at : at + 1] = value
+
+
+@pytest.mark.parametrize(
+  ("spoiled", "message"),
+  [
+    (("action", 9, [float("nan")]), r"got nan in step 1, number 2 of 'action'"),
+    (("action", 6, [float("inf")]), r"got inf in step 0, number 6 of 'action'"),
+    (("action", 6, [1.5]), "got 1.5 in step 0 of 'action', expected 0 to 1"),
+    (("action", 0, []), "got 34 numbers in 'action', expected a multiple of"),
+    (("language_instruction", 2, [b"\xff"]), "'.*instruction' that is not UTF"),
+    (("language_instruction", 2, []), "got 4 texts in 'language_instruction'"),
+    (("observation/image_0", 2, []), "got 4 images .* expected 5, one for eac"),
+    (("observation/image_0", 0, [b"x"] * 2), "got 6 images .* expected 5, one"),
+    (("is_last", 4, []), "got 4 numbers in 'is_last', expected a multiple of"),
+    (("is_last", 1, [7]), "got 7 in step 1 of 'is_last', expected 0 to 1"),
+  ],
+)
+def test_a_damaged_episode_is_named_and_may_be_left_out(
+  tmp_path, spoiled, message
+):
+  episodes = [tiny_datasets.bridge_episode(seed) for seed in range(3)]
+  spoil(episodes[1], f"steps/{spoiled[0]}", *spoiled[1:])
+  tiny_datasets.write(tmp_path, episodes)
+  config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
+  with pytest.raises(
+    ValueError,
+    match=rf"got 5 ex.* = 4: {tmp_path}/.*-00001, byte \d+(, episode 1)?: got",
+  ):
+    datasets.open_source(config, "train", max_skipped=4)
+  index = datasets.open_source(config, "train", max_skipped=5).index
+  assert len(index) == 10 and index.episode.max() == 1
+  (lost,) = index.damaged
+  assert re.search(message, lost.problem) and lost.examples == 5
+
+
+def test_an_episode_without_a_feature_may_be_left_out(tmp_path):
+  episodes = [tiny_datasets.bridge_episode(seed) for seed in range(3)]
+  del episodes[0]["steps/is_last"]
+  del episodes[2]["steps/is_first"]  # nobody knows how many steps it has
+  tiny_datasets.write(tmp_path, episodes)
+  config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
+  with pytest.raises(ValueError, match="got 6 examples"):
+    datasets.open_source(config, "train", max_skipped=5)
+  index = datasets.open_source(config, "train", max_skipped=6).index
+  assert len(index) == 5 and [loss.examples for loss in index.damaged] == [5, 1]
+
+
+def test_an_episode_without_steps_has_none(tmp_path):
+  empty = {name: [] for name in tiny_datasets.bridge_episode(0)}
+  one = tiny_datasets.bridge_episode(3, length=1)
+  episodes = [empty, tiny_datasets.bridge_episode(1), empty, one, empty]
+  tiny_datasets.write(tmp_path, episodes)
+  config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
+  source = datasets.open_source(config, "train", 2)
+  assert len(source) == 6 and not source.index.damaged
+  first = tiny_datasets.jpeg(3000)
+  assert source.storage.read(source.requests(5)) == [first, first]
+  np.testing.assert_array_equal(source.index.episode, [0] * 5 + [1])
+  tiny_datasets.write(tmp_path, [empty])
+  with pytest.raises(ValueError, match="got no step in split 'train'"):
+    datasets.open_source(config, "train")

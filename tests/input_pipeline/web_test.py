@@ -1,5 +1,8 @@
 """Web examples: what a record must hold, and what a row makes of it."""
 
+import dataclasses
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -42,17 +45,66 @@ def test_each_epoch_takes_the_next_answer(tmp_path, tokenizer):
     assert row.images == (example["image"][0],) * 2
 
 
-@pytest.mark.parametrize("feature", ["image", "question", "answers"])
-def test_a_record_without_a_part_is_named(tmp_path, tokenizer, feature):
+@pytest.mark.parametrize(
+  ("feature", "values", "message"),
+  [
+    ("image", [b""], "an empty 'image', expected image, question and at least"),
+    ("question", [b""], "an empty 'question', expected image, question and at"),
+    ("answers", [b"red", b""], "an empty 'answers', expected image, question"),
+    ("answers", [], "an empty 'answers', expected image, question and at leas"),
+    ("question", [b"\xff?"], "a text in 'question' that is not UTF-8"),
+    ("image", [b"a", b"b"], "2 values of 'image', expected one"),
+  ],
+)
+def test_a_record_that_cannot_be_used_is_named_or_left_out(
+  tmp_path, tokenizer, feature, values, message
+):
   examples = [tiny_datasets.web_example(seed) for seed in range(3)]
-  examples[1][feature] = [b""]
+  examples[1][feature] = values
   config = write(tmp_path, examples)
   with pytest.raises(
     ValueError,
-    match=rf"pictures-train\.tfrecord-0.*, byte \d+: got a web record with an "
-    rf"empty '{feature}', expected image, question and at least one answer",
+    match=rf"got 1 .* = 0: {tmp_path}/pictures.*, byte \d+: got .*{message}",
   ):
     web.open_source(config, tokenizer)
+  source = web.open_source(config, tokenizer, max_skipped=1)
+  assert len(source) == 2 and source.index.damaged[0].examples == 1
+
+
+def test_a_changed_record_is_named_when_it_is_read(tmp_path, tokenizer):
+  examples = [tiny_datasets.web_example(seed) for seed in range(3)]
+  source = web.open_source(write(tmp_path, examples), tokenizer)
+  (request,) = source.requests(1)
+  data = bytearray(pathlib.Path(request.path).read_bytes())
+  data[request.offset + request.length // 2] ^= 1
+  pathlib.Path(request.path).write_bytes(data)
+  with pytest.raises(
+    ValueError, match=rf"{request.path}, byte {request.offset}: got .*checksum"
+  ):
+    source.storage.read([request])
+  source.storage.read(source.requests(2))
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_parts_of_a_split_are_stretches_of_its_examples(
+  tmp_path, tokenizer, num_shards
+):
+  examples = [tiny_datasets.web_example(seed) for seed in range(9)]
+  config = write(tmp_path / "data", examples, num_shards)
+  folder = str(tmp_path / "index")
+  whole = web.open_source(config, tokenizer, folder)
+  parts = []
+  for part in ":40%", "40%:", "-2:":
+    some = dataclasses.replace(config, split=f"train[{part}]")
+    parts.append(web.open_source(some, tokenizer, folder))
+  requests = [
+    [s.requests(i)[0] for i in range(len(s))] for s in (whole, *parts)
+  ]
+  assert requests[1] == requests[0][:4] and requests[2] == requests[0][4:]
+  assert requests[3] == requests[0][-2:]
+  assert len(list((tmp_path / "index").iterdir())) == num_shards
+  with pytest.raises(ValueError, match="got split 'train.9:.' of 9 examples"):
+    web.open_source(dataclasses.replace(config, split="train[9:]"), tokenizer)
 
 
 @pytest.mark.parametrize("feature", ["question", "answers"])
@@ -139,7 +191,7 @@ def test_a_damaged_record_is_left_out(tmp_path, tokenizer):
     web.open_source(config, tokenizer)
   source = web.open_source(config, tokenizer, max_skipped=1)
   rows = WebExamples(source, Prompt(tokenizer, 24, 9), 1, max_skipped=1)
-  assert len(rows) == 2 and "byte 12 whose" in rows.skipped[0]
+  assert len(rows) == 2 and "byte 12 whose" in rows.skipped[0].problem
 
 
 def test_another_tokenizer_gives_another_index(tmp_path, tokenizer):
@@ -155,7 +207,7 @@ def test_another_tokenizer_gives_another_index(tmp_path, tokenizer):
 def test_numbers_of_an_index(tmp_path, tokenizer):
   examples = [tiny_datasets.web_example(seed) for seed in range(5)]
   source = web.open_source(write(tmp_path, examples, num_shards=2), tokenizer)
-  assert source.index.nbytes == 20 * 5
+  assert source.index.nbytes == 24 * 5
   question = "Answer in en: what colour is the cup?\n"
   assert set(source.index.question) == {1 + len(tokenizer.encode(question))}
   assert set(source.index.answer) == {len(tokenizer.encode("red")) + 1}

@@ -1,0 +1,260 @@
+"""One RLDS episode: its features, checked, and which of it is kept.
+
+Shapes: T steps of an episode, D action dimensions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rt2_jax.actions import ActionSpace, Dimension
+from rt2_jax.errors import UserError
+from rt2_jax.input_pipeline import records
+
+_TOLERANCE = 1e-3  # beyond a feature's range: float32 and rounding
+
+# Less than this in a step is standing still, by the unit of a motion. Speeds
+# are given at 10 Hz the same 0.1 mm or mrad in a step.
+_STILL = {"m": 1e-4, "rad": 1e-4, "m/s": 1e-3, "rad/s": 1e-3}
+# Metres and radians are motions where the name says so: "dx", "base_dyaw".
+# Joint angles are radians too, and are never near zero.
+_DISPLACEMENT = re.compile(r"(.*_)?(d(r?[xyz]|roll|pitch|yaw)|delta(_.*)?)")
+_STATES = ("open", "close")  # units of what a gripper holds
+
+
+class Episode:
+  """One RLDS episode; features are found by their name below `steps/`."""
+
+  def __init__(self, record: records.Record):
+    self.record = record
+    self.length = count_steps(record)
+
+  @property
+  def where(self) -> str:
+    """The episode's place, for error messages."""
+    return f"{self.record.where}, episode {self.record.number}"
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    """A numeric feature of any width, [T, …] flattened to [T, n].
+
+    Raises:
+      UserError: numbers that are not finite, or do not divide into T steps.
+    """
+    values = self.record.numbers(f"steps/{name}")
+    if not self.length or values.size % self.length:
+      raise UserError(
+        f"{self.where}: got {values.size} numbers in {name!r}, expected "
+        f"a multiple of the episode's {self.length} steps"
+      )
+    values = values.reshape(self.length, -1)
+    bad = np.argwhere(~np.isfinite(values))
+    if bad.size:
+      step, column = bad[0]
+      raise UserError(
+        f"{self.where}: got {values[step, column]} in step {step}, number "
+        f"{column} of {name!r}, expected a finite number; repair or drop this "
+        "episode"
+      )
+    return values
+
+  def numbers(
+    self, name: str, width: int, within: tuple[float, float] | None = None
+  ) -> np.ndarray:
+    """A numeric feature of a known width, [T, width].
+
+    Args:
+      name: of the feature.
+      width: how many numbers each step has.
+      within: least and largest value that the dataset's convention knows.
+
+    Raises:
+      UserError: another width, or a value outside the range: the records are
+        of another dataset, or damaged.
+    """
+    values = self[name]
+    if values.shape[1] != width:
+      raise UserError(
+        f"{self.where}: got {values.shape[1]} numbers in each step of "
+        f"{name!r}, expected {width}; check the dataset's name and version"
+      )
+    return values if within is None else self.in_range(name, values, *within)
+
+  def in_range(
+    self, name: str, values: np.ndarray, low: float, high: float
+  ) -> np.ndarray:
+    """Returns the columns [T, n] of a feature, compared with their range.
+
+    Raises:
+      UserError: a value that the dataset's convention does not know.
+    """
+    bad = np.argwhere(
+      (values < low - _TOLERANCE) | (values > high + _TOLERANCE)
+    )
+    if bad.size:
+      step, column = bad[0]
+      raise UserError(
+        f"{self.where}: got {values[step, column]:g} in step {step} of "
+        f"{name!r}, expected {low:g} to {high:g}; check the dataset's name and "
+        "version"
+      )
+    return values
+
+  def texts(self, name: str) -> list[str]:
+    """A text feature, T strings; raises UserError if there are fewer."""
+    texts = self.record.texts(f"steps/{name}")
+    self._check_count(len(texts), "texts", name)
+    return texts
+
+  def image_spans(self, name: str) -> list[records.Span]:
+    """(offset in the shard, length) of each step's encoded image."""
+    spans = self.record.byte_spans(f"steps/{name}")
+    self._check_count(len(spans), "images", name)
+    return spans
+
+  def _check_count(self, count: int, what: str, name: str):
+    if count != self.length:
+      raise UserError(
+        f"{self.where}: got {count} {what} in {name!r}, expected "
+        f"{self.length}, one for each step"
+      )
+
+
+def count_steps(record: records.Record) -> int:
+  """Counts the steps of an episode's record."""
+  return len(record.numbers("steps/is_first"))
+
+
+class WrongFunctionError(UserError):
+  """A dataset's function contradicts itself: no fault of a single episode."""
+
+
+class Canonical(NamedTuple):
+  """An episode's small features in this project's conventions.
+
+  Attributes:
+    instruction: one text for each step that is kept.
+    action: float32[n, D] in physical units, in the order of an `ActionSpace`.
+    plan: texts that precede the actions, or none; see `Prompt.plan_ids`.
+    steps: int[n], the steps of the episode that are kept, ascending; None
+      keeps all T.
+  """
+
+  instruction: Sequence[str]
+  action: np.ndarray
+  plan: Sequence[str] = ()
+  steps: Sequence[int] | None = None
+
+  def check(self, length: int, space: ActionSpace, where: str) -> np.ndarray:
+    """Compares the parts with each other.
+
+    Args:
+      length: T.
+      space: what the D numbers of an action mean.
+      where: the episode, for error messages.
+
+    Returns:
+      int[n], the steps of the episode that are kept.
+
+    Raises:
+      WrongFunctionError: the function that made it contradicts itself.
+      UserError: an action that is not finite.
+    """
+    steps = np.arange(length) if self.steps is None else np.asarray(self.steps)
+    count = len(steps)
+    if count and (
+      steps.min() < 0 or steps.max() >= length or (np.diff(steps) < 1).any()
+    ):
+      raise WrongFunctionError(
+        f"{where}: got steps {steps.tolist()} from the dataset's function, "
+        f"expected ascending ones of 0 to {length - 1}; correct the function"
+      )
+    shape = np.shape(self.action)
+    counts = [len(self.instruction), len(self.plan) if self.plan else count]
+    if shape != (count, len(space)) or set(counts) != {count}:
+      raise WrongFunctionError(
+        f"{where}: got actions {list(shape)}, {counts[0]} instructions and "
+        f"{counts[1]} plans from the dataset's function, expected actions "
+        f"[{count}, {len(space)}] ({', '.join(space.names)}) and as many "
+        "texts; a function that leaves out steps names those that it keeps in "
+        "Canonical.steps"
+      )
+    bad = np.argwhere(~np.isfinite(self.action))
+    if bad.size:
+      row, dimension = bad[0]
+      raise UserError(
+        f"{where}: got {self.action[row, dimension]} for action dimension "
+        f"{space.names[dimension]!r} in step {steps[row]}, expected a finite "
+        "number; repair or drop this episode"
+      )
+    return steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+  """Which episodes and steps an index keeps.
+
+  Attributes:
+    episodes: value that a feature of the episode must have, by its name, e.g.
+      `{"aspects/success": True}`.
+    drop_noops: leave out steps that neither move nor change anything else.
+  """
+
+  episodes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  drop_noops: bool = False
+
+  def check(self, space: ActionSpace):
+    """Raises UserError where nothing tells which actions stand still."""
+    unclear = [d for d in space.dimensions if not (_moves(d) or _is_state(d))]
+    if self.drop_noops and unclear:
+      named = ", ".join(f"{d.name!r} ({d.unit!r})" for d in unclear)
+      raise UserError(
+        f"got filters.drop_noops for action space {space.name!r}, of whose "
+        f"dimensions {named} nothing tells when they stand still; expected "
+        "displacements named like 'dx' or 'dyaw' in m or rad, speeds in m/s or "
+        "rad/s, or a gripper; set filters.drop_noops = False"
+      )
+
+  def keep_episode(self, record: records.Record) -> bool:
+    return all(
+      _value(record, name) == value for name, value in self.episodes.items()
+    )
+
+  def keep_steps(self, action: np.ndarray, space: ActionSpace) -> np.ndarray:
+    """bool[n]; an action is still when it moves less than 0.1 mm or mrad."""
+    if not self.drop_noops:
+      return np.ones(len(action), bool)
+    moves = np.array([_moves(d) for d in space.dimensions])
+    limits = np.array([_STILL[d.unit] for d in space.dimensions if _moves(d)])
+    still = (np.abs(action[:, moves]) < limits).all(-1)
+    before = np.concatenate([action[:1], action[:-1]])
+    same = (action[:, ~moves] == before[:, ~moves]).all(-1)
+    return ~(still & same)
+
+
+def _moves(d: Dimension) -> bool:
+  """Whether the robot stands still in this dimension where it is zero."""
+  if d.unit in ("m", "rad"):
+    return bool(_DISPLACEMENT.fullmatch(d.name))
+  return d.unit in _STILL
+
+
+def _is_state(d: Dimension) -> bool:
+  """Whether the robot does something where this dimension changes."""
+  return d.kind == "discrete" or d.unit in _STATES
+
+
+def _value(record: records.Record, name: str) -> Any:
+  """A feature of an episode: a number, or a text."""
+  texts = record.texts(name)
+  values = texts or record.numbers(name).tolist()
+  if not values:
+    raise UserError(
+      f"{record.where}: got no value in {name!r}, which filters.episodes "
+      "compares; remove this filter or this episode"
+    )
+  return values[0]

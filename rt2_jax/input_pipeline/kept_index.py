@@ -1,0 +1,220 @@
+"""A folder of kept indexes: one small file per shard, compared when loaded.
+
+An index that was made in another way is not used, and one whose shard has
+changed is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import sys
+import uuid
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from rt2_jax.errors import UserError
+from rt2_jax.input_pipeline.storage import Request, Storage, open_storage
+
+_LOG = logging.getLogger(__name__)
+
+Columns = dict[str, np.ndarray]
+
+_FORMAT = 5  # raise it when the columns of an index mean something else
+_END = 2**16  # bytes of a shard's beginning and end that are compared
+_AT_ONCE = 64  # shards whose ends are read together
+
+
+def to_column(texts: Iterable[str]) -> np.ndarray:
+  """Texts as a column of an index, uint8[n]."""
+  return np.frombuffer(json.dumps(list(texts)).encode(), np.uint8)
+
+
+def from_column(column: np.ndarray) -> list[str]:
+  """The inverse of `to_column`."""
+  return json.loads(column.tobytes())
+
+
+class Identity(NamedTuple):
+  """What tells a shard from another of its name.
+
+  Attributes:
+    size: in bytes.
+    fingerprint: crc32c of its first and last 64 kB. The end holds the last
+      record's checksum, so that no other record can stand in for it.
+  """
+
+  size: int
+  fingerprint: int
+
+  def __str__(self) -> str:
+    return f"{self.size} bytes with fingerprint {self.fingerprint:08x}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How the index of a shard is made.
+
+  Attributes:
+    index_shard: a module's function `(storage, path, *arguments) -> Columns`.
+    arguments: JSON values, or objects that their `sha256` tells apart. Indexes
+      with other arguments are kept side by side.
+    depends: what else the columns depend on, JSON values by name, such as the
+      hash of a function. An index that was made with others is built again.
+  """
+
+  index_shard: Callable[..., Columns]
+  arguments: Sequence[Any]
+  depends: Mapping[str, Any]
+
+  @property
+  def slot(self) -> str:
+    """Part of the name of a kept index."""
+    name = f"{self.index_shard.__module__}.{self.index_shard.__qualname__}"
+    text = json.dumps(
+      [name, *self.arguments], sort_keys=True, default=lambda x: x.sha256
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+  @property
+  def ingredients(self) -> dict[str, str]:
+    """`depends` and this file's own, as texts to compare."""
+    python = ".".join(map(str, sys.version_info[:2]))
+    own = {"index format": _FORMAT, "Python": python}
+    return {
+      name: json.dumps(value, sort_keys=True)
+      for name, value in {**own, **self.depends}.items()
+    }
+
+
+class KeptIndexes:
+  """The folder of a recipe's indexes, one file per shard."""
+
+  def __init__(
+    self,
+    folder: str | pathlib.Path | None,
+    recipe: Recipe,
+    paths: Sequence[str],
+  ):
+    """`folder` None keeps nothing; `paths` are the shards."""
+    if "://" in str(folder):
+      raise UserError(
+        f"got config.loader.index_folder = {str(folder)!r}, expected a local "
+        "folder, or one that is mounted"
+      )
+    self.folder = folder
+    self.recipe = recipe
+    self.paths = paths
+    self.storage = open_storage(paths[0])
+    self._identities = list(_identify(self.storage, paths))
+    self._files = [_index_path(folder, path, recipe.slot) for path in paths]
+
+  def size(self, numbers: Sequence[int]) -> int:
+    """Bytes of some of the shards."""
+    return sum(self._identities[i].size for i in numbers)
+
+  def load(self) -> list[Columns | None]:
+    """Returns the indexes that were made in the same way, None for others.
+
+    Raises:
+      UserError: another shard was indexed.
+    """
+    found, changes = [], []
+    for file, path, identity in zip(
+      self._files, self.paths, self._identities, strict=True
+    ):
+      columns, changed = None, []
+      if file is not None and file.is_file():
+        columns, changed = _load(file, path, identity, self.recipe)
+      found.append(columns)
+      changes += [changed] if changed else []
+    if changes:
+      _LOG.warning(
+        "builds %d of %d kept indexes in %s again, because of another %s",
+        len(changes),
+        len(found),
+        self.folder,
+        ", ".join(sorted(set().union(*changes))),
+      )
+    return found
+
+  def save(self, i: int, columns: Columns):
+    """Writes under another name first: a file with the name is complete."""
+    path = self._files[i]
+    if path is None:
+      return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Hosts may share the folder, and the numbers of their processes.
+    unfinished = path.with_suffix(f".{uuid.uuid4().hex}.unfinished")
+    recipe = json.dumps(self.recipe.ingredients).encode()
+    own = {
+      "shard": np.asarray(self._identities[i], np.int64),
+      "recipe": np.frombuffer(recipe, np.uint8),
+    }
+    try:
+      with unfinished.open("wb") as file:
+        np.savez(file, **own, **columns)
+      unfinished.replace(path)
+    finally:
+      unfinished.unlink(missing_ok=True)
+
+
+def _load(
+  index_path: pathlib.Path, path: str, shard: Identity, recipe: Recipe
+) -> tuple[Columns | None, list[str]]:
+  """A kept index, or None and what has changed since it was made.
+
+  Raises:
+    UserError: another shard was indexed.
+  """
+  try:
+    with np.load(index_path, allow_pickle=False) as file:
+      columns = dict(file)
+    made = json.loads(columns.pop("recipe").tobytes())
+    indexed = Identity(*columns.pop("shard").tolist())
+  except (zipfile.BadZipFile, ValueError, LookupError, EOFError, TypeError):
+    return None, ["file, which is cut off or damaged"]
+  now = recipe.ingredients
+  changed = [k for k in {**made, **now} if made.get(k) != now.get(k)]
+  if changed:
+    return None, changed
+  if indexed != shard:
+    raise UserError(
+      f"{path}: got a shard of {shard}, expected the {indexed} that was "
+      f"indexed; restore the shard, or delete {index_path}"
+    )
+  return columns, []
+
+
+def _identify(storage: Storage, files: Sequence[str]) -> Iterator[Identity]:
+  """Reads the ends of the shards, many at once for the sake of latency."""
+  for first in range(0, len(files), _AT_ONCE):
+    paths = files[first : first + _AT_ONCE]
+    sizes = [storage.size(path) for path in paths]
+    ends = storage.read(
+      [
+        Request(path, start, min(size, _END))
+        for path, size in zip(paths, sizes, strict=True)
+        for start in (0, max(0, size - _END))
+      ]
+    )
+    for size, start, end in zip(sizes, ends[::2], ends[1::2], strict=True):
+      yield Identity(size, google_crc32c.value(start + end))
+
+
+def _index_path(
+  folder: str | pathlib.Path | None, path: str, slot: str
+) -> pathlib.Path | None:
+  if folder is None:
+    return None
+  # Shards of one name may lie in many folders.
+  place = hashlib.sha256(os.path.dirname(path).encode()).hexdigest()[:8]
+  return pathlib.Path(folder) / f"{os.path.basename(path)}-{place}-{slot}.npz"

@@ -1,0 +1,272 @@
+"""Splits of a dataset and parts of them, `train[:90%]`, as TFDS counts them.
+
+A part is a stretch of a split's examples in the order of its shards; an
+example is one record: an episode, or an image with its texts. Parts that
+complement each other are disjoint and complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rt2_jax.errors import UserError
+from rt2_jax.input_pipeline.storage import Storage
+
+_LOG = logging.getLogger(__name__)
+
+_INFO = "dataset_info.json"
+# A split's name, and from where to where it is taken.
+_SPLIT = re.compile(
+  r"(?P<name>[\w.-]+)(\[(?P<start>[^:\]]*):(?P<stop>[^:\]]*)\])?"
+)
+_BOUND = re.compile(r"(?P<value>-?[\d_.]+)(?P<unit>%|shard)?")
+
+Span = tuple[int, int]  # first, stop
+
+
+class Shard(NamedTuple):
+  """A file of a split, and how many records it holds; None: not stated."""
+
+  path: str
+  length: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """From where to where a split is taken.
+
+  Attributes:
+    text: the split as it was asked for, e.g. "train[:90%]".
+    name: of the split.
+    start: first example, None for the split's first; negative from its end.
+    stop: the example after the last, None for the split's end.
+    unit: of both, "" for examples, or "%" or "shard".
+  """
+
+  text: str
+  name: str
+  start: float | None = None
+  stop: float | None = None
+  unit: str = ""
+
+  @classmethod
+  def parse(cls, text: str) -> Part:
+    """Reads the syntax of TFDS: percents, examples or shards.
+
+    Raises:
+      UserError: anything else.
+    """
+    match = _SPLIT.fullmatch(text)
+    if not match:
+      raise _malformed(text)
+    bounds = [_BOUND.fullmatch(match[key] or "") for key in ("start", "stop")]
+    for key, bound in zip(("start", "stop"), bounds, strict=True):
+      if match[key] and not bound:
+        raise _malformed(text)
+    units = [bound["unit"] for bound in bounds if bound and bound["unit"]]
+    if len(set(units)) > 1:
+      raise _malformed(text)
+    unit = units[0] if units else ""
+    try:
+      number = float if unit == "%" else int
+      start, stop = (bound and number(bound["value"]) for bound in bounds)
+    except ValueError as error:
+      raise _malformed(text) from error
+    return cls(text, match["name"], start, stop, unit)
+
+  @property
+  def is_whole(self) -> bool:
+    return self.start is None and self.stop is None
+
+  def spans(self, lengths: Sequence[int]) -> list[Span]:
+    """The records of each shard that belong to the part, numbered per shard.
+
+    Rounded as TFDS rounds: to the nearest example, halves to an even one.
+
+    Args:
+      lengths: records of each shard.
+
+    Raises:
+      UserError: a bound that the split does not have, or nothing between them.
+    """
+    total = sum(lengths)
+    first = self._boundary(self.start, 0, lengths)
+    stop = self._boundary(self.stop, total, lengths)
+    if max(abs(first), abs(stop)) > total:
+      raise UserError(
+        f"got split {self.text!r} of {total} examples in {len(lengths)} "
+        "shards, expected bounds within them; change the split"
+      )
+    first, stop = (x + total * (x < 0) for x in (first, stop))
+    if first >= stop:
+      raise UserError(
+        f"got split {self.text!r} of {total} examples, expected at least one "
+        "example in it; take a larger part"
+      )
+    spans, begin = [], 0
+    for length in lengths:
+      spans.append(
+        (min(max(first - begin, 0), length), min(max(stop - begin, 0), length))
+      )
+      begin += length
+    return spans
+
+  def _boundary(
+    self, value: float | None, default: int, lengths: Sequence[int]
+  ) -> int:
+    """In examples; what is negative counts from the end."""
+    if value is None:
+      return default
+    if self.unit == "%":
+      examples = round(value * sum(lengths) / 100.0)
+      if value < 0 and not examples:  # would mean the split's beginning
+        raise UserError(
+          f"got split {self.text!r} of {sum(lengths)} examples, of which "
+          f"{value:g}% are none; take a larger part"
+        )
+      return examples
+    if self.unit != "shard":
+      return int(value)
+    if abs(value) > len(lengths):
+      raise UserError(
+        f"got split {self.text!r} of {len(lengths)} shards, expected bounds "
+        "within them; change the split"
+      )
+    ends = [0, *itertools.accumulate(lengths)]
+    return ends[int(value) + len(lengths) * (value < 0)]
+
+
+def _malformed(text: str) -> UserError:
+  return UserError(
+    f"got split {text!r}, expected a split's name, or a part of one such as "
+    "'train[:90%]', 'train[10:20]' or 'train[2shard:]'; correct the split"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """The shards of a split, in order, and which part of them is asked for."""
+
+  part: Part
+  shards: tuple[Shard, ...]
+
+
+def find_split(storage: Storage, folder: str, text: str) -> Split:
+  """Finds the TFRecord files of one split of a TFDS dataset version.
+
+  Args:
+    storage: where the folder lies.
+    folder: the version folder, e.g. `…/fractal20220817_data/0.1.0`.
+    text: e.g. "train", or a part of it such as "train[:99%]".
+
+  Raises:
+    UserError: no dataset there, no such split, or a shard is missing.
+  """
+  part = Part.parse(text)
+  names = storage.names(folder)
+  infos = [name for name in names if name.endswith(f"/{_INFO}")]
+  if not infos:
+    raise UserError(
+      f"got dataset path {folder!r}, which holds no {_INFO}; expected a TFDS "
+      "version folder such as …/bridge_dataset/1.0.0"
+    )
+  lengths = _read_lengths(bytes(storage.whole(infos[0])), infos[0])
+  if part.name not in lengths:
+    raise UserError(
+      f"got split {text!r}, expected one of {', '.join(lengths)}, or a part "
+      f"such as 'train[:99%]' ({folder})"
+    )
+  stated = lengths[part.name]
+  if not stated:
+    _LOG.warning(
+      "%s states no shardLengths of split %r: a shard that lacks records at "
+      "its end cannot be noticed",
+      infos[0],
+      part.name,
+    )
+    return find_files(storage, folder, part)
+  files = _complete(names, part.name, len(stated), folder)
+  return Split(part, tuple(map(Shard, files, stated)))
+
+
+def find_files(storage: Storage, folder: str, part: Part) -> Split:
+  """Finds a split's shards by their names, `*-{split}.tfrecord-*-of-*`.
+
+  Raises:
+    UserError: there are none, or one is missing.
+  """
+  names = storage.names(folder)
+  last = [n for n in names if f"-{part.name}.tfrecord-" in n][-1:]
+  count = last[0].rpartition("-of-")[2] if last else ""
+  if not count.isdecimal():
+    raise UserError(
+      f"got path {folder!r}, which holds no *-{part.name}.tfrecord-00000-of-… "
+      "files; expected a TFDS version folder, or one that "
+      "data/make_web_records.py wrote"
+    )
+  files = _complete(names, part.name, int(count), folder)
+  return Split(part, tuple(Shard(path, None) for path in files))
+
+
+def _read_lengths(data: bytes, path: str) -> dict[str, list[int] | None]:
+  """The records of each split's shards; None where they are not stated.
+
+  Raises:
+    UserError: the file is cut off, or of another kind.
+  """
+  try:
+    info = json.loads(data)
+    lengths = {s["name"]: _numbers(s) for s in info["splits"]}
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    raise UserError(
+      f"{path}: got a file that cannot be read ({error!r}), expected the one "
+      "that TFDS wrote, with its splits; copy it again"
+    ) from error
+  kind = info.get("fileFormat", "tfrecord")
+  if kind != "tfrecord":
+    raise UserError(
+      f"{path}: got fileFormat {kind!r}, expected 'tfrecord'; write the "
+      "dataset again in that format"
+    )
+  return lengths
+
+
+def _numbers(split: dict[str, Any]) -> list[int] | None:
+  lengths = split.get("shardLengths")
+  return None if lengths is None else [int(length) for length in lengths]
+
+
+def _complete(
+  names: Sequence[str], split: str, count: int, folder: str
+) -> list[str]:
+  """The `count` shards of a split among `names`.
+
+  Raises:
+    UserError: one is missing, or there are two of one number.
+  """
+  shards: dict[str, str] = {}
+  for name in names:
+    if f"-{split}.tfrecord-" not in name:
+      continue
+    number = name.rpartition(".tfrecord-")[2]
+    if number in shards:
+      raise UserError(
+        f"got both {shards[number]} and {name}, expected one dataset in a "
+        "folder; move one of them"
+      )
+    shards[number] = name
+  numbers = [f"{i:05d}-of-{count:05d}" for i in range(count)]
+  missing = [number for number in numbers if number not in shards]
+  if missing:
+    raise UserError(
+      f"got {count - len(missing)} of {count} TFRecord shards of split "
+      f"{split!r} in {folder}; missing: {', '.join(missing[:5])}; copy them "
+      "again"
+    )
+  return [shards[number] for number in numbers]

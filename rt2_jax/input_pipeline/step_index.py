@@ -1,0 +1,166 @@
+"""The index of a split's robot steps: plain columns, joined from its shards.
+
+Shapes: N steps in all, M images of their episodes, E episodes, D action
+dimensions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from rt2_jax.input_pipeline.episodes import WrongFunctionError
+from rt2_jax.input_pipeline.index import Indexed
+from rt2_jax.input_pipeline.kept_index import Columns, from_column
+from rt2_jax.input_pipeline.unusable import Unusable
+
+# The columns of a shard that have a row per image, per episode and per step.
+_OF_IMAGES = ("offset", "length", "checksum")
+_OF_EPISODES = ("record", "start", "size")
+_OF_STEPS = ("frame", "episode", "text", "plan", "action")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepIndex:
+  """Where every step of a split lies, and its small features.
+
+  Images are listed for all steps of an episode, also for those that a filter
+  leaves out: frames before a step are what the camera saw before it.
+
+  Attributes:
+    files: the shards.
+    offset: uint64[M], where an image begins.
+    length: uint32[M], bytes of an image.
+    checksum: uint32[M], crc32c of an image.
+    file: uint32[E], which shard holds the episode.
+    start: uint32[E], which image is the episode's first.
+    size: uint16[E, 2], height and width in pixels that hold the episode's
+      images.
+    frame: uint32[N], which image a step shows.
+    episode: uint32[N], numbered over all shards.
+    text: uint32[N], which of `texts` is the instruction.
+    texts: the different instructions.
+    plan: uint32[N], which of `plans` precedes the action; empty without plans.
+    plans: the different plans.
+    action: float32[N, D] in physical units.
+    damaged: what was left out because it cannot be used.
+  """
+
+  files: tuple[str, ...]
+  offset: np.ndarray
+  length: np.ndarray
+  checksum: np.ndarray
+  file: np.ndarray
+  start: np.ndarray
+  size: np.ndarray
+  frame: np.ndarray
+  episode: np.ndarray
+  text: np.ndarray
+  texts: tuple[str, ...]
+  plan: np.ndarray
+  plans: tuple[str, ...]
+  action: np.ndarray
+  damaged: tuple[Unusable, ...]
+
+  def __len__(self) -> int:
+    return len(self.frame)
+
+  @property
+  def nbytes(self) -> int:
+    columns = (getattr(self, f.name) for f in dataclasses.fields(self))
+    return sum(c.nbytes for c in columns if isinstance(c, np.ndarray))
+
+  @classmethod
+  def merge(
+    cls, shards: Sequence[Indexed], damaged: Sequence[Unusable] = ()
+  ) -> StepIndex:
+    """Joins the indexes that `index_episodes` made of each shard."""
+    parts = [_cut(shard) for shard in shards]
+    text, texts = _merge_texts(parts, "text")
+    plan, plans = _merge_texts(parts, "plan")
+    episodes = [len(part["record"]) for part in parts]
+    check_plans(len(plan), sum(len(part["frame"]) for part in parts))
+    return cls(
+      files=tuple(shard.path for shard in shards),
+      offset=_joined(parts, "offset"),
+      length=_joined(parts, "length"),
+      checksum=_joined(parts, "checksum"),
+      file=np.repeat(np.arange(len(shards), dtype=np.uint32), episodes),
+      start=_renumbered(parts, "start", "offset"),
+      size=_joined(parts, "size"),
+      frame=_renumbered(parts, "frame", "offset"),
+      episode=_renumbered(parts, "episode", "record"),
+      text=text,
+      texts=texts,
+      plan=plan,
+      plans=plans,
+      action=_joined(parts, "action"),
+      damaged=tuple(damaged),
+    )
+
+  def only(self, kept: np.ndarray) -> StepIndex:
+    """The steps where bool[N] says so, in their order."""
+    names = ("frame", "episode", "text", "action")
+    names += ("plan",) * bool(self.plans)
+    columns = {name: getattr(self, name)[kept] for name in names}
+    return dataclasses.replace(self, **columns)
+
+
+def _cut(shard: Indexed) -> Columns:
+  """The columns of the records that are used, numbered from 0 again."""
+  columns, record = shard.columns, shard.columns["record"]
+  if not shard.first and (not len(record) or record[-1] < shard.stop):
+    return columns  # all of them
+  episodes = slice(*np.searchsorted(record, [shard.first, shard.stop]))
+  starts = np.append(columns["start"], len(columns["offset"]))
+  images = slice(int(starts[episodes.start]), int(starts[episodes.stop]))
+  steps = slice(
+    *np.searchsorted(columns["episode"], [episodes.start, episodes.stop])
+  )
+  cut = {name: columns[name][images] for name in _OF_IMAGES}
+  cut |= {name: columns[name][episodes] for name in _OF_EPISODES}
+  cut |= {name: columns[name][steps] for name in _OF_STEPS}
+  cut["start"] = cut["start"] - np.uint32(images.start)
+  cut["frame"] = cut["frame"] - np.uint32(images.start)
+  cut["episode"] = cut["episode"] - np.uint32(episodes.start)
+  return cut | {name: columns[name] for name in ("texts", "plans")}
+
+
+def _joined(shards: Sequence[Columns], name: str) -> np.ndarray:
+  return np.concatenate([columns[name] for columns in shards])
+
+
+def _renumbered(
+  shards: Sequence[Columns], name: str, counted: str
+) -> np.ndarray:
+  """Joins numbers of the elements of another column, as that is joined."""
+  first, out = 0, []
+  for columns in shards:
+    out.append(columns[name] + np.uint64(first))
+    first += len(columns[counted])
+  kind = np.uint32 if first < 2**32 else np.uint64
+  return np.concatenate(out).astype(kind)
+
+
+def _merge_texts(
+  shards: Sequence[Columns], name: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """A column of numbers, uint32[N], and the different texts that they mean."""
+  texts: dict[str, int] = {}
+  columns = []
+  for shard in shards:
+    own = from_column(shard[f"{name}s"])
+    numbers = [texts.setdefault(t, len(texts)) for t in own]
+    columns.append(np.asarray(numbers, np.uint32)[shard[name]])
+  return np.concatenate(columns), tuple(texts)
+
+
+def check_plans(count: int, steps: int):
+  """Raises UserError unless all steps have plans, or none has."""
+  if count not in (0, steps):
+    raise WrongFunctionError(
+      f"got plans for {count} of {steps} steps, expected one for each step or "
+      "none at all; correct the dataset's function"
+    )
