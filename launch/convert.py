@@ -6,14 +6,19 @@
     strip          the same checkpoint without optimizer state
     average        the mean of several steps, e.g. --steps=1000,2000
 
-All but the last end by running both sides in float32 on the same inputs; the
-program fails when they disagree. to_hf and from_hf need the extra [torch].
+All but the last end by running both sides in float32 on the same inputs, and a
+folder's own processor on prompts and pictures. The result gets its name when
+they agree; when they do not, the program fails and leaves nothing. to_hf and
+from_hf need the extra [torch].
 """
 
+import contextlib
+import os
 import pathlib
 import re
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 import absl.logging
 import jax
@@ -28,9 +33,9 @@ from rt2_jax import (
   trees,
   weight_files,
 )
-from rt2_jax.actions import RT2, ActionTokenizer
-from rt2_jax.errors import ends_in_one_message, unknown_name
-from rt2_jax.evaluators import agreement
+from rt2_jax.actions import ActionTokenizer
+from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
+from rt2_jax.evaluators import agreement, processor_agreement
 from rt2_jax.evaluators.agreement import Inputs, Outputs
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.policy import Policy
@@ -78,26 +83,25 @@ def main(argv):
   commands[argv[1]](pathlib.Path(_OUTPUT.value))
 
 
-def to_hf(folder: pathlib.Path):
-  """Weights, configs, tokenizer and rt2.json, and PyTorch run on them."""
+def to_hf(output: pathlib.Path):
+  """Writes weights, configs, tokenizer and rt2.json; runs PyTorch on them."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
   model = VLMConfig.from_dict(checkpoint.meta["model"])
-  params = checkpoint.read_params()
-  export.to_huggingface(
-    params,
-    model,
-    checkpoint.meta,
-    checkpoint.tokenizer,
-    folder,
-    checkpoint.step,
-  )
-  print(f"wrote {folder}")
-  del params  # room for the other side
-  prove(checkpoint, folder)
+  with proven(output) as folder:
+    export.to_huggingface(
+      checkpoint.read_params(),
+      model,
+      checkpoint.meta,
+      checkpoint.tokenizer,
+      folder,
+      checkpoint.step,
+    )
+    prove(checkpoint, folder)
+  print(f"wrote {output}")
 
 
-def from_hf(workdir: pathlib.Path):
-  """A checkpoint of the weights and of all that rt2.json keeps."""
+def from_hf(output: pathlib.Path):
+  """Writes a checkpoint of the weights and of all that rt2.json keeps."""
   folder = pathlib.Path(_FOLDER.value)
   meta, tokenizer, step = export.read_meta(folder)
   model = VLMConfig.from_dict(meta["model"])
@@ -105,73 +109,144 @@ def from_hf(workdir: pathlib.Path):
   names = pretrained.parameter_shapes(model)
   shardings = trees.unflatten(dict.fromkeys(names, device))
   dtype = pretrained.read_dtype(folder)
-  params = pretrained.load(folder, model, shardings, dtype)
-  write = stored_checkpoint.write
-  print(f"wrote {write(params, meta, tokenizer, step, workdir)}")
-  del params  # room for the other side
-  prove(StoredCheckpoint.open(workdir), folder)
+  with proven(output) as workdir:
+    params = pretrained.load(folder, model, shardings, dtype)
+    stored_checkpoint.write(params, meta, tokenizer, step, workdir)
+    del params  # room for the other side
+    prove(StoredCheckpoint.open(workdir), folder)
+  print(f"wrote {output}/checkpoints/{step}")
 
 
 def prove(checkpoint: StoredCheckpoint, folder: pathlib.Path):
-  """Runs a checkpoint, and PyTorch on the folder of the same policy."""
+  """Runs a checkpoint, and stock transformers on the folder of the same policy.
+
+  The folder's own processor reads prompts and pictures for it.
+  """
   whole = fits_in_memory(checkpoint)
-  ours, inputs = run_ours(checkpoint, checkpoint.read_params(), whole)
+  ours, inputs, policy = run_ours(checkpoint, checkpoint.read_params(), whole)
+  prompt, size = policy.prompt, policy.model
+  del policy  # room for the other side
+  import transformers
+
   from rt2_jax.torch_policy import TorchPolicy
 
-  source = next(iter(checkpoint.meta["action_tokenizers"]))
+  processor = transformers.AutoProcessor.from_pretrained(
+    folder, local_files_only=True
+  )
+  read = processor_agreement.compare(
+    processor, prompt, size.img, size.num_frames
+  )
+  print(read)
+  if not read.holds:
+    raise UserError(
+      "got a folder whose processor reads prompts or pictures otherwise than "
+      "our model, expected the same; nothing was written"
+    )
+  names = agreement.sources(checkpoint.meta["action_tokenizers"])
   if whole:
-    theirs = TorchPolicy.from_folder(folder, source)
+    first = TorchPolicy.from_folder(folder, names[0])
   else:
-    theirs = TorchPolicy.around(torch_ends(folder), folder, source)
-  report(ours, agreement.torch_outputs(theirs, inputs), whole)
+    first = TorchPolicy.around(torch_ends(folder), folder, names[0])
+  others = [TorchPolicy.around(first.model, folder, n) for n in names[1:]]
+  theirs = agreement.torch_outputs([first, *others], processor, inputs)
+  report(agreement.compare(ours, theirs), whole)
 
 
-def to_big_vision(path: pathlib.Path):
-  """One file, read back by `pretrained`."""
+def to_big_vision(output: pathlib.Path):
+  """Writes one file; `pretrained` reads it back."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
   params = checkpoint.read_params()
-  if _DTYPE.value:
-    params = jax.tree.map(lambda leaf: leaf.astype(_DTYPE.value), params)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  export.to_big_vision(params, path, _COMPRESSED.value)
-  print(f"wrote {path}")
-  whole = fits_in_memory(checkpoint)
-  ours, _ = run_ours(checkpoint, params, whole)
+  dtype = _DTYPE.value or str(jax.tree.leaves(params)[0].dtype)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
-  dtype = jax.tree.leaves(params)[0].dtype
-  del params
   model = VLMConfig.from_dict(checkpoint.meta["model"])
-  read = pretrained.load(path, model, shardings, str(dtype))
-  report(ours, run_ours(checkpoint, read, whole)[0], whole)
-
-
-def strip(workdir: pathlib.Path):
-  """A checkpoint to act from, a third of the size."""
-  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
-  params = checkpoint.read_params()
-  save(params, checkpoint, workdir)
   whole = fits_in_memory(checkpoint)
-  before, _ = run_ours(checkpoint, params, whole)
-  del params  # room for the other side
-  stripped = StoredCheckpoint.open(workdir)
-  after, _ = run_ours(stripped, stripped.read_params(), whole)
-  report(before, after, whole)
+  with proven(output, replace=True) as path:
+    stored = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    export.to_big_vision(stored, path, _COMPRESSED.value)
+    del stored
+    read = pretrained.load(path, model, shardings, dtype)
+    rounding = agreement.largest_rounding(params, read)
+    ours, *_ = run_ours(checkpoint, params, whole)
+    del params  # room for the other side
+    theirs, *_ = run_ours(checkpoint, read, whole)
+    report(agreement.compare(ours, theirs, rounding), whole)
+  print(f"wrote {output}")
 
 
-def average(workdir: pathlib.Path):
-  """A checkpoint whose parameters are the mean of several."""
+def strip(output: pathlib.Path):
+  """Writes a checkpoint that is inference-only, a third of the size."""
+  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
+  whole = fits_in_memory(checkpoint)
+  with proven(output) as workdir:
+    params = checkpoint.read_params()
+    save(params, checkpoint, workdir)
+    before, *_ = run_ours(checkpoint, params, whole)
+    del params  # room for the other side
+    stripped = StoredCheckpoint.open(workdir)
+    after, *_ = run_ours(stripped, stripped.read_params(), whole)
+    report(agreement.compare(before, after), whole)
+  print(f"wrote {output}/checkpoints/{checkpoint.step}")
+
+
+def average(output: pathlib.Path):
+  """Writes a checkpoint whose parameters are the mean of several."""
+  words = [word for word in _STEPS.value if not word.strip().isdecimal()]
+  if words:
+    raise UserError(
+      f"got --steps={','.join(_STEPS.value)}, expected whole numbers such as "
+      "--steps=1000,2000"
+    )
   checkpoints = [
     StoredCheckpoint.open(_WORKDIR.value, int(step)) for step in _STEPS.value
   ]
-  save(stored_checkpoint.average(checkpoints), checkpoints[-1], workdir)
+  with proven(output) as workdir:
+    mean = stored_checkpoint.average(checkpoints)
+    save(mean, checkpoints[-1], workdir)
+  print(f"wrote {output}/checkpoints/{checkpoints[-1].step}")
 
 
 def save(params: dict, like: StoredCheckpoint, workdir: pathlib.Path):
   """Writes parameters with all else from a checkpoint."""
-  folder = stored_checkpoint.write(
-    params, like.meta, like.tokenizer, like.step, workdir
-  )
-  print(f"wrote {folder}")
+  stored_checkpoint.write(params, like.meta, like.tokenizer, like.step, workdir)
+
+
+@contextlib.contextmanager
+def proven(
+  output: pathlib.Path, replace: bool = False
+) -> Iterator[pathlib.Path]:
+  """Yields a place beside the output, which gets its name at the end.
+
+  What fails, or is cut off, leaves nothing under the output's name.
+
+  Args:
+    output: a file or a folder.
+    replace: whether a file may lie there already.
+
+  Raises:
+    UserError: something lies there; before any work.
+  """
+  output = output.absolute()
+  used = output.is_file() or (output.is_dir() and any(output.iterdir()))
+  if used and not (replace and output.is_file()):
+    raise UserError(
+      f"got output {output}, which exists; choose another, or remove it"
+    )
+  place = output.with_name(f"{output.name}.unproven")
+  place.parent.mkdir(parents=True, exist_ok=True)
+  remove(place)
+  try:
+    yield place
+    os.replace(place, output)
+  finally:
+    remove(place)
+
+
+def remove(place: pathlib.Path):
+  """Removes a file or a folder, if there is one."""
+  if place.is_dir():
+    shutil.rmtree(place)
+  else:
+    place.unlink(missing_ok=True)
 
 
 def fits_in_memory(checkpoint: StoredCheckpoint) -> bool:
@@ -183,29 +258,25 @@ def fits_in_memory(checkpoint: StoredCheckpoint) -> bool:
 
 def run_ours(
   checkpoint: StoredCheckpoint, params: dict, whole: bool
-) -> tuple[Outputs, Inputs]:
-  """What our model makes of the fixed inputs, which are returned, too."""
+) -> tuple[Outputs, Inputs, Policy]:
+  """Runs our model on the fixed inputs; returns them and the policy, too."""
   model = VLMConfig.from_dict(checkpoint.meta["model"])
   if not whole:
     model, params = agreement.ends(model, params)
-  tokenizer = Tokenizer(checkpoint.tokenizer)
-  policy = Policy(
-    agreement.as_float32(model),
-    jax.tree.map(lambda leaf: leaf.astype("float32"), params),
-    Prompt(tokenizer, **checkpoint.meta["prompt"]),
-    some_actions(checkpoint.meta["action_tokenizers"], tokenizer),
-  )
-  inputs = agreement.fixed_inputs(policy)
-  return agreement.flax_outputs(policy, inputs), inputs
-
-
-def some_actions(
-  action_tokenizers: Mapping[str, dict], tokenizer: Tokenizer
-) -> ActionTokenizer:
-  """The first robot's; RT-2's where the model was trained on none."""
-  for stored in action_tokenizers.values():
-    return ActionTokenizer.from_dict(stored)
-  return ActionTokenizer(RT2, tokenizer.action_route("rare"))
+  prompt = Prompt(Tokenizer(checkpoint.tokenizer), **checkpoint.meta["prompt"])
+  params = jax.tree.map(lambda leaf: leaf.astype("float32"), params)
+  stored = checkpoint.meta["action_tokenizers"]
+  policies = [
+    Policy(
+      agreement.as_float32(model),
+      params,
+      prompt,
+      ActionTokenizer.from_dict(stored[name]) if name else None,
+    )
+    for name in agreement.sources(stored)
+  ]
+  inputs = agreement.fixed_inputs(policies[0])
+  return agreement.flax_outputs(policies, inputs), inputs, policies[0]
 
 
 def torch_ends(folder: pathlib.Path):
@@ -225,6 +296,9 @@ def torch_ends(folder: pathlib.Path):
   if hasattr(config.text_config, "layer_types"):
     config.text_config.layer_types = config.text_config.layer_types[:2]
   model = transformers.PaliGemmaForConditionalGeneration(config).float()
+  model.generation_config = transformers.GenerationConfig.from_pretrained(
+    folder
+  )
   state = dict(model.model.named_parameters())
   loaded = set()
   for stored, tensor in weight_files.open_safetensors(folder).items():
@@ -241,16 +315,15 @@ def torch_ends(folder: pathlib.Path):
   return model
 
 
-def report(ours: Outputs, theirs: Outputs, whole: bool):
+def report(result: agreement.Agreement, whole: bool):
   """Prints the proof; ends the program when it fails."""
-  result = agreement.compare(ours, theirs)
   print(
     "both sides in float32 on the same inputs"
     + ("" if whole else ", the first and last layers only (memory)")
   )
   print(result)
   if not result.holds:
-    sys.exit("got another model than the checkpoint's: do not use the output")
+    sys.exit("got another model than the checkpoint's: nothing was written")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,14 @@ from rt2_jax.errors import UserError
 from rt2_jax.huggingface import EMBEDDING
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
-from rt2_jax.weight_files import INDEX, ONE_FILE
+from rt2_jax.weight_checks import check_finite
+from rt2_jax.weight_files import INDEX, ONE_FILE, read_json
 
 _ROBOT_FILE = "rt2.json"
+_ROBOT_FIELDS = (
+  *("step", "image", "model", "prompt", "action_tokenizers"),
+  "tokenizer_sha256",
+)
 
 
 def to_big_vision(params: dict, path: pathlib.Path, compressed: bool = False):
@@ -62,14 +67,19 @@ def to_huggingface(
     config: its model.
     meta: of the checkpoint.
     tokenizer: the SentencePiece model.
-    folder: is created; what it held of another model is replaced.
+    folder: is created, or must be empty.
     step: of the checkpoint.
     shard_bytes: most bytes of tensors in one file.
 
   Raises:
-    UserError: a decoder or a tokenizer that transformers does not have.
+    UserError: a decoder or a tokenizer that transformers does not have, a
+      parameter that is not finite, or a folder with files in it.
   """
+  if folder.exists() and any(folder.iterdir()):
+    raise UserError(f"got output {folder}, which is not empty; choose another")
   flat = trees.flatten(params)
+  for name, leaf in flat.items():
+    check_finite(folder, name, np.asarray(leaf))
   dtype = str(flat[EMBEDDING].dtype)
   fields = huggingface_config.to_config(config, dtype)
   folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +120,13 @@ def read_meta(folder: pathlib.Path) -> tuple[dict[str, Any], bytes, int]:
       "`launch/convert.py to_hf` wrote; to train a robot from these weights, "
       f"pass --config.pretrained={folder} to launch/train.py"
     )
-  meta = json.loads(file.read_text())
+  meta = read_json(file)
+  lost = [name for name in _ROBOT_FIELDS if name not in meta]
+  if lost:
+    raise UserError(
+      f"{file}: got no {', '.join(lost)}, expected all that `launch/convert.py "
+      "to_hf` wrote; convert it again"
+    )
   step, _ = meta.pop("step"), meta.pop("image")
   tokenizer = Tokenizer.from_file(folder / "tokenizer.model")
   if tokenizer.sha256 != meta["tokenizer_sha256"]:
@@ -134,7 +150,7 @@ def _generation_fields(config: VLMConfig) -> dict[str, Any]:
 
 
 def _write_json(path: pathlib.Path, content: Any):
-  path.write_text(json.dumps(content, indent=2) + "\n")
+  path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_tensors(
@@ -144,8 +160,6 @@ def _write_tensors(
   shard_bytes: int,
 ):
   """model.safetensors; or, when it would be too large, shards and an index."""
-  for old in (*folder.glob("*.safetensors"), folder / INDEX):
-    old.unlink(missing_ok=True)
   shards: list[list[str]] = []
   total = 0
   for tensors in _shards(flat, config, shard_bytes):

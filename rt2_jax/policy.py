@@ -130,9 +130,19 @@ class Policy(RobotPolicy):
     """
     if is_empty(image, questions):
       return ()
+    ids = self.answer_ids(image, questions, image_size)
+    return tuple(self.prompt.tokenizer.decode(row) for row in ids)
+
+  def answer_ids(
+    self,
+    image: np.ndarray,
+    questions: Sequence[str],
+    image_size: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """The tokens of `answer`, int32[B, L]; eos fills what follows a text."""
     prompts = self.prompt.prefixes(questions)
     (ids,) = self._run(self._answer, image, image_size, *prompts)
-    return tuple(self.prompt.tokenizer.decode(row) for row in ids)
+    return ids
 
   def forced_ids(
     self,

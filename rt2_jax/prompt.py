@@ -64,8 +64,12 @@ class Prompt:
 
   def robot_prefix(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
     """What a robot with `instruction` is asked; returns as `prefix` does."""
+    return self.prefix(self.robot_question(instruction))
+
+  def robot_question(self, instruction: str) -> str:
+    """Puts an instruction into the template; spaces in it count once."""
     words = " ".join(instruction.split())
-    return self.prefix(self.template.format(instruction=words))
+    return self.template.replace("{instruction}", words)
 
   def robot_prefixes(
     self, instructions: Sequence[str]

@@ -5,6 +5,7 @@ For programs that change or describe a checkpoint without training or acting.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from rt2_jax import trees
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.errors import UserError
+from rt2_jax.weight_checks import check_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,27 +51,30 @@ class StoredCheckpoint:
     Raises:
       UserError: no such checkpoint.
     """
-    checkpoints = Checkpoints.open_run(workdir)
-    meta, tokenizer = checkpoints.restore_meta(step)
-    found = cls(
-      checkpoints.step_folder(step),
-      meta,
-      tokenizer,
-      trees.flatten(checkpoints.stored_params(step)),
-      checkpoints.has_optimizer(step),
-    )
-    checkpoints.close()
-    return found
+    with contextlib.closing(Checkpoints.open_run(workdir)) as checkpoints:
+      meta, tokenizer = checkpoints.restore_meta(step)
+      return cls(
+        checkpoints.step_folder(step),
+        meta,
+        tokenizer,
+        trees.flatten(checkpoints.stored_params(step)),
+        checkpoints.has_optimizer(step),
+      )
 
   @property
   def step(self) -> int:
     return int(self.folder.name)
 
   def read_params(self) -> dict:
-    """The parameters in the types in which they are stored, on one device."""
-    checkpoints = Checkpoints(self.folder.parent)
-    params = checkpoints.restore_params(trees.unflatten(self.shapes), self.step)
-    checkpoints.close()
+    """The parameters in the types in which they are stored, on one device.
+
+    Raises:
+      UserError: a parameter that is not finite.
+    """
+    shapes = trees.unflatten(self.shapes)
+    with contextlib.closing(Checkpoints(self.folder.parent)) as checkpoints:
+      params = checkpoints.restore_params(shapes, self.step)
+    _check_finite(self.folder, params)
     return params
 
 
@@ -86,16 +91,22 @@ def write(
     Its folder.
 
   Raises:
-    UserError: the workdir has checkpoints already.
+    UserError: the workdir has checkpoints already, or a parameter is not
+      finite; then nothing is written.
   """
   folder = pathlib.Path(workdir) / "checkpoints"
   if folder.exists():
     raise UserError(f"got output {folder}, which exists; choose another")
-  checkpoints = Checkpoints(folder)
-  checkpoints.save(step, params, None, meta, tokenizer)
-  checkpoints.wait()
-  checkpoints.close()
+  _check_finite(folder, params)
+  with contextlib.closing(Checkpoints(folder)) as checkpoints:
+    checkpoints.save(step, params, None, meta, tokenizer)
+    checkpoints.wait()
   return folder / str(step)
+
+
+def _check_finite(folder: pathlib.Path, params: dict):
+  for name, leaf in trees.flatten(params).items():
+    check_finite(folder, name, np.asarray(leaf))
 
 
 def average(checkpoints: Sequence[StoredCheckpoint]) -> dict:

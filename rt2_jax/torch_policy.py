@@ -91,7 +91,7 @@ class TorchPolicy(RobotPolicy):
       UserError: as `from_folder`.
     """
     file = _find_robot_file(folder)
-    robot = json.loads(file.read_text())
+    robot = json.loads(file.read_text(encoding="utf-8"))
     tokenizer = choose_tokenizer(robot["action_tokenizers"], source)
     text = Tokenizer.from_file(file.parent / "tokenizer.model")
     prompt = Prompt(text, **robot["prompt"])

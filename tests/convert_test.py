@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,9 +12,10 @@ import pytest
 
 from rt2_jax import pretrained, trees
 from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.errors import UserError
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.policy import Policy
-from rt2_jax.stored_checkpoint import StoredCheckpoint, average
+from rt2_jax.stored_checkpoint import StoredCheckpoint, average, write
 from rt2_jax.torch_policy import TorchPolicy
 from tests import tiny_models
 from tests.conftest import ROOT
@@ -74,17 +76,76 @@ def workdir(tmp_path_factory, tokenizer):
   return workdir
 
 
+# Runs one command after another, so that they import and compile once.
+SERVER = """
+import contextlib, io, json, sys, traceback
+from absl import flags
+from absl.testing import flagsaver
+from launch import convert
+for line in sys.stdin:
+  out, code = io.StringIO(), ""
+  with flagsaver.flagsaver(), contextlib.redirect_stdout(out):
+    try:
+      convert.main(flags.FLAGS(["launch/convert.py", *json.loads(line)]))
+    except SystemExit as stop:
+      code = str(stop.code)
+    except BaseException:
+      code = traceback.format_exc()
+  print(json.dumps([out.getvalue(), code]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+  """A process that converts."""
+  with subprocess.Popen(
+    [sys.executable, "-c", SERVER],
+    cwd=ROOT,
+    env=os.environ | {"OMP_NUM_THREADS": "1"},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+  ) as process:
+    yield process
+    process.stdin.close()
+
+
+def ask(server, *argv) -> tuple[str, str]:
+  """What launch/convert.py prints, and what it ends with."""
+  server.stdin.write(json.dumps([*map(str, argv)]) + "\n")
+  server.stdin.flush()
+  return tuple(json.loads(server.stdout.readline()))
+
+
+def convert(server, *argv) -> str:
+  out, code = ask(server, *argv)
+  assert not code, out + code
+  return out
+
+
+def refuse(server, *argv) -> str:
+  out, code = ask(server, *argv)
+  assert code and "Traceback" not in code, out + code
+  return code
+
+
 def params_of(workdir, step=None) -> dict:
   return StoredCheckpoint.open(workdir, step).read_params()
 
 
-def test_to_hf_and_its_proof(workdir, tmp_path):
-  out = run(
-    *("launch/convert.py", "to_hf", "--step=10"),
+def test_to_hf_and_its_proof(server, workdir, tmp_path):
+  out = convert(
+    server,
+    "to_hf",
+    "--step=10",
     *(f"--workdir={workdir}", f"--output={tmp_path}"),
   )
   assert "both sides in float32 on the same inputs\n" in out
   assert "equal action ids     4 of 4 actions" in out
+  assert re.search(r"its own processor +equal ids, 3\d\d texts", out)
+  assert float(re.search(r"; ([\d.]+) grey levels", out)[1]) <= 2.0
+  assert re.search(r"equal answer ids     (\d+) of \1 answers", out)
   model = VLMConfig.from_dict(StoredCheckpoint.open(workdir).meta["model"])
   params = params_of(workdir, 10)
   shardings = tiny_models.on_one_device(params)
@@ -103,17 +164,21 @@ def test_a_model_too_large_is_proven_on_its_ends(workdir, tmp_path):
 
 def test_other_weights_fail_the_proof(workdir, tmp_path):
   command = ("to_hf", f"--workdir={workdir}", f"--output={tmp_path}")
-  assert "do not use the output" in fail("-c", WRONG, *command)
+  assert "nothing was written" in fail("-c", WRONG, *command)
+  assert not list(tmp_path.iterdir())
+  assert not list(tmp_path.parent.glob(f"{tmp_path.name}.*"))
 
 
-def test_from_hf_gives_the_same_checkpoint_again(workdir, tmp_path):
+def test_from_hf_gives_the_same_checkpoint_again(server, workdir, tmp_path):
   folder, again = tmp_path / "hf", tmp_path / "again"
-  run(
-    *("launch/convert.py", "to_hf", "--step=10"),
+  convert(
+    server,
+    "to_hf",
+    "--step=10",
     *(f"--workdir={workdir}", f"--output={folder}"),
   )
-  command = ("launch/convert.py", "from_hf", f"--folder={folder}")
-  out = run(*command, f"--output={again}")
+  command = (server, "from_hf", f"--folder={folder}")
+  out = convert(*command, f"--output={again}")
   assert f"wrote {again}/checkpoints/10" in out
   assert "equal action ids     4 of 4 actions" in out
   before, after = (StoredCheckpoint.open(w) for w in (workdir, again))
@@ -131,20 +196,21 @@ def test_from_hf_gives_the_same_checkpoint_again(workdir, tmp_path):
   robot.write_text(
     robot.read_text().replace(after.meta["tokenizer_sha256"], "")
   )
-  assert "as rt2.json says; convert it again" in fail(
+  assert "as rt2.json says; convert it again" in refuse(
     *command, f"--output={tmp_path}/other"
   )
   robot.unlink()
-  assert f"pass --config.pretrained={folder} to launch/train.py" in fail(
+  assert f"pass --config.pretrained={folder} to launch/train.py" in refuse(
     *command, f"--output={tmp_path}/other"
   )
   assert not (tmp_path / "other").exists()
 
 
-def test_to_big_vision_and_its_proof(workdir, tmp_path):
+def test_to_big_vision_and_its_proof(server, workdir, tmp_path):
   path = tmp_path / "weights.npz"
-  out = run(
-    *("launch/convert.py", "to_big_vision"),
+  out = convert(
+    server,
+    "to_big_vision",
     *(f"--workdir={workdir}", f"--output={path}"),
   )
   assert "max |Δ| logits       0.0e+00" in out
@@ -152,29 +218,80 @@ def test_to_big_vision_and_its_proof(workdir, tmp_path):
   assert names == set(trees.flatten(params_of(workdir)))
 
 
-def test_to_big_vision_of_a_model_without_robots_in_half_the_space(
-  workdir, tmp_path
-):
-  """What is committed of a small model: bfloat16, compressed."""
+@pytest.fixture(scope="module")
+def web(workdir, tmp_path_factory):
+  """A run on web data alone, in float32."""
   stored = StoredCheckpoint.open(workdir)
+  web = tmp_path_factory.mktemp("web")
   meta = stored.meta | {"action_tokenizers": {}}
-  checkpoints = Checkpoints(tmp_path / "web/checkpoints")
-  params = stored.read_params()
+  params = tiny_models.params(VLMConfig.from_dict(meta["model"]), seed=3)
+  checkpoints = Checkpoints(web / "checkpoints")
   checkpoints.save(1, params, {"count": np.zeros(1)}, meta, stored.tokenizer)
   checkpoints.close()
+  return web
+
+
+def test_to_big_vision_in_half_the_space(server, web, tmp_path):
+  """What is committed of a small model: bfloat16, compressed.
+
+  The proof compares with the weights before they were rounded.
+  """
   path = tmp_path / "weights.npz"
-  out = run(
-    *("launch/convert.py", "to_big_vision", "--dtype=bfloat16", "--compressed"),
-    *(f"--workdir={tmp_path}/web", f"--output={path}"),
+  path.write_text("what the new file replaces")
+  out = convert(
+    server,
+    "to_big_vision",
+    "--dtype=bfloat16",
+    "--compressed",
+    *(f"--workdir={web}", f"--output={path}"),
   )
-  assert "max |Δ| logits       0.0e+00" in out
+  moved = float(re.search(r"logits +(\S+) ", out)[1])
+  assert 0 < moved < 5
+  rounding = float(re.search(r"of a weight +(\S+) of itself", out)[1])
+  assert 2**-9 < rounding <= 2**-8 + 1e-5
+  params = params_of(web)
   numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
   assert path.stat().st_size < 2 * numbers
 
 
-def test_strip_keeps_what_acting_needs(workdir, tmp_path):
-  out = run(
-    *("launch/convert.py", "strip"),
+def test_a_run_on_web_data_alone_there_and_back(server, web, tmp_path):
+  folder, again = tmp_path / "hf", tmp_path / "again"
+  out = convert(server, "to_hf", f"--workdir={web}", f"--output={folder}")
+  assert "equal action ids     0 of 0 actions" in out
+  assert re.search(r"equal answer ids     ([1-9]\d*) of \1 answers", out)
+  convert(server, "from_hf", f"--folder={folder}", f"--output={again}")
+  tiny_models.assert_identical(params_of(again), params_of(web))
+  policy = TorchPolicy.from_folder(folder)
+  with pytest.raises(UserError, match="which answers questions and cannot act"):
+    policy(np.zeros((60, 80, 3), np.uint8), "stop")
+  used = f"--output={folder}"
+  assert "which exists; choose another" in refuse(
+    server, "to_hf", f"--workdir={web}", used
+  )
+
+
+@pytest.mark.parametrize("command", ["to_hf", "strip", "to_big_vision"])
+def test_a_checkpoint_with_nan_is_refused(server, workdir, tmp_path, command):
+  stored = StoredCheckpoint.open(workdir)
+  params = stored.read_params()
+  scale = np.array(params["llm"]["final_norm"]["scale"])
+  scale[5] = np.nan
+  params["llm"]["final_norm"]["scale"] = scale
+  broken, output = tmp_path / "broken", tmp_path / "out"
+  checkpoints = Checkpoints(broken / "checkpoints")
+  checkpoints.save(1, params, None, stored.meta, stored.tokenizer)
+  checkpoints.close()
+  message = refuse(server, command, f"--workdir={broken}", f"--output={output}")
+  assert "got nan in 'llm/final_norm/scale' (1 of 48 numbers" in message
+  assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+  with pytest.raises(UserError, match="got nan in 'llm/final_norm/scale'"):
+    write(params, stored.meta, stored.tokenizer, 1, output)
+
+
+def test_strip_keeps_what_acting_needs(server, workdir, tmp_path):
+  out = convert(
+    server,
+    "strip",
     *(f"--workdir={workdir}", f"--output={tmp_path}"),
   )
   assert "equal action ids     4 of 4 actions" in out
@@ -185,13 +302,17 @@ def test_strip_keeps_what_acting_needs(workdir, tmp_path):
     Policy.from_checkpoint(tmp_path)(image, "stop"),
     Policy.from_checkpoint(workdir)(image, "stop"),
   )
-  again = ("launch/convert.py", "strip", f"--workdir={workdir}")
-  assert "which exists; choose another" in fail(*again, f"--output={tmp_path}")
+  again = (server, "strip", f"--workdir={workdir}")
+  assert "which exists; choose another" in refuse(
+    *again, f"--output={tmp_path}"
+  )
 
 
-def test_average_is_the_mean(workdir, tmp_path):
-  run(
-    *("launch/convert.py", "average", "--steps=10,20"),
+def test_average_is_the_mean(server, workdir, tmp_path):
+  convert(
+    server,
+    "average",
+    "--steps=10,20",
     *(f"--workdir={workdir}", f"--output={tmp_path}"),
   )
   expected = jax.tree.map(

@@ -59,7 +59,8 @@ INSIDE = {
     {"loader", "in_order"},
   ],
   "evaluators": [
-    {"action_accuracy", "agreement", "vqa", "suites", "films"},
+    {"action_accuracy", "processor_agreement", "vqa", "suites", "films"},
+    {"agreement"},
     {"trials"},
     {"simulation"},
     {"rollout"},
