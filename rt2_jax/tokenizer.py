@@ -33,8 +33,9 @@ _HALF_PAIR = re.compile("[\ud800-\udfff]")
 # Scores are rounded to multiples of this: sums down to -65,536, of 2,600
 # characters that no piece has, are exact in float32 and in float64.
 SCORE_UNIT = 2.0**-8
-# What SentencePiece scores a user-defined piece with, whatever the file says.
-_USER_DEFINED_SCORE = -0.1
+# What SentencePiece 0.2.3 adds for each byte of a user-defined piece but the
+# first, whatever the file says. Earlier versions did otherwise.
+_USER_DEFINED_SCORE = 0.1
 Piece = Proto.SentencePiece
 
 
@@ -74,7 +75,8 @@ def with_exact_scores(proto: Proto) -> Proto:
   exact.CopyFrom(proto)
   for piece in exact.pieces:
     if piece.type == Piece.USER_DEFINED:
-      piece.type, piece.score = Piece.NORMAL, _USER_DEFINED_SCORE
+      length = len(piece.piece.encode())
+      piece.type, piece.score = Piece.NORMAL, _USER_DEFINED_SCORE * (length - 1)
     if piece.type == Piece.NORMAL:
       piece.score = round(piece.score / SCORE_UNIT) * SCORE_UNIT
   return exact

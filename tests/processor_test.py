@@ -108,6 +108,17 @@ def test_every_text_becomes_the_same_ids(kind, request, tmp_path):
     assert theirs.decode(got) == ours.decode(got)
 
 
+def test_longer_pieces_of_a_users_own_are_preferred(pictures):
+  """As SentencePiece 0.2.3 has it, with which models were trained."""
+  pieces = Proto.FromString(pictures.model).pieces
+  for text, expected in (
+    (" goes with painting", ["▁goes", "▁with", "▁pain", "tin", "g"]),
+    (" architect", ["▁arc", "h", "it", "e", "c", "t"]),
+    ("traffic stars", ["traffic", "▁stars"]),
+  ):
+    assert [pieces[i].piece for i in pictures.encode(text)] == expected
+
+
 @pytest.mark.parametrize("name", ["eos", "bos", "pad", "unk", "image"])
 def test_control_words_are_tokens_there_and_refused_here(
   name, tokenizer, tmp_path
