@@ -134,7 +134,10 @@ def main(_):
     sys.exit(str(error))
   output = Path(args.output or f"data/stats/{args.dataset}-{args.split}.json")
   output.parent.mkdir(parents=True, exist_ok=True)
-  output.write_text(json.dumps(stats, indent=2) + "\n")
+  # A job that reads the file meanwhile finds all of it, or none.
+  unfinished = output.with_name(f"{output.name}.{os.getpid()}.unfinished")
+  unfinished.write_text(json.dumps(stats, indent=2) + "\n")
+  unfinished.replace(output)
   print(table(stats))
   print(f"figures and suggested bounds: {output}")
 

@@ -103,3 +103,19 @@ def test_benchmarks_run_without_tensorflow():
     train["mfu"], rel=0.05
   )
   assert policy["actions_per_s"] > 0
+
+
+def test_cpu_time_of_the_benchmark_counts_other_processes():
+  """Of those that build an index, say."""
+  program = (
+    "import subprocess, sys\n"
+    "from launch import benchmark\n"
+    "burn = 'import time\\nwhile time.process_time() < 0.4: pass'\n"
+    "start = benchmark.cpu_seconds()\n"
+    "subprocess.run([sys.executable, '-c', burn], check=True)\n"
+    "print(benchmark.cpu_seconds() - start)\n"
+  )
+  printed = subprocess.check_output(
+    [sys.executable, "-c", program], cwd=ROOT, text=True
+  )
+  assert 0.4 <= float(printed.splitlines()[-1]) < 4
