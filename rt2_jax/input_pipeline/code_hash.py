@@ -182,11 +182,13 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _module(value: Any) -> str:
-  if isinstance(value, types.ModuleType):
-    return value.__name__
   if isinstance(value, functools.partial):
     return _module(value.func)
-  return getattr(value, "__module__", None) or ""
+  is_module = isinstance(value, types.ModuleType)
+  name = value.__name__ if is_module else getattr(value, "__module__", None)
+  name = name or ""
+  # A process that another one started has the program under another name.
+  return "__main__" if name == "__mp_main__" else name
 
 
 def _place(value: Any) -> str:

@@ -324,13 +324,15 @@ def open_source(
   known, filters = robot_dataset(config.dataset), dict(config.filters)
   make_filters(filters).check(known.space)
   storage = open_storage(config.path)
+  function = code_hash(known.standardize)
   recipe = kept_index.Recipe(
     index_shard,
-    (config.dataset, filters),
-    {
+    arguments=(known, filters, function),
+    name=(config.dataset, filters),
+    depends={
       "camera": known.camera,
       "action space": _conventions(known.space),
-      "dataset function": code_hash(known.standardize),
+      "dataset function": function,
       "reader": code_hash(rlds.index_episodes, Filters),
     },
   )
@@ -364,15 +366,30 @@ def _conventions(space: ActionSpace) -> list[Any]:
 
 
 def index_shard(
-  storage: Storage, path: str, dataset: str, filters: Mapping[str, Any]
+  storage: Storage,
+  path: str,
+  dataset: RobotDataset,
+  filters: Mapping[str, Any],
+  function: str,
 ) -> kept_index.Columns:
-  """One shard's columns, see `rlds.index_episodes`."""
-  known = robot_dataset(dataset)
+  """One shard's columns, see `rlds.index_episodes`.
+
+  Raises:
+    UserError: `function` is not the hash of the dataset's function: another
+      process has found other code under its name.
+  """
+  found = code_hash(dataset.standardize)
+  if found != function:
+    raise UserError(
+      f"{path}: got a dataset function with hash {found} in a process that "
+      f"indexes, expected {function} as in the program; define the function in "
+      "a module that both import"
+    )
   return rlds.index_episodes(
     storage,
     path,
-    known.camera,
-    known.standardize,
-    known.space,
+    dataset.camera,
+    dataset.standardize,
+    dataset.space,
     make_filters(filters),
   )

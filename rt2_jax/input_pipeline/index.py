@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import logging
 import multiprocessing
 import pathlib
+import pickle
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -23,6 +25,8 @@ from rt2_jax.input_pipeline.kept_index import Columns, KeptIndexes, Recipe
 from rt2_jax.input_pipeline.splits import Shard, Span, Split
 from rt2_jax.input_pipeline.storage import Storage, open_storage
 from rt2_jax.input_pipeline.unusable import Unusable
+
+_LOG = logging.getLogger(__name__)
 
 _SMALL = 256 * 2**20  # bytes that one process indexes sooner than two start
 
@@ -216,7 +220,7 @@ def _build(
   storage: Storage,
 ) -> Iterator[Columns]:
   """Yields the columns of each shard, in order."""
-  if num_workers == 1 or len(paths) < 2:
+  if num_workers == 1 or len(paths) < 2 or not _can_be_sent(recipe):
     for path in paths:
       yield recipe.index_shard(storage, path, *recipe.arguments)
     return
@@ -232,6 +236,16 @@ def _build(
       yield job.result()
   finally:  # nobody waits for the rest of the shards after an error
     pool.shutdown(cancel_futures=True)
+
+
+def _can_be_sent(recipe: Recipe) -> bool:
+  """Whether other processes can be given the recipe's function."""
+  try:
+    pickle.dumps((recipe.index_shard, recipe.arguments))
+  except (pickle.PicklingError, AttributeError, TypeError) as error:
+    _LOG.warning("indexes in one process: %s", error)
+    return False
+  return True
 
 
 def _index_elsewhere(index_shard, path: str, arguments) -> Columns:

@@ -65,23 +65,22 @@ class Recipe:
 
   Attributes:
     index_shard: a module's function `(storage, path, *arguments) -> Columns`.
-    arguments: JSON values, or objects that their `sha256` tells apart. Indexes
-      with other arguments are kept side by side.
+    arguments: what it is called with.
+    name: JSON values. Indexes with other names are kept side by side.
     depends: what else the columns depend on, JSON values by name, such as the
       hash of a function. An index that was made with others is built again.
   """
 
   index_shard: Callable[..., Columns]
   arguments: Sequence[Any]
+  name: Sequence[Any]
   depends: Mapping[str, Any]
 
   @property
   def slot(self) -> str:
     """Part of the name of a kept index."""
-    name = f"{self.index_shard.__module__}.{self.index_shard.__qualname__}"
-    text = json.dumps(
-      [name, *self.arguments], sort_keys=True, default=lambda x: x.sha256
-    )
+    function = f"{self.index_shard.__module__}.{self.index_shard.__qualname__}"
+    text = json.dumps([function, *self.name], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
   @property

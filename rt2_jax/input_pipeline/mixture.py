@@ -57,10 +57,17 @@ class Mixture:
         f"got {len(self.sizes)} sources and {len(self.weights)} weights, "
         "expected one weight for each source and at least one source"
       )
-    if min(self.weights) <= 0 or min(self.sizes) <= 0:
+    finite = np.isfinite(self.weights).all()
+    if not finite or min(self.weights) <= 0 or min(self.sizes) <= 0:
       raise UserError(
         f"got weights {self.weights} and sizes {self.sizes}, expected "
         "positive numbers; remove a source that should not be used"
+      )
+    if not all(0 < share < 2**_WEIGHT_BITS for share in self._shares):
+      raise UserError(
+        f"got weights {self.weights}, with which a source would never be "
+        f"drawn, expected fractions of at least 2**-{_WEIGHT_BITS}; remove the "
+        "source or raise its weight"
       )
 
   def draw(self, step: int, rows: np.ndarray, batch_size: int) -> Drawn:
@@ -83,6 +90,15 @@ class Mixture:
         index[at] = permute(visit[at] % size, size, key)
     return Drawn(source, index, epochs)
 
+  @property
+  def _shares(self) -> list[int]:
+    """What each source but the last takes of those after it, in 2**-20ths."""
+    shares, remaining = [], sum(self.weights)
+    for weight in self.weights[:-1]:
+      shares.append(round(weight / remaining * 2**_WEIGHT_BITS))
+      remaining -= weight
+    return shares
+
   def _sources(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int64[n] positions -> source int32[n], how often it came before int64[n].
 
@@ -92,10 +108,7 @@ class Mixture:
     source = np.full(position.shape, len(self.sizes) - 1, np.int32)
     rank = position.copy()  # position among those not yet taken
     is_open = np.ones(position.shape, bool)
-    remaining = sum(self.weights)
-    for s, weight in enumerate(self.weights[:-1]):
-      share = round(weight / remaining * 2**_WEIGHT_BITS)
-      remaining -= weight
+    for s, share in enumerate(self._shares):
       before = rank * share >> _WEIGHT_BITS
       taken = ((rank + 1) * share >> _WEIGHT_BITS) > before
       source[is_open & taken] = s

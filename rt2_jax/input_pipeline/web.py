@@ -169,7 +169,10 @@ def open_source(
   storage = open_storage(config.path)
   part = splits.Part.parse(config.split)
   recipe = kept_index.Recipe(
-    index_shard, (tokenizer,), {"reader": code_hash(index_shard, Tokenizer)}
+    index_shard,
+    arguments=(tokenizer,),
+    name=(tokenizer.sha256,),
+    depends={"reader": code_hash(index_shard, Tokenizer)},
   )
   shards, damaged = index.load_or_build(
     splits.find_files(storage, config.path, part),

@@ -371,7 +371,30 @@ def test_a_bar_shows_while_an_index_is_built(config, tmp_path, monkeypatch):
   assert loaded == piped == ""
 
 
-def test_processes_build_the_same_index(config, tmp_path, monkeypatch):
+def closed(episode):
+  """A dataset's function in a module that other processes can import."""
+  canonical = datasets.bridge_dataset(episode)
+  canonical.action[:, 7] = 0
+  return canonical
+
+
+@pytest.mark.parametrize(
+  ("standardize", "processes"),
+  [(datasets.bridge_dataset, 2), (closed, 2), (times(3), 0)],
+)
+def test_processes_build_the_same_index(
+  config, tmp_path, monkeypatch, caplog, standardize, processes
+):
+  """With the program's own function, which a name may not lead to."""
+  changed_dataset(monkeypatch, standardize=standardize)
   alone = open_index(config, tmp_path / "one")
   monkeypatch.setattr(index, "_SMALL", 0)
   assert equal(open_index(config, tmp_path / "many"), alone)
+  assert ("indexes in one process" in caplog.text) == (processes == 0)
+
+
+def test_another_function_in_another_process_is_refused(config):
+  known = datasets.DATASETS["bridge_dataset"]
+  path = splits.find_split(LocalStorage(), config.path, "train").shards[0].path
+  with pytest.raises(ValueError, match="got a dataset function with hash"):
+    datasets.index_shard(LocalStorage(), path, known, {}, "another")

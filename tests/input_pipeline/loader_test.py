@@ -161,6 +161,30 @@ def test_a_damaged_image_gives_way_to_the_next_one(make_loader):
   assert "got 7 bytes that do not decode as an image" in skipped
 
 
+def test_an_image_that_changed_after_it_was_indexed_gives_way(make_loader):
+  """One flipped bit, which still decodes, into another picture."""
+  whole = list(make_loader().batches(0, 5))
+  for max_skipped in 0, 1:
+    batches = make_loader(max_skipped=max_skipped)
+    (request,) = batches.examples[0].requests(11)
+    with open(request.path, "r+b") as file:
+      file.seek(request.offset + request.length // 2)
+      (byte,) = file.read(1)
+      file.seek(-1, 1)
+      file.write(bytes([byte ^ 16]))
+    if not max_skipped:
+      with pytest.raises(
+        ValueError, match=rf"byte {request.offset}: got .* bytes with checksum"
+      ):
+        list(batches.batches(0, 5))
+      continue
+    drawn = [batches.mixture.draw(step, np.arange(8), 8) for step in range(5)]
+    for step, batch in enumerate(batches.batches(0, 5)):
+      same = (batch.image == whole[step].image).all((1, 2, 3, 4))
+      np.testing.assert_array_equal(same, drawn[step].index != 11)
+    assert batches.damage.count == 1
+
+
 def test_more_damage_than_tolerated_is_an_error(make_loader):
   episodes = [tiny_datasets.bridge_episode(seed) for seed in range(4)]
   for t in (1, 3):

@@ -106,6 +106,10 @@ def test_a_million_steps_of_4096_do_not_overflow():
 @pytest.mark.parametrize(
   ("sizes", "weights", "message"),
   [
+    ((3, 3), (1.0, float("nan")), "got weights .*nan.*expected positive"),
+    ((3, 3), (float("inf"), 1.0), "got weights .*inf.*expected positive"),
+    ((3, 3), (1.0, 1e-7), "a source would never be drawn, expected fractions"),
+    ((3, 3, 3), (1.0, 1e-7, 1.0), "a source would never be drawn, expected"),
     ((3,), (1.0, 2.0), "got 1 sources and 2 weights"),
     ((), (), "at least one source"),
     ((3, 4), (1.0, 0.0), "expected positive numbers; remove a source"),
