@@ -14,8 +14,9 @@ reads one of three formats:
               jsonl) or KEY.txt (the answer to --question)
 
 and writes `OUT/{name}-{split}.tfrecord-00000-of-000NN`, the format described
-in rt2_jax/input_pipeline/web.py. Example i goes to shard i modulo NN, so the
-same input gives the same bytes. An image stays encoded as it is unless it is
+in rt2_jax/input_pipeline/web.py, and their lengths in dataset_info.json.
+Example i goes to shard i modulo NN, so the same input gives the same bytes. An
+image stays encoded as it is unless it is
 larger than --max_side, neither JPEG nor PNG, or stored turned: then it is
 written again, once, and training need not do it in every epoch. Every image is
 decoded as training will decode it. It needs no network.
@@ -376,7 +377,24 @@ def make(
         f"got {count} examples for {num_shards} shards, expected at least one "
         "each; check --input or lower --num_shards"
       )
-    return [path.rename(output_dir / path.name) for path in paths]
+    written = [path.rename(output_dir / path.name) for path in paths]
+    lengths = [len(range(i, count, num_shards)) for i in range(num_shards)]
+    state_lengths(output_dir, name, split, lengths)
+    return written
+
+
+def state_lengths(folder: Path, name: str, split: str, lengths: Sequence[int]):
+  """Adds a split to dataset_info.json, with which readers compare shards."""
+  path = folder / "dataset_info.json"
+  info = {"name": name, "fileFormat": "tfrecord", "splits": []}
+  if path.exists():
+    info = parse_json(path.read_text(), str(path))
+  others = [each for each in info["splits"] if each["name"] != split]
+  stated = {"name": split, "shardLengths": [str(n) for n in lengths]}
+  info["splits"] = [*others, stated]
+  unfinished = path.with_suffix(".unfinished")
+  unfinished.write_text(json.dumps(info, indent=2) + "\n")
+  unfinished.replace(path)
 
 
 def write(found: Iterable[Found], paths: Sequence[Path], max_side: int) -> int:

@@ -49,7 +49,7 @@ INSIDE = {
   ],
   "input_pipeline": [
     {"storage", "mixture", "frames", "damage", "image_size"}
-    | {"unusable", "code_hash"},
+    | {"unusable", "code_hash", "grippers"},
     {"records", "splits", "kept_index"},
     {"episodes", "index"},
     {"step_index"},

@@ -21,6 +21,7 @@ from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.input_pipeline import index, kept_index, rlds, splits
 from rt2_jax.input_pipeline.code_hash import code_hash
 from rt2_jax.input_pipeline.episodes import Canonical, Episode, Filters
+from rt2_jax.input_pipeline.grippers import absolute_gripper, binary_gripper
 from rt2_jax.input_pipeline.step_index import StepIndex
 from rt2_jax.input_pipeline.storage import Storage, open_storage
 from rt2_jax.tokenizer import place_words
@@ -157,37 +158,6 @@ def tabletop_with_plan(episode: Episode) -> Canonical:
     )
   plan = [", ".join(step) for step in zip(*things, strict=True)]
   return tabletop(episode)._replace(plan=plan)
-
-
-def absolute_gripper(closedness: np.ndarray) -> np.ndarray:
-  """Relative commands (+1 close, -1 open, 0 hold) to absolute 1 = open.
-
-  The last command holds. Before the first one the gripper is in the opposite
-  state; without any command it is open. float[T, 1] -> float32[T, 1].
-  """
-  command = np.where(closedness > 0.1, 0.0, np.nan)
-  command = np.where(closedness < -0.1, 1.0, command)[:, 0]
-  given = np.flatnonzero(~np.isnan(command))
-  start = 1.0 - command[given[0]] if given.size else 1.0
-  with_start = np.concatenate([[start], command])
-  last = np.maximum.accumulate(
-    np.where(np.isnan(with_start), 0, np.arange(len(with_start)))
-  )
-  return with_start[last][1:, None].astype(np.float32)
-
-
-def binary_gripper(opening: np.ndarray) -> np.ndarray:
-  """0 or 1 (open); a value in between takes the next settled one.
-
-  While the gripper moves it is on its way to what comes next; at the end of
-  an episode the nearer state is taken. float[T, 1] -> float32[T, 1].
-  """
-  settled = (opening > 0.95) | (opening < 0.05)
-  state = (opening > 0.5).astype(np.float32)[:, 0]
-  position = np.arange(len(state))
-  following = np.where(settled[:, 0], position, len(state))
-  following = np.minimum.accumulate(following[::-1])[::-1]
-  return state[np.where(following < len(state), following, position)][:, None]
 
 
 @dataclasses.dataclass(frozen=True)

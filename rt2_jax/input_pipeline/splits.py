@@ -169,39 +169,47 @@ def find_split(storage: Storage, folder: str, text: str) -> Split:
     UserError: no dataset there, no such split, or a shard is missing.
   """
   part = Part.parse(text)
-  names = storage.names(folder)
-  infos = [name for name in names if name.endswith(f"/{_INFO}")]
-  if not infos:
+  lengths = _stated_lengths(storage, folder)
+  if lengths is None:
     raise UserError(
       f"got dataset path {folder!r}, which holds no {_INFO}; expected a TFDS "
       "version folder such as …/bridge_dataset/1.0.0"
     )
-  lengths = _read_lengths(bytes(storage.whole(infos[0])), infos[0])
   if part.name not in lengths:
     raise UserError(
       f"got split {text!r}, expected one of {', '.join(lengths)}, or a part "
       f"such as 'train[:99%]' ({folder})"
     )
-  stated = lengths[part.name]
-  if not stated:
+  if not lengths[part.name]:
     _LOG.warning(
-      "%s states no shardLengths of split %r: a shard that lacks records at "
-      "its end cannot be noticed",
-      infos[0],
+      "%s in %s states no shardLengths of split %r: a shard that lacks records "
+      "at its end cannot be noticed",
+      _INFO,
+      folder,
       part.name,
     )
-    return find_files(storage, folder, part)
-  files = _complete(names, part.name, len(stated), folder)
-  return Split(part, tuple(map(Shard, files, stated)))
+  return _find_files(storage, folder, part, lengths[part.name])
 
 
-def find_files(storage: Storage, folder: str, part: Part) -> Split:
-  """Finds a split's shards by their names, `*-{split}.tfrecord-*-of-*`.
+def find_web_split(storage: Storage, folder: str, text: str) -> Split:
+  """Finds the same in a folder of web records, which may state no lengths.
 
   Raises:
-    UserError: there are none, or one is missing.
+    UserError: no records of that split there, or a shard is missing.
   """
+  part = Part.parse(text)
+  lengths = _stated_lengths(storage, folder) or {}
+  return _find_files(storage, folder, part, lengths.get(part.name))
+
+
+def _find_files(
+  storage: Storage, folder: str, part: Part, lengths: list[int] | None
+) -> Split:
+  """Finds a split's shards, as many as are stated or as their names say."""
   names = storage.names(folder)
+  if lengths:
+    files = _complete(names, part.name, len(lengths), folder)
+    return Split(part, tuple(map(Shard, files, lengths)))
   last = [n for n in names if f"-{part.name}.tfrecord-" in n][-1:]
   count = last[0].rpartition("-of-")[2] if last else ""
   if not count.isdecimal():
@@ -212,6 +220,16 @@ def find_files(storage: Storage, folder: str, part: Part) -> Split:
     )
   files = _complete(names, part.name, int(count), folder)
   return Split(part, tuple(Shard(path, None) for path in files))
+
+
+def _stated_lengths(
+  storage: Storage, folder: str
+) -> dict[str, list[int] | None] | None:
+  """What dataset_info.json says, see `_read_lengths`; None without the file."""
+  names = [n for n in storage.names(folder) if n.endswith(f"/{_INFO}")]
+  if not names:
+    return None
+  return _read_lengths(bytes(storage.whole(names[0])), names[0])
 
 
 def _read_lengths(data: bytes, path: str) -> dict[str, list[int] | None]:

@@ -167,7 +167,6 @@ def open_source(
     UserError: no such data, or more than may be left out cannot be used.
   """
   storage = open_storage(config.path)
-  part = splits.Part.parse(config.split)
   recipe = kept_index.Recipe(
     index_shard,
     arguments=(tokenizer,),
@@ -175,7 +174,7 @@ def open_source(
     depends={"reader": code_hash(index_shard, Tokenizer)},
   )
   shards, damaged = index.load_or_build(
-    splits.find_files(storage, config.path, part),
+    splits.find_web_split(storage, config.path, config.split),
     recipe,
     index_folder,
     num_workers,

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from data import make_web_records
 from rt2_jax.input_pipeline import web
 from rt2_jax.input_pipeline.examples import WebExamples
 from rt2_jax.prompt import Prompt
@@ -15,7 +16,7 @@ from tests import tiny_datasets
 
 def write(folder, examples, num_shards=1):
   tiny_datasets.write(folder, examples, "pictures", num_shards=num_shards)
-  (folder / "dataset_info.json").unlink()  # web folders have none
+  (folder / "dataset_info.json").unlink()  # as in older folders
   return web.WebConfig(str(folder))
 
 
@@ -69,6 +70,25 @@ def test_a_record_that_cannot_be_used_is_named_or_left_out(
     web.open_source(config, tokenizer)
   source = web.open_source(config, tokenizer, max_skipped=1)
   assert len(source) == 2 and source.index.damaged[0].examples == 1
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_shard_cut_between_records(tmp_path, tokenizer, stated):
+  """Is noticed where lengths are stated, as data/make_web_records.py does."""
+  examples = [tiny_datasets.web_example(seed) for seed in range(4)]
+  config = write(tmp_path, examples, num_shards=2)
+  whole = web.open_source(config, tokenizer)
+  path, end = whole.index.files[0], int(whole.index.offset[1]) - 12
+  with open(path, "r+b") as file:
+    file.truncate(end)
+  if not stated:
+    assert len(web.open_source(config, tokenizer)) == 3
+    return
+  make_web_records.state_lengths(tmp_path, "pictures", "train", [2, 2])
+  make_web_records.state_lengths(tmp_path, "pictures", "val", [7])
+  with pytest.raises(ValueError, match=f"{path}: got 1 records, expected 2"):
+    web.open_source(config, tokenizer)
+  assert len(web.open_source(config, tokenizer, max_skipped=1)) == 3
 
 
 def test_a_changed_record_is_named_when_it_is_read(tmp_path, tokenizer):
