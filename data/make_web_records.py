@@ -16,8 +16,8 @@ reads one of three formats:
 and writes `OUT/{name}-{split}.tfrecord-00000-of-000NN`, the format described
 in rt2_jax/input_pipeline/web.py, and their lengths in dataset_info.json.
 Example i goes to shard i modulo NN, so the same input gives the same bytes. An
-image stays encoded as it is unless it is
-larger than --max_side, neither JPEG nor PNG, or stored turned: then it is
+image stays encoded as it is unless it is larger than --max_side, neither JPEG
+nor PNG, or stored turned: then it is
 written again, once, and training need not do it in every epoch. Every image is
 decoded as training will decode it. It needs no network.
 """
