@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from absl import app, flags
 from rt2_jax.actions import ActionSpace, Dimension
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets, rlds
+from rt2_jax.local_files import local_path, output_folder, write
 
 MIN_SPAN = 1e-3  # m or rad
 COLUMNS = ("q01", "q99", "min", "max", "mean", "std")
@@ -126,18 +126,17 @@ def main(_):
   args = flags.FLAGS
   filters = {"drop_noops": True} if args.drop_noops else {}
   try:
+    output = local_path(
+      args.output or f"data/stats/{args.dataset}-{args.split}.json", "--output"
+    )
     config = datasets.SourceConfig(
       args.dataset, args.path, args.split, filters=filters
     )
     stats = compute(config, args.min_span, args.index_folder)
+    output_folder(output.parent, "--output")
+    write(output, json.dumps(stats, indent=2) + "\n")
   except UserError as error:
     sys.exit(str(error))
-  output = Path(args.output or f"data/stats/{args.dataset}-{args.split}.json")
-  output.parent.mkdir(parents=True, exist_ok=True)
-  # A job that reads the file meanwhile finds all of it, or none.
-  unfinished = output.with_name(f"{output.name}.{os.getpid()}.unfinished")
-  unfinished.write_text(json.dumps(stats, indent=2) + "\n")
-  unfinished.replace(output)
   print(table(stats))
   print(f"figures and suggested bounds: {output}")
 

@@ -10,6 +10,7 @@ and plain English share what is left; the 256 action tokens live there.
 """
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from data.picture_scenes import Drawn
 from rt2_jax.envs import pictures
 from rt2_jax.envs.instructions import SIDES, TEMPLATES
 from rt2_jax.envs.pictures import Pictures
+from rt2_jax.errors import UserError
+from rt2_jax.local_files import local_path, write
 from rt2_jax.prompt import PLAN_END, PLAN_START, ROBOT_TEMPLATE
 
 VOCABULARY_SIZE = 4352  # with <loc> and <seg>: 5504, a multiple of 128
@@ -104,13 +107,16 @@ def corpus(known: Pictures) -> list[str]:
 
 
 def main(_):
+  try:
+    output = local_path(flags.FLAGS.output, "--output")
+  except UserError as error:
+    sys.exit(str(error))
   known = pictures.load(PICTURES)
   fixed = [text.replace(" ", "▁") for text in PROMPTS]
   model = make_tokenizer.train(
     corpus(known), VOCABULARY_SIZE, [*fixed, *whole_words(known)]
   )
-  output = Path(flags.FLAGS.output)
-  output.write_bytes(model)
+  write(output, model)
   tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
   make_tokenizer.check_round_trip(
     tokenizer, [*questions(known, ASKED), "  two  spaces\n", "grüße 你好 🤖"]

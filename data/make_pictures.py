@@ -27,6 +27,7 @@ from PIL import Image
 
 from rt2_jax.envs.pictures import ATLAS_COLUMNS, SIDE
 from rt2_jax.errors import UserError
+from rt2_jax.local_files import local_path
 
 FACTS = Path(__file__).with_name("picture_facts.toml")
 DEFAULT_OUTPUT = Path(__file__).with_name("pictures.zip")
@@ -202,7 +203,7 @@ def write(output: Path, files: Mapping[str, bytes]) -> None:
 def main(_):
   args = flags.FLAGS
   try:
-    path = make(Path(args.packages), Path(args.output))
+    path = make(Path(args.packages), local_path(args.output, "--output"))
   except UserError as error:
     sys.exit(str(error))
   concepts = read_facts()

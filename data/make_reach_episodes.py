@@ -36,6 +36,8 @@ from absl import app, flags, logging
 
 from data import reach_scene
 from data.reach_scene import Action, Scene, State
+from rt2_jax.errors import UserError
+from rt2_jax.local_files import local_path
 
 SPLITS = ("train", "val")
 SCENE_VERSION = 1  # raise it whenever the same seed would give other episodes
@@ -275,16 +277,15 @@ def make(
     "train_episodes": train_episodes,
     "val_episodes": val_episodes,
   }
+  output_dir = local_path(output_dir, "--output_dir")
   folder = (
-    Path(output_dir)
-    / Fractal20220817Data.name
-    / str(Fractal20220817Data.VERSION)
+    output_dir / Fractal20220817Data.name / str(Fractal20220817Data.VERSION)
   )
   if folder.exists():
     check_settings(folder, settings)
     print(f"{folder} holds these episodes already")
     return folder
-  builder = Fractal20220817Data(settings, data_dir=Path(output_dir))
+  builder = Fractal20220817Data(settings, data_dir=output_dir)
   write_quietly(builder)
   print(f"{folder}: {builder.info.dataset_size / 1e6:.1f} MB")
   return folder
@@ -323,7 +324,7 @@ def main(_):
       args.sensor_noise,
       args.rate_hz,
     )
-  except FileExistsError as error:
+  except (UserError, OSError) as error:
     sys.exit(str(error))
 
 

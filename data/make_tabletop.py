@@ -41,6 +41,7 @@ from rt2_jax.envs import pictures, seen, tabletop
 from rt2_jax.envs.instructions import FAMILIES
 from rt2_jax.envs.tabletop import TabletopConfig, TabletopEnv
 from rt2_jax.errors import UserError
+from rt2_jax.local_files import local_path
 
 SPLITS = ("train", "val")
 SCENE_VERSION = 3  # raise it whenever the same seed would give other episodes
@@ -265,7 +266,8 @@ def make(output_dir: str | Path, num_workers: int | None, **settings) -> Path:
     FileExistsError: the folder holds other data.
   """
   settings = {"scene_version": SCENE_VERSION} | settings
-  folder = Path(output_dir) / Tabletop.name / str(Tabletop.VERSION)
+  output_dir = local_path(output_dir, "--output_dir")
+  folder = output_dir / Tabletop.name / str(Tabletop.VERSION)
   if folder.exists():
     check_settings(folder, settings)
     print(f"{folder} holds these episodes already")
@@ -276,7 +278,7 @@ def make(output_dir: str | Path, num_workers: int | None, **settings) -> Path:
   ) as pool:
     # One clear error, before TFDS begins a folder.
     pool.submit(episode, settings, "train", 0).result()
-    builder = Tabletop(settings, Path(output_dir), pool)
+    builder = Tabletop(settings, output_dir, pool)
     write_quietly(builder)
   print(report(builder.outcomes))
   print(f"{folder}: {builder.info.dataset_size / 1e6:.1f} MB")

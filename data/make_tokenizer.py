@@ -21,6 +21,7 @@ import io
 import itertools
 import platform
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from pydoc_data import topics
@@ -29,6 +30,7 @@ import sentencepiece
 from absl import app, flags
 
 from rt2_jax.errors import UserError
+from rt2_jax.local_files import local_path, write
 
 VOCABULARY_SIZE = 2048
 DEFAULT_OUTPUT = Path(__file__).with_name("small_tokenizer.model")
@@ -329,6 +331,10 @@ def report(tokenizer: sentencepiece.SentencePieceProcessor) -> str:
 
 
 def main(_):
+  try:
+    output = local_path(flags.FLAGS.output, "--output")
+  except UserError as error:
+    sys.exit(str(error))
   sentences = corpus()
   print(
     f"training on {len(sentences)} sentences, corpus {fingerprint(sentences)} "
@@ -339,8 +345,7 @@ def main(_):
   check_round_trip(
     tokenizer, [*robot_prompts(), "  two  spaces\nnew line\n", "grüße 你好 🤖"]
   )
-  output = Path(flags.FLAGS.output)
-  output.write_bytes(model)
+  write(output, model)
   print(f"{output}: {len(model) / 1000:.1f} kB, round trip exact")
   print(report(tokenizer))
 

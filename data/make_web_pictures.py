@@ -31,6 +31,7 @@ from data import picture_scenes
 from data.picture_questions import SKILLS, Words
 from rt2_jax.envs import pictures
 from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.local_files import local_path
 
 SPLITS = ("train", "val")
 PICTURES = Path(__file__).with_name("pictures.zip")
@@ -107,6 +108,7 @@ def make(
   from data import make_web_records
 
   check(skills, settings)
+  output_dir = local_path(output_dir, "--output_dir")
   paths = []
   with concurrent.futures.ProcessPoolExecutor(
     num_workers or os.cpu_count(),
@@ -122,7 +124,7 @@ def make(
         )
         paths += make_web_records.make(
           found(records, skill, split),
-          Path(output_dir) / skill,
+          output_dir / skill,
           skill,
           split,
           num_shards,

@@ -52,6 +52,7 @@ from PIL import ExifTags, Image, ImageOps
 from rt2_jax import images
 from rt2_jax.input_pipeline.frames import decode_image
 from rt2_jax.input_pipeline.web import WebExample
+from rt2_jax.local_files import local_path
 
 FORMATS = ("jsonl", "tfds", "webdataset")
 KEPT_FORMATS = ("JPEG", "MPO", "PNG")  # MPO: JPEG as some cameras write it
@@ -358,7 +359,7 @@ def make(
     UserError: a bad example, by its place, or fewer examples than shards.
     FileExistsError: the folder holds shards of this split already.
   """
-  output_dir = Path(output_dir)
+  output_dir = local_path(output_dir, "--output_dir")
   existing = sorted(output_dir.glob(f"*-{split}.tfrecord-*"))
   if existing:
     raise FileExistsError(

@@ -55,13 +55,13 @@ _DATA = flags.DEFINE_string(
   "data", None, "Instead of the path of the config's first robot source."
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", None, "Instead of the config's, for `train`."
+  "batch_size", None, "Instead of the config's, for `train`.", 1
 )
-_BATCHES = flags.DEFINE_integer("batches", 60, "Timed batches of `loader`.")
+_BATCHES = flags.DEFINE_integer("batches", 60, "Timed batches of `loader`.", 1)
 _SOAK_BATCHES = flags.DEFINE_integer(
-  "soak_batches", 500, "Batches over which memory may not grow."
+  "soak_batches", 500, "Batches over which memory may not grow.", 1
 )
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.")
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.", 1)
 
 _SETTLING_BATCHES = 300  # until the allocator has met every thread
 _HOST_RESIZE = 224  # pixels

@@ -37,6 +37,7 @@ from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
 from rt2_jax.evaluators import agreement, processor_agreement
 from rt2_jax.evaluators.agreement import Inputs, Outputs
+from rt2_jax.local_files import local_path
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt
@@ -45,7 +46,9 @@ from rt2_jax.tokenizer import Tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
 _FOLDER = flags.DEFINE_string("folder", None, "What to_hf wrote, for from_hf.")
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+_STEP = flags.DEFINE_integer(
+  "step", None, "Checkpoint; default: the newest.", 0
+)
 _STEPS = flags.DEFINE_list("steps", [], "Checkpoints to average.")
 _DTYPE = flags.DEFINE_enum(
   "dtype",
@@ -80,7 +83,7 @@ def main(argv):
   if source.value is None:
     raise app.UsageError(f"got no --{source.name}, which {argv[1]} reads")
   absl.logging.set_verbosity(absl.logging.ERROR)
-  commands[argv[1]](pathlib.Path(_OUTPUT.value))
+  commands[argv[1]](local_path(_OUTPUT.value, "--output"))
 
 
 def to_hf(output: pathlib.Path):

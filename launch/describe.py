@@ -15,7 +15,9 @@ from rt2_jax.errors import ends_in_one_message
 from rt2_jax.stored_checkpoint import StoredCheckpoint
 from rt2_jax.tokenizer import Tokenizer
 
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+_STEP = flags.DEFINE_integer(
+  "step", None, "Checkpoint; default: the newest.", 0
+)
 
 
 @ends_in_one_message

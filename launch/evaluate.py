@@ -19,6 +19,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from absl import app, flags
 
+from rt2_jax import local_files
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.errors import ends_in_one_message
 from rt2_jax.evaluators import action_accuracy, vqa
@@ -27,15 +28,17 @@ from rt2_jax.policy import Policy
 from rt2_jax.train_config import config_hash
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+_STEP = flags.DEFINE_integer(
+  "step", None, "Checkpoint; default: the newest.", 0
+)
 _WEB_OF = flags.DEFINE_string(
   "web_of",
   None,
   "Workdir of the run whose web sources to ask; default: its own.",
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 50, "Steps in one call.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 50, "Steps in one call.", 1)
 _LIMIT = flags.DEFINE_integer(
-  "limit", None, "Examples of each source, spread over it; default: all."
+  "limit", None, "Examples of each source, spread over it; default: all.", 1
 )
 _MAX_DRAWN = 200  # steps in the picture
 
@@ -45,14 +48,13 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = local_files.local_path(_WORKDIR.value, "--workdir")
   checkpoints = Checkpoints.open_run(workdir)
-  meta, _ = checkpoints.restore_meta(_STEP.value)
+  step = checkpoints.existing_step(_STEP.value)
+  meta, _ = checkpoints.restore_meta(step)
   config = meta["config"]
-  step = _STEP.value or checkpoints.latest_step()
   run = {"step": step, "config_hash": config_hash(config)}
-  folder = workdir / "evaluation"
-  folder.mkdir(exist_ok=True)
+  folder = local_files.output_folder(workdir / "evaluation", "--workdir")
   for name, fields in config["sources"].items():
     policy = Policy.from_checkpoint(workdir, name, step)
     source = datasets.SourceConfig(**fields)
@@ -129,7 +131,8 @@ def evaluate_answers(policy, name, source, reading):
 
 
 def write(metrics: dict[str, Any], path: pathlib.Path):
-  path.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+  text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+  local_files.write(path, text)
   print(f"numbers: {path}")
 
 
@@ -160,7 +163,8 @@ def draw(result: action_accuracy.ActionAccuracy, path: pathlib.Path):
   axes[0].legend(loc="upper right", ncols=2)
   axes[-1].set_xlabel("step")
   figure.tight_layout()
-  figure.savefig(path, dpi=100)
+  with local_files.named_in_errors(path):
+    figure.savefig(path, dpi=100)
 
 
 if __name__ == "__main__":

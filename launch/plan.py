@@ -49,6 +49,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
   "batch_size",
   None,
   "Of all chips; for decode robots that one call serves, default 1.",
+  1,
 )
 _MODE = flags.DEFINE_enum("mode", "fast", ahead_of_time.MODES, "See above.")
 _SWEEP = flags.DEFINE_boolean(
@@ -56,7 +57,7 @@ _SWEEP = flags.DEFINE_boolean(
 )
 _JSON = flags.DEFINE_boolean("json", False, "One object per line instead.")
 _PROFILE = flags.DEFINE_integer(
-  "profile", 0, "Print this many of the longest computations and stalls."
+  "profile", 0, "Print this many of the longest computations and stalls.", 0
 )
 
 _BEST = 5  # rows that a sweep prints

@@ -41,6 +41,7 @@ from rt2_jax.evaluators import (
   summary,
   trials,
 )
+from rt2_jax.local_files import local_path
 
 _WORKDIR = flags.DEFINE_list("workdir", [], "Of training runs.")
 _POLICY = flags.DEFINE_list("policy", [], "Baselines: null, random, …")
@@ -54,7 +55,9 @@ _NUM_PROCESSES = flags.DEFINE_integer(
   "num_processes", None, "That simulate; default: one for each CPU.", 1
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Gives other episodes.", 0)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.")
+_STEP = flags.DEFINE_integer(
+  "step", None, "Checkpoint; default: the newest.", 0
+)
 _SOURCE = flags.DEFINE_string(
   "source", None, "Robot source whose actions to use, where there are several."
 )
@@ -110,7 +113,7 @@ def main(argv):
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)
   runs = check_names()
-  folder = pathlib.Path(_OUTPUT.value)
+  folder = local_path(_OUTPUT.value, "--output")
   known = pictures.load(_PICTURES.value).only(_CONCEPTS.value)
   chosen = suites.only(suites.choose(_SUITES.value), _FAMILIES.value)
   episodes = trials.draw(chosen, known, _EPISODES.value, _SEED.value)

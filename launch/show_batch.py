@@ -11,7 +11,6 @@ import collections
 import dataclasses
 import logging
 import math
-import pathlib
 import textwrap
 
 import absl.logging
@@ -29,6 +28,7 @@ from rt2_jax import sharding, training
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.errors import ends_in_one_message
+from rt2_jax.local_files import local_path, named_in_errors, output_folder
 from rt2_jax.prompt import PLAN_END, PLAN_START, Prompt
 from rt2_jax.train_config import TrainConfig
 
@@ -78,6 +78,7 @@ def main(argv):
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)
   logging.getLogger("rt2_jax").setLevel(logging.INFO)
+  path = local_path(_OUTPUT.value, "--output")
   config = TrainConfig.from_dict(_CONFIG.value.to_dict())
   tokenizers = config.action_tokenizers()
   batch, images = load(config, tokenizers, _STEP.value)
@@ -87,9 +88,9 @@ def main(argv):
   )
   cards = make_cards(config, tokenizers, batch, images, _ROWS.value)
   title = f"step {_STEP.value}: {len(cards)} of {len(names)} rows; {shares}"
-  path = pathlib.Path(_OUTPUT.value)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  draw(cards, title).savefig(path, dpi=110)
+  output_folder(path.parent, "--output")
+  with named_in_errors(path):
+    draw(cards, title).savefig(path, dpi=110)
   print(f"{title}\npicture: {path}")
 
 

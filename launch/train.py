@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from rt2_jax import hosts, training
 from rt2_jax.errors import ends_in_one_message
+from rt2_jax.local_files import local_path
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "One experiment, a file in configs/.", lock_config=True
@@ -32,13 +33,13 @@ _COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "host:port of process 0; default: from the environment."
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", None, "Default: from the environment."
+  "num_processes", None, "Default: from the environment.", 1
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "From 0; default: from the environment."
+  "process_id", None, "From 0; default: from the environment.", 0
 )
 _TIMEOUT = flags.DEFINE_integer(
-  "timeout", 300, "Seconds to wait for the other processes."
+  "timeout", 300, "Seconds to wait for the other processes.", 1
 )
 
 
@@ -46,6 +47,7 @@ _TIMEOUT = flags.DEFINE_integer(
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
+  workdir = local_path(_WORKDIR.value, "--workdir")
   if _MULTIHOST.value:
     hosts.join(
       _COORDINATOR.value,
@@ -57,9 +59,9 @@ def main(argv):
   # Ours alone: a checkpoint library's thirty lines hide the one that counts.
   if jax.process_index() == 0:
     logging.getLogger("rt2_jax").setLevel(logging.INFO)
-  training.train(_CONFIG.value.to_dict(), _WORKDIR.value)
-  print(f"checkpoints: {_WORKDIR.value}/checkpoints")
-  print(f"TensorBoard log: {_WORKDIR.value}/tensorboard")
+  training.train(_CONFIG.value.to_dict(), workdir)
+  print(f"checkpoints: {workdir}/checkpoints")
+  print(f"TensorBoard log: {workdir}/tensorboard")
 
 
 if __name__ == "__main__":

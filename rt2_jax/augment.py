@@ -10,13 +10,15 @@ Shapes: B examples, F frames, H x W camera pixels, R x R encoder pixels.
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rt2_jax.errors import UserError
+from rt2_jax import ranges
 from rt2_jax.images import join_parts, resize_weights
+from rt2_jax.ranges import below
 
 # ITU-R BT.601. Numpy: an import must not start JAX, which hosts have to join.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -34,19 +36,13 @@ class Augmentation:
     saturation: largest relative change, e.g. 0.1.
   """
 
-  crop: float = 0.0
-  brightness: float = 0.0
-  contrast: float = 0.0
-  saturation: float = 0.0
+  crop: Annotated[float, below(1)] = 0.0
+  brightness: Annotated[float, below(1)] = 0.0
+  contrast: Annotated[float, below(1)] = 0.0
+  saturation: Annotated[float, below(1)] = 0.0
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if not 0.0 <= value < 1.0:
-        raise UserError(
-          f"got config.augmentation.{field.name} = {value}, expected a part "
-          "of 1: 0 <= value < 1"
-        )
+    ranges.check(Augmentation, "config.augmentation.", vars(self))
 
 
 def prepare(

@@ -2,33 +2,61 @@
 
 One Orbax checkpoint holds the items `params`, `opt_state`, `progress` (the
 step, which is also the position in the data), `meta` (config, model, prompt,
-action tokenizers, image path, versions) and `tokenizer` (the file itself). A
-`Policy` needs nothing else, and no `opt_state`.
+action tokenizers, data, versions, checksums) and `tokenizer` (the file itself).
+A `Policy` needs nothing else, and no `opt_state`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import importlib.metadata
+import logging
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rt2_jax import checksums, consensus, interrupts, local_files
 from rt2_jax.errors import UserError
+from rt2_jax.saved_step import (
+  ARRAYS,
+  CHECKSUMS,
+  JSON,
+  SavedStep,
+  first_line,
+  sha256,
+  steps_in,
+)
 
-_ARRAYS, _JSON = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
+_LOG = logging.getLogger(__name__)
+
 _ITEMS = {
-  "params": _ARRAYS,
-  "opt_state": _ARRAYS,
-  "progress": _JSON,
-  "meta": _JSON,
-  "tokenizer": _ARRAYS,
+  "params": ARRAYS,
+  "opt_state": ARRAYS,
+  "progress": JSON,
+  "meta": JSON,
+  "tokenizer": ARRAYS,
 }
 _VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint")
+
+
+class Restored(NamedTuple):
+  """What training goes on from.
+
+  Attributes:
+    step: steps done.
+    params: the parameters to act with.
+    opt_state: everything else that training needs.
+    window: metrics that were not logged yet, from `Progress.before_save`.
+  """
+
+  step: int
+  params: Any
+  opt_state: Any
+  window: dict[str, Any]
 
 
 def versions() -> dict[str, str]:
@@ -37,16 +65,21 @@ def versions() -> dict[str, str]:
 
 
 class Checkpoints:
-  """The checkpoints of one run, written in the background."""
+  """The checkpoints of one run, written in the background.
+
+  A context manager: what was saved is complete when it is left.
+  """
 
   def __init__(self, folder: str | pathlib.Path, keep: int | None = None):
-    """`keep`: how many of the newest checkpoints stay; None keeps all."""
-    self._folder = pathlib.Path(folder).absolute()
-    self._manager = ocp.CheckpointManager(
-      self._folder,
-      item_handlers={name: handler() for name, handler in _ITEMS.items()},
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep),
-    )
+    """Reads and creates nothing yet.
+
+    Args:
+      folder: of the checkpoints.
+      keep: how many of the newest checkpoints stay; None keeps all.
+    """
+    self._folder = local_files.local_path(folder, "--workdir").absolute()
+    self._keep = keep
+    self._manager: ocp.CheckpointManager | None = None
 
   @classmethod
   def open_run(cls, folder: str | pathlib.Path) -> Checkpoints:
@@ -55,7 +88,7 @@ class Checkpoints:
     Raises:
       UserError: there is no such folder.
     """
-    folder = pathlib.Path(folder)
+    folder = local_files.local_path(folder, "--workdir")
     if (folder / "checkpoints").is_dir():
       folder = folder / "checkpoints"
     if not folder.is_dir():
@@ -65,9 +98,42 @@ class Checkpoints:
       )
     return cls(folder)
 
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(self, kind, error, trace):
+    try:
+      self.close()
+    except Exception as failure:
+      if error is None:
+        raise
+      # The error that ends the run is the one to show.
+      _LOG.error(
+        "the last checkpoint was not completed: %s", first_line(failure)
+      )
+
+  def steps(self) -> list[int]:
+    """The complete checkpoints, the oldest first."""
+    return steps_in(self._folder)
+
   def latest_step(self) -> int | None:
     """The newest complete checkpoint, None if there is none."""
-    return self._manager.latest_step()
+    return max(self.steps(), default=None)
+
+  def existing_step(self, step: int | None = None) -> int:
+    """The step of a checkpoint that is there; default: the newest.
+
+    Raises:
+      UserError: no such checkpoint.
+    """
+    steps = self.steps()
+    if not steps or (step is not None and step not in steps):
+      raise UserError(
+        f"got checkpoint step {'latest' if step is None else step} in "
+        f"{self._folder}, expected one of "
+        f"{steps or 'none: there is no checkpoint'}"
+      )
+    return max(steps) if step is None else step
 
   def save(
     self,
@@ -76,23 +142,36 @@ class Checkpoints:
     opt_state: Any,
     meta: Mapping[str, Any],
     tokenizer: bytes,
+    window: Mapping[str, Any] | None = None,
   ):
     """Writes a checkpoint; returns once the arrays have been copied.
 
     A process that dies while writing leaves the older checkpoints intact:
     a checkpoint appears under its name only when it is complete. Without
-    `opt_state` (None) it is one to act from.
+    `opt_state` (None) it is inference-only. A Ctrl-C waits for the copy.
+
+    Raises:
+      UserError: an array is not finite; nothing is saved then. Or the disk is
+        full.
     """
     model_file = np.frombuffer(tokenizer, np.uint8)
+    kept = {"params": self._measured(step, params, "params")}
+    if opt_state is not None:
+      kept["opt_state"] = self._measured(step, opt_state, "opt_state")
+    meta = dict(meta) | {CHECKSUMS: kept}
+    progress = {"step": step, "meta_sha256": sha256(meta)}
     items = {
       "params": ocp.args.StandardSave(params),
-      "progress": ocp.args.JsonSave({"step": step}),
-      "meta": ocp.args.JsonSave(dict(meta)),
+      "progress": ocp.args.JsonSave(progress | {"window": dict(window or {})}),
+      "meta": ocp.args.JsonSave(meta),
       "tokenizer": ocp.args.StandardSave({"model": model_file}),
     }
     if opt_state is not None:
       items["opt_state"] = ocp.args.StandardSave(opt_state)
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    with interrupts.delayed(f"copying checkpoint {step}"), self._writing():
+      if self._manager is None:
+        self._manager = self._make_manager()
+      self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
   def step_folder(self, step: int | None = None) -> pathlib.Path:
     """Where a checkpoint lies; default: the newest.
@@ -100,86 +179,140 @@ class Checkpoints:
     Raises:
       UserError: no such checkpoint.
     """
-    return self._folder / str(self._existing(step))
+    return self._folder / str(self.existing_step(step))
 
   def has_optimizer(self, step: int | None = None) -> bool:
     """Whether training can go on from a checkpoint; default: the newest."""
-    return (self.step_folder(step) / "opt_state").is_dir()
+    return self._saved(step).has_optimizer
 
   def stored_params(self, step: int | None = None) -> Any:
     """ShapeDtypeStructs of the parameters as they are stored; reads no array.
 
     They are placed on one device, for `restore_params`.
-    """
-    tree = self._manager.item_metadata(self._existing(step)).params.tree
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return abstract(tree, jax.tree.map(lambda _: device, tree))
-
-  def restore_meta(self, step: int | None = None) -> tuple[dict, bytes]:
-    """The items `meta` and `tokenizer`.
 
     Raises:
-      UserError: no such checkpoint, or a damaged tokenizer.
+      UserError: no such checkpoint, or a damaged one.
     """
-    step = self._existing(step)
-    spec = ocp.args.Composite(
-      meta=ocp.args.JsonRestore(), tokenizer=ocp.args.StandardRestore()
-    )
-    items = self._manager.restore(step, args=spec)
-    tokenizer = np.asarray(items.tokenizer["model"]).tobytes()
-    found = hashlib.sha256(tokenizer).hexdigest()
-    if found != items.meta["tokenizer_sha256"]:
-      raise UserError(
-        f"{self._folder}/{step}: got a tokenizer with sha256 {found}, expected "
-        f"{items.meta['tokenizer_sha256']}; the checkpoint is damaged"
-      )
-    return items.meta, tokenizer
+    shapes = self._saved(step).shapes()
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return abstract(shapes, jax.tree.map(lambda _: device, shapes))
+
+  def restore_meta(self, step: int | None = None) -> tuple[dict, bytes]:
+    """The items `meta`, without checksums, and `tokenizer`.
+
+    Raises:
+      UserError: no such checkpoint, or a damaged one.
+    """
+    saved = self._saved(step)
+    meta = {key: v for key, v in saved.meta.items() if key != CHECKSUMS}
+    return meta, saved.tokenizer
 
   def restore_params(self, abstract: Any, step: int | None = None) -> Any:
-    """Parameters alone, placed as the ShapeDtypeStructs in `abstract` say."""
-    step = self._existing(step)
-    spec = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-    return self._manager.restore(step, args=spec).params
+    """Parameters alone, placed as the ShapeDtypeStructs in `abstract` say.
 
-  def restore_state(self, params: Any, opt_state: Any) -> tuple[int, Any, Any]:
-    """The newest (step, params, opt_state), on any mesh or number of hosts.
+    Raises:
+      UserError: no such checkpoint; a damaged one, or one whose parameters are
+        not finite.
+    """
+    return self._saved(step).arrays("params", abstract)
+
+  def restore_state(
+    self, params: Any, opt_state: Any, step: int | None = None
+  ) -> Restored:
+    """All that training needs, on any mesh or number of hosts.
 
     Args:
       params: ShapeDtypeStructs with shardings.
       opt_state: likewise.
+      step: which checkpoint; default: the newest.
 
     Raises:
-      UserError: no checkpoint, or one to act from only.
+      UserError: no checkpoint, an inference-only one, or one of another
+        optimizer.
+      Damaged: it cannot be read, is not what was saved, or is not finite.
     """
-    step = self._existing(None)
-    if not self.has_optimizer(step):
-      raise UserError(
-        f"got checkpoint {self.step_folder(step)} without optimizer state, "
-        "which is to act from; use the workdir of the run that it was made of"
-      )
-    spec = ocp.args.Composite(
-      params=ocp.args.StandardRestore(params),
-      opt_state=ocp.args.StandardRestore(opt_state),
-      progress=ocp.args.JsonRestore(),
+    saved = self._saved(step)
+    saved.check_optimizer()
+    return Restored(
+      saved.progress["step"],
+      saved.arrays("params", params),
+      saved.arrays("opt_state", opt_state),
+      saved.progress.get("window", {}),
     )
-    items = self._manager.restore(step, args=spec)
-    return items.progress["step"], items.params, items.opt_state
+
+  def set_aside(self, step: int) -> pathlib.Path:
+    """Moves a damaged checkpoint out of the way; deletes nothing.
+
+    Returns:
+      Its new folder, beside that of the checkpoints.
+    """
+    place = self._folder.with_name("damaged_checkpoints")
+    taken = len(list(place.glob(f"{step}*")))
+    target = place / (f"{step}-{taken}" if taken else str(step))
+    with consensus.together():
+      if jax.process_index() == 0:
+        local_files.output_folder(place, "the folder of damaged checkpoints")
+        with local_files.named_in_errors(target):
+          (self._folder / str(step)).rename(target)
+    return target
 
   def wait(self):
     """Returns when what was saved is on disk."""
-    self._manager.wait_until_finished()
+    if self._manager is not None:
+      with self._writing():
+        self._manager.wait_until_finished()
 
   def close(self):
-    self._manager.close()
+    """Completes what was saved, also after a Ctrl-C."""
+    if self._manager is None:
+      return
+    manager, self._manager = self._manager, None
+    with interrupts.delayed("completing the last checkpoint"), self._writing():
+      manager.close()
 
-  def _existing(self, step: int | None) -> int:
-    steps = self._manager.all_steps()
-    if not steps or (step is not None and step not in steps):
+  def _make_manager(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+      self._folder,
+      item_handlers={name: handler() for name, handler in _ITEMS.items()},
+      # Lightweight: a damaged description of an old checkpoint is not read.
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=self._keep, lightweight_initialize=True
+      ),
+    )
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Names the folder when its disk refuses; Orbax may say so much later."""
+    try:
+      yield
+    except Exception as error:
+      if "No space left" in str(error) or isinstance(error, OSError):
+        raise UserError(
+          f"got checkpoint folder {self._folder}, which cannot be written: "
+          f"{first_line(error)}; free some room, and start again to go on from "
+          f"step {self.latest_step()}"
+        ) from error
+      raise
+
+  def _measured(self, step: int, tree: Any, item: str) -> dict[str, dict]:
+    """What `meta` keeps of a tree's arrays, by their names.
+
+    Raises:
+      UserError: a number is not finite.
+    """
+    found = checksums.measure(tree, rounded=item == "params")
+    bad = [name for name, array in found.items() if not array.finite]
+    if bad:
+      newest = self.latest_step()
       raise UserError(
-        f"got checkpoint step {step or 'latest'} in {self._folder}, expected "
-        f"one of {list(steps) or 'none: there is no checkpoint'}"
+        f"got {len(bad)} arrays at step {step} that are not finite, such as "
+        f"{item} {bad[0]}, expected finite numbers; nothing was saved, the "
+        f"last good checkpoint is {newest if newest is not None else 'none'}"
       )
-    return max(steps) if step is None else step
+    return {name: array.sums for name, array in found.items()}
+
+  def _saved(self, step: int | None) -> SavedStep:
+    return SavedStep(self._folder / str(self.existing_step(step)))
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

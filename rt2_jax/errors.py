@@ -5,6 +5,8 @@ import functools
 import sys
 from collections.abc import Callable, Iterable
 
+_INTERRUPTED = 130
+
 
 class UserError(ValueError):
   """A user's mistake: one message with got / expected / change this.
@@ -23,7 +25,10 @@ def unknown_name(what: str, got: str, known: Iterable[str]) -> UserError:
 
 
 def ends_in_one_message(main: Callable[[list[str]], None]) -> Callable:
-  """Ends a program's `main` in a UserError's message, without a traceback."""
+  """Ends a program's `main` in a UserError's message, without a traceback.
+
+  Ctrl-C ends it in one word, with the exit code that shells give it.
+  """
 
   @functools.wraps(main)
   def run(argv: list[str]):
@@ -31,5 +36,8 @@ def ends_in_one_message(main: Callable[[list[str]], None]) -> Callable:
       main(argv)
     except UserError as error:
       sys.exit(str(error))
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr)
+      sys.exit(_INTERRUPTED)
 
   return run

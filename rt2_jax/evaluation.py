@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.evaluators import action_accuracy, vqa
 from rt2_jax.input_pipeline import examples, in_order
+from rt2_jax.input_pipeline.rlds import StepSource
+from rt2_jax.input_pipeline.web import WebSource
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig
 
@@ -56,6 +58,12 @@ class Evaluation:
       for name, tokenizer in tokenizers.items()
     }
     self._answering = Policy(config.model, None, prompt, None, mesh)
+
+  @property
+  def sources(self) -> dict[str, StepSource | WebSource]:
+    """The held-out data, by the source's name."""
+    opened = {**self._steps, **self._questions}
+    return {name: each.source for name, each in opened.items()}
 
   def __call__(self, params: Any) -> dict[str, float]:
     """`{source}/{metric}` -> number; the same on every process.

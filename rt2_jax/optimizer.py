@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rt2_jax import matrices, trees
+from rt2_jax import matrices, ranges, trees
 from rt2_jax.adafactor import scale_by_adafactor
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.muon import scale_by_muon
+from rt2_jax.ranges import at_least, below
 
 # Weights of every matrix product; norms, biases and embeddings do not decay.
 DECAYED = (
@@ -53,46 +53,24 @@ class OptimizerConfig:
       0 keeps none.
   """
 
-  learning_rate: float
-  warmup_steps: int
+  learning_rate: Annotated[float, at_least(0)]
+  warmup_steps: Annotated[int, at_least(0)]
   name: str = "adamw"
   schedule: str = "cosine"
-  end_learning_rate: float = 0.0
-  weight_decay: float = 0.0
-  clip_norm: float = 1.0
-  b1: float = 0.9
-  b2: float = 0.999
+  end_learning_rate: Annotated[float, at_least(0)] = 0.0
+  weight_decay: Annotated[float, at_least(0)] = 0.0
+  clip_norm: Annotated[float, at_least(0)] = 1.0
+  b1: Annotated[float, below(1)] = 0.9
+  b2: Annotated[float, below(1)] = 0.999
   moment_dtype: str = "float32"
   frozen: tuple[str, ...] = ()
-  ema_decay: float = 0.0
+  ema_decay: Annotated[float, below(1)] = 0.0
 
   def __post_init__(self):
-    for field in (
-      "learning_rate",
-      "warmup_steps",
-      "end_learning_rate",
-      "weight_decay",
-      "clip_norm",
-    ):
-      self._check(field, 0.0, math.inf, "a finite number, at least 0")
-    for field in ("b1", "b2"):
-      self._check(field, 0.0, 1.0, "at least 0 and less than 1, such as 0.9")
-    self._check(
-      "ema_decay",
-      0.0,
-      1.0,
-      "at least 0 (no mean) and less than 1, such as 0.999",
-    )
+    ranges.check(OptimizerConfig, "config.optimizer.", vars(self))
     if self.moment_dtype not in _MOMENT_DTYPES:
       raise unknown_name(
         "config.optimizer.moment_dtype", str(self.moment_dtype), _MOMENT_DTYPES
-      )
-
-  def _check(self, field: str, low: float, below: float, expected: str):
-    value = getattr(self, field)
-    if not low <= value < below:
-      raise UserError(
-        f"got config.optimizer.{field} = {value}, expected {expected}"
       )
 
 

@@ -8,12 +8,12 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from jax.sharding import Mesh
 
-from rt2_jax import sharding
+from rt2_jax import ranges, sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.augment import Augmentation
 from rt2_jax.errors import UserError, unknown_name
@@ -22,6 +22,7 @@ from rt2_jax.models import variants
 from rt2_jax.models.vlm import abstract_params
 from rt2_jax.optimizer import OptimizerConfig, make_optimizer
 from rt2_jax.prompt import ROBOT_TEMPLATE, Prompt
+from rt2_jax.ranges import at_least, between
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.train_state import OBJECTIVES, Trainer
 
@@ -30,10 +31,10 @@ from rt2_jax.train_state import OBJECTIVES, Trainer
 class PromptConfig:
   """See `prompt.Prompt`."""
 
-  prefix_length: int
-  suffix_length: int
+  prefix_length: Annotated[int, at_least(1)]
+  suffix_length: Annotated[int, at_least(1)]
   template: str = ROBOT_TEMPLATE
-  plan_length: int = 0
+  plan_length: Annotated[int, at_least(0)] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,8 @@ class LoaderConfig:
     index_folder: where indexes of shards are kept; "" keeps none.
   """
 
-  num_threads: int = 2
-  max_skipped: int = 0
+  num_threads: Annotated[int, at_least(1)] = 2
+  max_skipped: Annotated[int, at_least(0)] = 0
   index_folder: str = ""
 
 
@@ -71,10 +72,10 @@ class EvaluationConfig:
     batch_size: of one call.
   """
 
-  every: int = 0
-  num_steps: int = 512
-  num_questions: int = 512
-  batch_size: int = 64
+  every: Annotated[int, at_least(0)] = 0
+  num_steps: Annotated[int, at_least(1)] = 512
+  num_questions: Annotated[int, at_least(1)] = 512
+  batch_size: Annotated[int, at_least(1)] = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,19 +124,19 @@ class TrainConfig:
   actions: ActionConfig
   sources: Mapping[str, datasets.SourceConfig]
   web: Mapping[str, web.WebConfig]
-  robot_share: float
+  robot_share: Annotated[float, between(0, 1)]
   loader: LoaderConfig
   augmentation: Augmentation
   optimizer: OptimizerConfig
   evaluation: EvaluationConfig
   mesh: Mapping[str, int]
-  batch_size: int
-  microbatches: int
-  num_steps: int
-  seed: int
-  log_every: int
-  checkpoint_every: int
-  keep_checkpoints: int
+  batch_size: Annotated[int, at_least(1)]
+  microbatches: Annotated[int, at_least(1)]
+  num_steps: Annotated[int, between(1, 2**31 - 1)]
+  seed: Annotated[int, between(0, 2**32 - 1)]
+  log_every: Annotated[int, at_least(1)]
+  checkpoint_every: Annotated[int, at_least(1)]
+  keep_checkpoints: Annotated[int, at_least(1)]
   objective: str = "answers"
 
   @classmethod
@@ -175,12 +176,6 @@ class TrainConfig:
         f"{sorted(self.web)}, expected at least one source and no name twice; "
         "rename or add one"
       )
-    for name, source in (*self.sources.items(), *self.web.items()):
-      if source.weight <= 0:
-        raise UserError(
-          f"got weight {source.weight} for source {name!r}, expected a "
-          "positive number; remove a source that should not be used"
-        )
     share, both = self.robot_share, self.sources and self.web
     if not (0.0 < share < 1.0 if both else share == float(bool(self.sources))):
       raise UserError(
@@ -188,13 +183,10 @@ class TrainConfig:
         f"{len(self.web)} web sources, expected a part between 0 and 1 with "
         "both, 1.0 without web sources, 0.0 without robot sources"
       )
-
+    for axis in self.mesh:
+      if axis not in sharding.MESH_AXES:
+        raise unknown_name("an axis of config.mesh", axis, sharding.MESH_AXES)
     self._check_objective()
-    for name in ("batch_size", "microbatches", "log_every", "checkpoint_every"):
-      if getattr(self, name) < 1:
-        raise UserError(
-          f"got config.{name} = {getattr(self, name)}, expected at least 1"
-        )
 
   def _check_objective(self):
     if self.objective not in OBJECTIVES:
@@ -288,7 +280,16 @@ def config_hash(fields: Mapping[str, Any]) -> str:
 
 
 def construct(build: Callable, where: str, fields: Mapping[str, Any]) -> Any:
-  """`build(**fields)`, after naming any field that is unknown or missing."""
+  """Calls `build(**fields)`, after a check of the fields.
+
+  Args:
+    build: a dataclass or function, its numbers annotated as in `ranges`.
+    where: the place of the fields in the config; "" for its top.
+    fields: by name.
+
+  Raises:
+    UserError: an unknown or missing field, or a number outside its range.
+  """
   prefix = f"config.{where}." if where else "config."
   parameters = inspect.signature(build).parameters
   for name in fields:
@@ -301,4 +302,5 @@ def construct(build: Callable, where: str, fields: Mapping[str, Any]) -> Any:
   ]
   if missing:
     raise UserError(f"got no {', '.join(missing)}; set it in the config file")
+  ranges.check(build, prefix, fields)
   return build(**fields)

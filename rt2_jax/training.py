@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import logging
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,31 +14,21 @@ import numpy as np
 import tensorboardX
 from jax.sharding import Mesh
 
-from rt2_jax import checkpoint, optimizer, pretrained, sharding
+from rt2_jax import consensus, local_files, optimizer, pretrained, sharding
+from rt2_jax import workdir as claim
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
+from rt2_jax.checkpoint import Checkpoints, versions
+from rt2_jax.differences import differing, to_json
 from rt2_jax.errors import UserError
 from rt2_jax.evaluation import Evaluation
 from rt2_jax.input_pipeline import examples, loader, mixture
 from rt2_jax.progress import Progress
+from rt2_jax.saved_step import Damaged
 from rt2_jax.train_config import TrainConfig
 from rt2_jax.train_state import Trainer, TrainState
 
 _LOG = logging.getLogger(__name__)
-
-# Fields that may change when a run goes on, wherever they stand: batches and
-# model stay the same.
-_FREE_FIELDS = (
-  "remat",
-  "topology",
-  "mesh",
-  "microbatches",
-  "evaluation",
-  "loader",
-  "log_every",
-  "checkpoint_every",
-  "keep_checkpoints",
-)
 
 
 def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
@@ -57,46 +47,66 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
 
   Raises:
     UserError: anything wrong with config, data or workdir, before the first
-      step where it can be known then.
+      step where it can be known then; or training has diverged.
   """
-  config = TrainConfig.from_dict(fields)
-  workdir = pathlib.Path(workdir)
-  mesh = config.make_mesh(jax.devices())
-  tokenizers = config.action_tokenizers()
-  batches = make_loader(config, tokenizers, mesh)
-  trainer = config.make_trainer(tokenizers, mesh)
-  abstract = trainer.abstract_state()
-  evaluation = make_evaluation(config, tokenizers, mesh)
-  meta = make_meta(config, fields, tokenizers)
-  claim_workdir(workdir, fields)
-  checkpoints = checkpoint.Checkpoints(
-    workdir / "checkpoints", config.keep_checkpoints
-  )
-  state = restore_or_init(
-    trainer, abstract, checkpoints, meta, config.pretrained
-  )
-  start = int(state.step)
-  log_start(config, state, mesh)
-  writer = tensorboardX.SummaryWriter(
-    str(workdir / "tensorboard"),
-    purge_step=start,
-    write_to_disk=jax.process_index() == 0,
-  )
-  spaces = {name: t.space for name, t in tokenizers.items()}
-  progress = Progress(config, spaces, writer, start)
-  step_fn = trainer.compile_step()
-  for step, batch in on_devices(batches, start, config.num_steps, mesh):
-    state, metrics = step_fn(state, batch)
-    done = step + 1
-    progress.add(done, metrics)
-    last = done == config.num_steps
-    if done % config.checkpoint_every == 0 or last:
-      checkpoints.save(done, *state.to_items(), meta, config.tokenizer.model)
-    if evaluation and (done % config.evaluation.every == 0 or last):
-      progress.add_evaluation(done, evaluation(state.acting))
-  checkpoints.close()
-  writer.close()
+  workdir = local_files.local_path(workdir, "--workdir")
+  with consensus.together():
+    config = TrainConfig.from_dict(fields)
+    mesh = config.make_mesh(jax.devices())
+    tokenizers = config.action_tokenizers()
+    batches = make_loader(config, tokenizers, mesh)
+    trainer = config.make_trainer(tokenizers, mesh)
+    abstract = trainer.abstract_state()
+    evaluation = make_evaluation(config, tokenizers, mesh)
+    meta = make_meta(config, fields, tokenizers)
+    meta["data"] = fingerprints(config, batches, evaluation)
+  consensus.check_equal({**meta, "code": consensus.code()})
+  consensus.check_shared(workdir)
+  claim.check(workdir, fields)
+  with contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(
+      Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
+    )
+    state, window = restore_or_init(
+      trainer, abstract, checkpoints, meta, config.pretrained
+    )
+    stack.enter_context(claim.held(workdir, fields))
+    start = int(state.step)
+    log_start(config, state, mesh)
+    writer = stack.enter_context(open_log(workdir / "tensorboard", start))
+    spaces = {name: t.space for name, t in tokenizers.items()}
+    progress = Progress(config, spaces, writer, start, window)
+    step_fn = trainer.compile_step()
+    steps = on_devices(batches, start, config.num_steps, mesh)
+    for step, batch in stack.enter_context(contextlib.closing(steps)):
+      state, metrics = step_fn(state, batch)
+      done = step + 1
+      progress.add(done, metrics)
+      last = done == config.num_steps
+      # Before the checkpoint: a run killed in between repeats it.
+      if evaluation and (done % config.evaluation.every == 0 or last):
+        progress.check()
+        progress.add_evaluation(done, evaluation(state.acting))
+      if done % config.checkpoint_every == 0 or last:
+        window = progress.before_save(done)
+        items = (*state.to_items(), meta, config.tokenizer.model)
+        checkpoints.save(done, *items, window)
   return state
+
+
+def open_log(folder: pathlib.Path, start: int) -> tensorboardX.SummaryWriter:
+  """TensorBoard's writer; what an earlier run logged after `start` is void.
+
+  The name of the file ends in the step, so that two runs within one second
+  write two files.
+  """
+  with local_files.named_in_errors(folder):
+    return tensorboardX.SummaryWriter(
+      str(folder),
+      purge_step=start + 1,
+      filename_suffix=f".{start}",
+      write_to_disk=jax.process_index() == 0,
+    )
 
 
 def make_evaluation(
@@ -120,6 +130,24 @@ def log_start(config: TrainConfig, state: TrainState, mesh: Mesh):
     config.num_steps,
   )
   _LOG.info("compiling the step; the first one takes longest")
+
+
+def fingerprints(
+  config: TrainConfig, batches: loader.Loader, evaluation: Evaluation | None
+) -> dict[str, dict[str, Any]]:
+  """Length and fingerprint of every source, by its name.
+
+  Held-out data, where they are measured, are called "NAME, held out".
+  """
+  opened = dict(
+    zip(config.source_names, (e.source for e in batches.examples), strict=True)
+  )
+  held_out = evaluation.sources if evaluation else {}
+  opened |= {f"{name}, held out": s for name, s in held_out.items()}
+  return {
+    name: {"length": len(source), "fingerprint": source.fingerprint}
+    for name, source in opened.items()
+  }
 
 
 def make_loader(
@@ -183,30 +211,54 @@ def make_meta(
       if source.statistics
     },
     "tokenizer_sha256": config.tokenizer.sha256,
-    "versions": checkpoint.versions(),
+    "versions": versions(),
   }
 
 
 def restore_or_init(
   trainer: Trainer,
   abstract: TrainState,
-  checkpoints: checkpoint.Checkpoints,
+  checkpoints: Checkpoints,
   meta: Mapping[str, Any],
   weights: str | Mapping[str, str],
-) -> TrainState:
-  """The newest state of the run; or a fresh one, from `weights` if given.
+) -> tuple[TrainState, Mapping[str, Any]]:
+  """The newest good state of the run; or a fresh one, from `weights` if given.
+
+  A damaged checkpoint is moved aside once an older one has been restored.
+
+  Returns:
+    The state, and the metrics that were not logged yet: see `Progress`.
 
   Raises:
-    UserError: the checkpoint is of another model, tokenizer or action space.
+    UserError: the checkpoint is of another model, tokenizer, action space or
+      of other data; or all checkpoints are damaged.
   """
-  if checkpoints.latest_step() is None:
+  steps = checkpoints.steps()
+  if not steps:
     if not weights:
-      return trainer.init_state()
-    return trainer.state_from(read_weights(weights, trainer, abstract, meta))
-  check_same(checkpoints, meta, ("model", "action_tokenizers"))
-  step, acting, rest = checkpoints.restore_state(*abstract.to_items())
-  step = jax.device_put(np.int32(step), abstract.step.sharding)
-  return abstract.from_items(step, acting, rest)
+      return trainer.init_state(), {}
+    params = read_weights(weights, trainer, abstract, meta)
+    return trainer.state_from(params), {}
+  damaged: dict[int, Damaged] = {}
+  for step in reversed(steps):
+    try:
+      check_same(checkpoints, meta, ("model", "action_tokenizers"), step)
+      check_data(checkpoints, meta, step)
+      found = checkpoints.restore_state(*abstract.to_items(), step)
+    except Damaged as error:
+      damaged[step] = error
+      continue
+    for bad, error in damaged.items():
+      place = checkpoints.set_aside(bad)
+      _LOG.error("%s; it is now %s, going on from %d", error, place, step)
+    count = jax.device_put(np.int32(step), abstract.step.sharding)
+    state = abstract.from_items(count, found.params, found.opt_state)
+    return state, found.window
+  raise UserError(
+    f"got no checkpoint that is whole among {steps}: "
+    f"{'; '.join(map(str, damaged.values()))}; repair one, or use another "
+    "--workdir"
+  )
 
 
 def read_weights(
@@ -224,7 +276,7 @@ def read_weights(
     isinstance(weights, str)
     and (pathlib.Path(weights) / "checkpoints").is_dir()
   ):
-    run = checkpoint.Checkpoints.open_run(weights)
+    run = Checkpoints.open_run(weights)
     check_same(run, meta, ("model",))
     return run.restore_params(abstract.params)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
@@ -232,60 +284,49 @@ def read_weights(
 
 
 def check_same(
-  checkpoints: checkpoint.Checkpoints,
+  checkpoints: Checkpoints,
   meta: Mapping[str, Any],
   items: Sequence[str],
+  step: int | None = None,
 ):
-  """
+  """Compares what a checkpoint says of `items` and its tokenizer.
+
   Raises:
-    UserError: what a checkpoint says of `items` or of its tokenizer differs.
+    UserError: one of them differs.
   """
-  stored, _ = checkpoints.restore_meta()
+  stored, _ = checkpoints.restore_meta(step)
   for item in (*items, "tokenizer_sha256"):
-    differences = list(differing(stored[item], to_json(meta[item]), item))
-    if differences:
+    found = list(
+      differing(stored[item], to_json(meta[item]), item, claim.FREE_FIELDS)
+    )
+    if found:
       raise UserError(
         "got a checkpoint of another model or action space, which this config "
-        f"cannot go on from: {'; '.join(differences[:3])}; use another "
+        f"cannot go on from: {'; '.join(found[:3])}; use another "
         "--workdir or config.pretrained"
       )
 
 
-def claim_workdir(workdir: pathlib.Path, fields: Mapping[str, Any]):
-  """Writes config.json, or checks that the one there asks for the same.
+def check_data(checkpoints: Checkpoints, meta: Mapping[str, Any], step: int):
+  """Compares the data with those that a checkpoint was trained on.
 
   Raises:
-    UserError: the workdir belongs to a different experiment.
+    UserError: a source has another length or fingerprint.
   """
-  path = workdir / "config.json"
-  if not path.exists():
-    if jax.process_index():
-      return  # the first process writes for all
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(fields, indent=2, sort_keys=True))
-    return
-  stored = json.loads(path.read_text())
-  differences = list(differing(stored, to_json(fields), "config"))
-  if differences:
-    raise UserError(
-      f"got a config that differs from the one in {path}: "
-      f"{'; '.join(differences[:5])}; use another --workdir or restore these "
-      "values"
+  stored, _ = checkpoints.restore_meta(step)
+  if "data" not in stored:
+    _LOG.warning(
+      "checkpoint %d keeps no fingerprints of its data: nothing to compare",
+      step,
     )
-
-
-def to_json(value: Any) -> Any:
-  """The value as it reads back from a JSON file (tuples become lists)."""
-  return json.loads(json.dumps(value))
-
-
-def differing(old: Any, new: Any, name: str) -> Iterator[str]:
-  """Names each place where two JSON values differ: `a.b is 1, was 2`.
-
-  Fields that may change are left out.
-  """
-  if isinstance(old, dict) and isinstance(new, dict):
-    for key in sorted((old.keys() | new.keys()) - set(_FREE_FIELDS)):
-      yield from differing(old.get(key), new.get(key), f"{name}.{key}")
-  elif old != new:
-    yield f"{name} is {new!r:.80}, was {old!r:.80}"
+    return
+  for name in stored["data"].keys() & meta["data"].keys():
+    was, now = stored["data"][name], meta["data"][name]
+    if was != now:
+      raise UserError(
+        f"got {now['length']} examples with fingerprint {now['fingerprint']} "
+        f"from source {name!r}, expected the {was['length']} with fingerprint "
+        f"{was['fingerprint']} that checkpoint {step} was trained on; restore "
+        "the data, or start a new run: another --workdir, with "
+        "config.pretrained naming this one"
+      )

@@ -1,14 +1,18 @@
 """What a checkpoint keeps, and refuses."""
 
 import hashlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from rt2_jax import checkpoint
 from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.errors import UserError
+from rt2_jax.saved_step import Damaged
 
 TOKENIZER = b"a tokenizer's bytes"
 META = {"tokenizer_sha256": hashlib.sha256(TOKENIZER).hexdigest(), "x": [1, 2]}
@@ -34,9 +38,10 @@ def test_everything_comes_back(folder):
   checkpoints = Checkpoints.open_run(folder)
   meta, tokenizer = checkpoints.restore_meta()
   assert meta == META and tokenizer == TOKENIZER
-  step, params, opt_state = checkpoints.restore_state(
+  step, params, opt_state, window = checkpoints.restore_state(
     abstract(PARAMS), abstract(OPT_STATE)
   )
+  assert window == {}
   assert step == 30
   for got, kept in [(params, PARAMS), (opt_state, OPT_STATE)]:
     jax.tree.map(np.testing.assert_array_equal, got, kept)
@@ -53,7 +58,7 @@ def test_a_checkpoint_to_act_from(tmp_path):
   read = checkpoints.restore_params(stored)
   jax.tree.map(np.testing.assert_array_equal, read, params)
   assert read["llm"]["w"].dtype == jnp.bfloat16
-  with pytest.raises(ValueError, match="without optimizer state, which is to "):
+  with pytest.raises(ValueError, match="without optimizer state, which is inf"):
     checkpoints.restore_state(abstract(PARAMS), abstract(OPT_STATE))
 
 
@@ -75,7 +80,7 @@ def test_a_damaged_tokenizer_is_noticed(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(1, PARAMS, OPT_STATE, META, b"another tokenizer")
   checkpoints.wait()
-  with pytest.raises(ValueError, match="the checkpoint is damaged"):
+  with pytest.raises(ValueError, match="which is damaged"):
     checkpoints.restore_meta()
 
 
@@ -86,3 +91,114 @@ def test_params_alone_on_another_sharding(folder):
   params = Checkpoints.open_run(folder).restore_params(wanted)
   assert params["llm"]["w"].sharding == split
   np.testing.assert_array_equal(params["llm"]["w"], PARAMS["llm"]["w"])
+
+
+def old_checkpoint(folder, step, params, opt_state, meta, model=TOKENIZER):
+  """As it was written before there were checksums."""
+  arrays, values = ocp.args.StandardSave, ocp.args.JsonSave
+  tokenizer = {"model": np.frombuffer(model, np.uint8)}
+  with ocp.CheckpointManager(folder / "checkpoints") as manager:
+    items = {"params": arrays(params), "opt_state": arrays(opt_state)}
+    items |= {"progress": values({"step": step}), "meta": values(meta)}
+    items["tokenizer"] = arrays(tokenizer)
+    manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+
+def test_an_old_checkpoint_without_checksums_is_read(tmp_path, caplog):
+  old_checkpoint(tmp_path, 7, PARAMS, OPT_STATE, META)
+  checkpoints = Checkpoints.open_run(tmp_path)
+  assert checkpoints.restore_meta()[0] == META
+  step, params, *_ = checkpoints.restore_state(
+    abstract(PARAMS), abstract(OPT_STATE)
+  )
+  assert step == 7 and "nothing to compare" in caplog.text
+  jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
+  broken = {"llm": {"w": jnp.full((2, 3), jnp.inf)}}
+  old_checkpoint(tmp_path, 8, broken, OPT_STATE, META)
+  with pytest.raises(Damaged, match=r"params llm/w is not finite.*--step=7"):
+    checkpoints.restore_params(abstract(PARAMS))
+
+
+def test_what_is_not_finite_is_not_saved(folder):
+  checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+  for params, opt_state in (
+    ({"llm": {"w": jnp.full((2, 3), jnp.nan)}}, OPT_STATE),
+    (PARAMS, (OPT_STATE[0], {"llm": {"w": jnp.full((2, 3), -jnp.inf)}})),
+  ):
+    with pytest.raises(UserError, match="step 40 .*llm/w.* checkpoint is 30"):
+      checkpoints.save(40, params, opt_state, META, TOKENIZER)
+  checkpoints.close()
+  assert checkpoints.steps() == [20, 30]  # and nothing was deleted
+
+
+def test_step_0_is_not_the_newest(tmp_path):
+  with Checkpoints(tmp_path) as checkpoints:
+    for step in (0, 1):
+      params = {"w": jnp.full(3, float(step))}
+      checkpoints.save(step, params, OPT_STATE, META, TOKENIZER)
+  params = checkpoints.restore_params(abstract(params), 0)
+  np.testing.assert_array_equal(params["w"], np.zeros(3))
+  checkpoints.set_aside(0)
+  with pytest.raises(UserError, match=r"got checkpoint step 0 in .*\[1\]"):
+    checkpoints.restore_meta(0)
+
+
+def test_bfloat16_parameters_are_compared_too(folder):
+  """A policy reads float32 as bfloat16; small bits are rounded away."""
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+  params = Checkpoints.open_run(folder).restore_params(abstract(half))
+  jax.tree.map(np.testing.assert_array_equal, params, half)
+  change_a_number(folder / "checkpoints/30")
+  with pytest.raises(Damaged, match="params llm/w has another checksum"):
+    Checkpoints.open_run(folder).restore_params(abstract(half))
+
+
+def change_a_number(step_folder):
+  """Another array under the old checksums, well-formed for Orbax."""
+  other = Checkpoints(step_folder.parent.parent / "other")
+  params = {"llm": {"w": PARAMS["llm"]["w"].at[1, 1].add(1.0)}}
+  other.save(30, params, OPT_STATE, META, TOKENIZER)
+  other.close()
+  shutil.rmtree(step_folder / "params")
+  shutil.copytree(other.step_folder(30) / "params", step_folder / "params")
+
+
+def damages(data: bytes, rng: np.random.Generator):
+  """None for a file that is gone; else its content."""
+  flipped = bytearray(data)
+  flipped[rng.integers(len(data))] ^= 1 << rng.integers(8)
+  return None, data[: len(data) // 2], bytes(len(data)), bytes(flipped)
+
+
+@pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # reads that Orbax gives up
+def test_damage_is_noticed_or_harmless(tmp_path):
+  """Every file of a checkpoint: gone, cut, zeros, or one bit flipped."""
+  random = jax.random.normal(jax.random.key(0), (64, 64))
+  params = {"llm": {"w": random}}
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    for step in (10, 20):
+      checkpoints.save(step, params, params, META, TOKENIZER)
+  newest = checkpoints.step_folder(20)
+  rng = np.random.default_rng(0)
+  noticed = set()
+  for path in sorted(p for p in newest.rglob("*") if p.is_file()):
+    data = path.read_bytes()
+    for changed in damages(data, rng):
+      path.unlink()
+      if changed is not None:
+        path.write_bytes(changed)
+      try:
+        meta, tokenizer = checkpoints.restore_meta(20)
+        state = checkpoints.restore_state(abstract(params), abstract(params))
+      except Damaged as error:
+        assert "checkpoints/20, which is damaged" in str(error)
+        assert "[10]: pass --step=10" in str(error)
+        noticed.add(path.relative_to(newest).parts[0])
+      else:
+        assert (meta, tokenizer, state.step) == (META, TOKENIZER, 20), path
+        np.testing.assert_array_equal(state.params["llm"]["w"], random)
+        np.testing.assert_array_equal(state.opt_state["llm"]["w"], random)
+      path.write_bytes(data)
+  assert noticed >= {"params", "opt_state", "meta", "progress", "tokenizer"}

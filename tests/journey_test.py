@@ -181,6 +181,43 @@ def test_two_and_four_processes_train_like_one(folder, whole):
     )
 
 
+def test_processes_that_differ_are_named_before_the_first_step(folder):
+  """Learning rate, seed and the length of a source, all at once."""
+  tiny_datasets.bridge_source(folder / "fewer" / "1.0.0", num_episodes=3)
+  port = free_port()
+  other = (
+    "--config.optimizer.learning_rate=0.002",
+    "--config.seed=1",
+    f"--config.sources.bridge.path={folder / 'fewer' / '1.0.0'}",
+  )
+  processes = [
+    start(
+      folder,
+      "differing",
+      num_devices=4,
+      flags=(
+        "--multihost",
+        f"--coordinator=localhost:{port}",
+        "--num_processes=2",
+        f"--process_id={i}",
+        *other * i,
+      ),
+    )
+    for i in range(2)
+  ]
+  for process in processes:
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, out
+    assert "Traceback" not in out
+    for difference in (
+      "config.optimizer.learning_rate is 0.001 on process 0, 0.002 on process ",
+      "config.seed is 0 on process 0, 1 on process 1",
+      "data.bridge.length is 20 on process 0, 15 on process 1",
+    ):
+      assert difference in out
+  assert not (folder / "differing").exists()
+
+
 def test_a_host_that_never_joins_is_named(folder):
   port = free_port()
   lonely = start(

@@ -12,14 +12,17 @@ from tests.conftest import ROOT
 # WORKSPACE.md draws the same floors. A package stands on one floor as a whole;
 # inside it the order below holds.
 FLOORS = [
-  {"errors"},
+  {"errors", "interrupts"},
   {"batch", "images", "chips", "hlo"},
-  {"action_tokens", "trees", "hlo_counts", "hlo_collectives"},
+  {"action_tokens", "trees", "hlo_counts", "hlo_collectives"}
+  | {"local_files", "ranges", "differences"},
   {"actions", "matrices"},
   {"tokenizer"},
   {"prompt"},
   {"models", "input_pipeline", "envs", "sharding", "augment", "torch_decode"}
-  | {"hosts", "compiler_options", "robot_policy", "adafactor", "muon"},
+  | {"hosts", "compiler_options", "robot_policy", "adafactor", "muon"}
+  | {"consensus", "checksums"},
+  {"saved_step"},
   {"losses", "step_metrics", "optimizer", "checkpoint", "decode"}
   | {"hlo_cost", "ahead_of_time"}
   | {"huggingface", "huggingface_fields", "processor", "weight_files"}
@@ -29,7 +32,7 @@ FLOORS = [
   {"train_state", "policy"},
   {"evaluators"},
   {"train_config"},
-  {"evaluation", "progress", "planning"},
+  {"evaluation", "progress", "planning", "workdir"},
   {"control_rate"},
   {"training"},
 ]

@@ -1,5 +1,6 @@
 """Programs that a person starts: wrong flags get one clear error."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -47,6 +48,29 @@ def test_train_names_a_wrong_flag(flags, message, tmp_path):
 def test_evaluate_needs_a_run(tmp_path):
   message = fail("launch/evaluate.py", f"--workdir={tmp_path}/nowhere")
   assert "which does not exist; pass the --workdir of a training run" in message
+
+
+def test_every_numeric_flag_has_a_range():
+  """So that 0 or -3 are refused where they are read, by the flag's name."""
+  calls = [
+    (path.name, node)
+    for folder in ("launch", "data")
+    for path in (ROOT / folder).glob("*.py")
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.Call)
+    and getattr(node.func, "attr", "") in ("DEFINE_integer", "DEFINE_float")
+  ]
+  assert len(calls) > 30
+  for path, call in calls:
+    named = {keyword.arg for keyword in call.keywords}
+    bounded = len(call.args) > 3 or "lower_bound" in named
+    assert bounded, (path, ast.unparse(call))
+
+
+def test_evaluate_names_a_flag_outside_its_range(tmp_path):
+  message = fail("launch/evaluate.py", f"--workdir={tmp_path}", "--limit=-3")
+  assert "flag --limit=-3: -3 is not" in message
+  assert "Traceback" not in message
 
 
 def test_show_batch_draws_a_picture(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import typing
 
 import chex
 import jax
@@ -13,8 +14,14 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from configs import bridge_debug
 from data import make_reach_episodes
-from rt2_jax import export, training
+from rt2_jax import export, train_config, training, workdir
+from rt2_jax.augment import Augmentation
+from rt2_jax.errors import UserError
+from rt2_jax.input_pipeline.datasets import SourceConfig
+from rt2_jax.input_pipeline.web import WebConfig
+from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params
+from rt2_jax.optimizer import OptimizerConfig
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig, config_hash
 from tests import tiny_datasets
@@ -86,6 +93,7 @@ def test_weights_of_another_model_are_refused(fields, tmp_path):
   fields["pretrained"] = str(tmp_path / "weights.npz")
   with pytest.raises(ValueError, match=r"llm/layers/mlp/linear"):
     training.train(fields, tmp_path / "run")
+  assert not (tmp_path / "run").exists()  # claimed by what can start
 
 
 def test_statistics_give_bounds_and_stay_in_the_checkpoint(fields):
@@ -208,12 +216,35 @@ def test_a_mean_of_the_parameters_is_what_acts(fields, tmp_path):
     ("sources.bridge.dataset", "bridg", "for dataset, expected one of: fracta"),
     ("sources.bridge.split", "test", "got split 'test', expected one of train"),
     ("sources.bridge.bounds", {"dq": (0, 1)}, "got 'dq' for dimension of acti"),
-    ("sources.bridge.weight", 0.0, "got weight 0.0 for source 'bridge', expec"),
+    (
+      "sources.bridge.weight",
+      0.0,
+      r"got config\.sources\.bridge\.weight = 0\.0, expected more than 0",
+    ),
     (
       "robot_share",
       0.5,
       "robot_share = 0.5 with 1 robot and 0 web sources, ex",
     ),
+    ("sources.bridge.weight", float("inf"), "weight = inf, expected more than"),
+    ("keep_checkpoints", 0, "config.keep_checkpoints = 0, expected at least 1"),
+    ("checkpoint_every", 2.0, r"checkpoint_every = 2\.0, .* \(a whole number"),
+    ("num_steps", -5, "config.num_steps = -5, expected at least 1 and at most"),
+    ("seed", -1, "config.seed = -1, expected at least 0 and at most 42949672"),
+    ("seed", True, "config.seed = True, expected at least 0"),
+    ("batch_size", "8", "config.batch_size = '8', expected at least 1"),
+    ("loader.num_threads", 0, "loader.num_threads = 0, expected at least 1"),
+    ("loader.max_skipped", -1, "loader.max_skipped = -1, expected at least 0"),
+    ("evaluation.every", -1, "evaluation.every = -1, expected at least 0"),
+    ("evaluation.num_steps", 0, "evaluation.num_steps = 0, expected at least"),
+    ("prompt.prefix_length", 0, "prompt.prefix_length = 0, expected at least"),
+    ("prompt.plan_length", -1, "prompt.plan_length = -1, expected at least 0"),
+    ("model.num_frames", 0, "config.model.num_frames = 0, expected at least 1"),
+    ("model.final_softcap", -1.0, "final_softcap = -1.0, expected at least 0"),
+    ("optimizer.b1", 1.0, "optimizer.b1 = 1.0, expected at least 0 and less "),
+    ("robot_share", 1.5, "config.robot_share = 1.5, expected .* at most 1"),
+    ("mesh.dat", 1, "'dat' for an axis of config.mesh, .* did you mean 'data'"),
+    ("pretrained", "nowhere/weights.npz", "nowhere"),
     ("sources", {}, "expected at least one source and no name twice; rename "),
     ("actions.route", "common", "'common' for action token route, expected on"),
     ("prompt.prefix_length", 12, "expected at most 12: 'Q: what action should"),
@@ -249,6 +280,24 @@ def test_a_mistake_is_named_before_the_first_step(
   assert not (tmp_path / "run").exists()  # the next try starts clean
 
 
+def test_every_number_of_a_config_has_a_range():
+  parts = [OptimizerConfig, Augmentation, SourceConfig, WebConfig, variants.vlm]
+  parts += [train_config.PromptConfig, train_config.LoaderConfig]
+  parts += [train_config.EvaluationConfig, TrainConfig]
+  for part in parts:
+    for name, kind in typing.get_type_hints(part, include_extras=True).items():
+      assert kind not in (int, float, int | None, float | None), (part, name)
+
+
+@pytest.mark.parametrize("workdir", ["gs://bucket/run", "file:///tmp/x", ""])
+def test_a_workdir_elsewhere_is_refused(fields, tmp_path, workdir, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  before = sorted(tmp_path.iterdir())
+  with pytest.raises(UserError, match=f"got --workdir = '{workdir}', expected"):
+    training.train(fields, workdir)
+  assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_missing_field_is_named(fields, tmp_path):
   del fields["batch_size"], fields["optimizer"]["learning_rate"]
   with pytest.raises(
@@ -258,7 +307,9 @@ def test_a_missing_field_is_named(fields, tmp_path):
 
 
 def test_a_workdir_of_another_experiment_is_left_alone(fields, tmp_path):
-  training.claim_workdir(tmp_path, fields)
+  with workdir.held(tmp_path, fields):
+    pass
+  (tmp_path / "checkpoints/1").mkdir(parents=True)
   before = (tmp_path / "config.json").read_text()
   other = copy.deepcopy(fields)
   other["optimizer"]["learning_rate"] = 0.5
@@ -268,7 +319,7 @@ def test_a_workdir_of_another_experiment_is_left_alone(fields, tmp_path):
     match=r"differs from the one in .*config\.json: config\.optimizer\."
     r"learning_rate is 0\.5, was 0\.001; config\.seed is 3, was 0; use another",
   ):
-    training.claim_workdir(tmp_path, other)
+    workdir.check(tmp_path, other)
   assert (tmp_path / "config.json").read_text() == before
 
 
@@ -289,7 +340,7 @@ def test_a_checkpoint_of_another_model_or_action_space(fields, tmp_path):
     ValueError, match=r"another model or action space.* model\.llm\.attn_soft"
   ):
     training.train(fields, tmp_path / "run")
-  (tmp_path / "run/config.json").unlink()
+  assert not (tmp_path / "run/config.json").exists()  # nothing was claimed
   fields["model"]["llm"] = "gemma_tiny"
   fields["sources"]["bridge"]["bounds"] = {"dx": (-0.5, 0.5)}
   with pytest.raises(

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from rt2_jax.input_pipeline.episodes import Canonical, Episode, Filters
 from rt2_jax.input_pipeline.grippers import absolute_gripper, binary_gripper
 from rt2_jax.input_pipeline.step_index import StepIndex
 from rt2_jax.input_pipeline.storage import Storage, open_storage
+from rt2_jax.ranges import more_than
 from rt2_jax.tokenizer import place_words
 
 _PLACES = 16  # of a coordinate in plans, as data/make_web_pictures.py points
@@ -218,7 +219,7 @@ class SourceConfig:
   path: str
   split: str = "train"
   eval_split: str = "train"
-  weight: float = 1.0
+  weight: Annotated[float, more_than(0)] = 1.0
   bounds: Mapping[str, Sequence[float]] | str = dataclasses.field(
     default_factory=dict
   )

@@ -23,6 +23,7 @@ import numpy as np
 
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.storage import Request, Storage, open_storage
+from rt2_jax.local_files import local_path
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,6 +42,19 @@ def to_column(texts: Iterable[str]) -> np.ndarray:
 def from_column(column: np.ndarray) -> list[str]:
   """The inverse of `to_column`."""
   return json.loads(column.tobytes())
+
+
+def fingerprint(columns: Iterable[np.ndarray | Sequence[str]]) -> str:
+  """Sixteen hex digits that name an index's columns, in their order.
+
+  Folders are no part of it: data may move.
+  """
+  digest = hashlib.sha256()
+  for column in columns:
+    array = column if isinstance(column, np.ndarray) else to_column(column)
+    digest.update(f"{array.shape} ".encode())
+    digest.update(np.ascontiguousarray(array).data)
+  return digest.hexdigest()[:16]
 
 
 class Identity(NamedTuple):
@@ -104,11 +118,8 @@ class KeptIndexes:
     paths: Sequence[str],
   ):
     """`folder` None keeps nothing; `paths` are the shards."""
-    if "://" in str(folder):
-      raise UserError(
-        f"got config.loader.index_folder = {str(folder)!r}, expected a local "
-        "folder, or one that is mounted"
-      )
+    if folder is not None:
+      folder = local_path(folder, "config.loader.index_folder")
     self.folder = folder
     self.recipe = recipe
     self.paths = paths

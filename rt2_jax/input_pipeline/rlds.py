@@ -10,6 +10,7 @@ dimensions, F frames.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,7 +27,11 @@ from rt2_jax.input_pipeline.episodes import (
   WrongFunctionError,
   count_steps,
 )
-from rt2_jax.input_pipeline.kept_index import Columns, to_column
+from rt2_jax.input_pipeline.kept_index import (
+  Columns,
+  fingerprint,
+  to_column,
+)
 from rt2_jax.input_pipeline.step_index import StepIndex, check_plans
 from rt2_jax.input_pipeline.storage import Request, Storage
 from rt2_jax.input_pipeline.unusable import Unusable
@@ -244,3 +249,11 @@ class StepSource:
       int(index.length[frame]),
       int(index.checksum[frame]),
     )
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Names the examples and their order, wherever the files lie."""
+    i = self.index
+    images = (i.offset, i.length, i.checksum, i.file, i.start)
+    steps = (i.frame, i.episode, i.text, i.plan, i.action)
+    return fingerprint((*images, *steps, i.texts, i.plans))

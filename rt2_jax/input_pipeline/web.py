@@ -11,8 +11,9 @@ Shapes: N examples.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from rt2_jax.input_pipeline.code_hash import code_hash
 from rt2_jax.input_pipeline.storage import Request, Storage, open_storage
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.prompt import answer_ids, question_ids
+from rt2_jax.ranges import more_than
 from rt2_jax.tokenizer import Tokenizer
 
 
@@ -40,7 +42,7 @@ class WebConfig:
   path: str
   split: str = "train"
   eval_split: str = ""
-  weight: float = 1.0
+  weight: Annotated[float, more_than(0)] = 1.0
 
 
 class WebExample(NamedTuple):
@@ -150,6 +152,12 @@ class WebSource:
     """Where example `i` lies, for error messages."""
     (record,) = self.requests(i)
     return f"{record.path}, byte {record.offset}"
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Names the examples and their order, wherever the files lie."""
+    columns = (getattr(self.index, name) for name in ("file", *_COLUMNS))
+    return kept_index.fingerprint(columns)
 
 
 def open_source(

@@ -8,10 +8,11 @@ parameters, to train from scratch on a laptop with 64 x 64 images.
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.models.remat import POLICIES
+from rt2_jax.ranges import at_least
 
 
 def _check_remat(policy: str):
@@ -190,12 +191,12 @@ def vlm(
   img: str = "So400m/14",
   llm: str = "gemma_2b",
   *,
-  image_size: int = 224,
-  vocab_size: int = 257152,
-  num_frames: int = 1,
+  image_size: Annotated[int, at_least(1)] = 224,
+  vocab_size: Annotated[int, at_least(1)] = 257152,
+  num_frames: Annotated[int, at_least(1)] = 1,
   dtype: str = "float32",
   remat: str = "none",
-  final_softcap: float | None = None,
+  final_softcap: Annotated[float | None, at_least(0)] = None,
 ) -> VLMConfig:
   """A model by the names of its parts. The defaults are PaliGemma 3B.
 

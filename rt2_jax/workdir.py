@@ -1,0 +1,123 @@
+"""A run's folder: whose it is, and its config.json."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from rt2_jax import checkpoint, consensus, differences, local_files
+from rt2_jax.errors import UserError
+
+_LOG = logging.getLogger(__name__)
+
+# Fields that may change when a run goes on, wherever they stand: batches and
+# model stay the same.
+FREE_FIELDS = (
+  "remat",
+  "topology",
+  "mesh",
+  "microbatches",
+  "evaluation",
+  "loader",
+  "log_every",
+  "checkpoint_every",
+  "keep_checkpoints",
+)
+
+
+def check(workdir: pathlib.Path, fields: Mapping[str, Any]) -> bool:
+  """Compares a config with the one that a workdir was claimed for.
+
+  Args:
+    workdir: of the run; need not exist.
+    fields: of the config.
+
+  Returns:
+    Whether config.json must be written: there is none, or one of a run that
+    saved no checkpoint, so that nothing belongs to it.
+
+  Raises:
+    UserError: the workdir belongs to another experiment.
+  """
+  path = workdir / "config.json"
+  if not path.exists():
+    return True
+  problem = _difference(path, fields)
+  if not problem:
+    return False
+  if checkpoint.Checkpoints(workdir / "checkpoints").latest_step() is not None:
+    raise UserError(problem)
+  _LOG.warning(
+    "%s is written anew: the run that wrote it saved no checkpoint (%s)",
+    path,
+    problem,
+  )
+  return True
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path, fields: Mapping[str, Any]) -> Iterator[None]:
+  """Holds a workdir while a run goes on, and writes its config.json.
+
+  Process 0 does it for all.
+
+  Raises:
+    UserError: the workdir belongs to another experiment, another program
+      trains there now, or it cannot be written.
+  """
+  with contextlib.ExitStack() as stack:
+    with consensus.together():
+      if jax.process_index() == 0:
+        local_files.output_folder(workdir, "--workdir")
+        stack.enter_context(_locked(workdir))
+        if check(workdir, fields):
+          text = json.dumps(fields, indent=2, sort_keys=True)
+          local_files.write(workdir / "config.json", text)
+    yield
+
+
+def _difference(path: pathlib.Path, fields: Mapping[str, Any]) -> str:
+  """What a config.json has against these fields; "" for nothing."""
+  content = path.read_bytes()
+  try:
+    stored = json.loads(content)
+  except ValueError:
+    return (
+      f"got {path} of {len(content)} bytes, which is no JSON: a crash cut it "
+      "off; delete it to go on (each checkpoint keeps its own config), or use "
+      "another --workdir"
+    )
+  new = differences.to_json(fields)
+  found = list(differences.differing(stored, new, "config", FREE_FIELDS))
+  if not found:
+    return ""
+  return (
+    f"got a config that differs from the one in {path}: "
+    f"{'; '.join(found[:5])}; use another --workdir or restore these values"
+  )
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+  """A lock that ends with the process, however that ends."""
+  path = workdir / "lock"
+  with contextlib.ExitStack() as stack:
+    with local_files.named_in_errors(path):
+      file = stack.enter_context(path.open("ab"))
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(
+        f"got --workdir={workdir}, in which another program trains now; wait "
+        "for it, end it, or use another --workdir"
+      ) from error
+    except OSError:
+      _LOG.warning("%s cannot be locked on this file system", path)
+    yield
