@@ -55,7 +55,8 @@ def main(argv):
       _PROCESS_ID.value,
       _TIMEOUT.value,
     )
-  absl.logging.set_verbosity(absl.logging.WARNING)
+  # Orbax logs the traceback of an error that we then name in one message.
+  absl.logging.set_verbosity(absl.logging.FATAL)
   # Ours alone: a checkpoint library's thirty lines hide the one that counts.
   if jax.process_index() == 0:
     logging.getLogger("rt2_jax").setLevel(logging.INFO)

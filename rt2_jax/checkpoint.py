@@ -12,6 +12,7 @@ import contextlib
 import importlib.metadata
 import logging
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -40,6 +41,10 @@ _ITEMS = {
   "meta": JSON,
   "tokenizer": ARRAYS,
 }
+_REFUSED = re.compile(
+  "No space left on device|Disk quota exceeded|File too large|"
+  "Read-only file system|Permission denied"
+)
 _VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint")
 
 
@@ -286,13 +291,16 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      if "No space left" in str(error) or isinstance(error, OSError):
-        raise UserError(
-          f"got checkpoint folder {self._folder}, which cannot be written: "
-          f"{first_line(error)}; free some room, and start again to go on from "
-          f"step {self.latest_step()}"
-        ) from error
-      raise
+      refused = _REFUSED.search(str(error))
+      if not refused and not isinstance(error, OSError):
+        raise
+      newest = self.latest_step()
+      raise UserError(
+        f"got checkpoint folder {self._folder}, which cannot be written: "
+        f"{refused[0] if refused else first_line(error)}; free some room, and "
+        "start again to go on from "
+        f"{'the start' if newest is None else f'step {newest}'}"
+      ) from error
 
   def _measured(self, step: int, tree: Any, item: str) -> dict[str, dict]:
     """What `meta` keeps of a tree's arrays, by their names.

@@ -1,7 +1,9 @@
 """What a checkpoint keeps, and refuses."""
 
 import hashlib
+import resource
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +131,29 @@ def test_what_is_not_finite_is_not_saved(folder):
       checkpoints.save(40, params, opt_state, META, TOKENIZER)
   checkpoints.close()
   assert checkpoints.steps() == [20, 30]  # and nothing was deleted
+
+
+@pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning",
+  "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+)
+def test_a_disk_that_takes_no_more_is_named(folder):
+  """A limit of the system stands in for a full disk."""
+  checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+  params = {"w": jax.random.normal(jax.random.key(0), (64, 64))}
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+  try:
+    with pytest.raises(
+      UserError, match=r"checkpoints, which .*: File too large; .* step 30"
+    ):
+      checkpoints.save(40, params, OPT_STATE, META, TOKENIZER)
+      checkpoints.close()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, before)
+  assert checkpoints.steps() == [20, 30]
 
 
 def test_step_0_is_not_the_newest(tmp_path):
