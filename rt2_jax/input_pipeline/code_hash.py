@@ -2,22 +2,25 @@
 
 The index of a dataset depends on functions that people edit: a gripper's sign,
 a unit, a constant in another module. The hash of a function covers its bytecode
-and, transitively, all that it refers to by name: functions, classes and values
-of the same package, of this one, and of any file that is not installed.
+and, transitively, all that it refers to by name, also what it imports itself:
+functions, classes and values of the same package, of this one, and of any file
+that is not installed.
 Comments, line numbers and other functions of the file do not count.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
+import importlib.util
 import logging
 import re
 import struct
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,7 +70,8 @@ class _Walk:
     if isinstance(value, types.CodeType):
       return self._code(value)
     if isinstance(value, tuple):  # constants: which are one object may vary
-      return name, tuple(self.digest(x) for x in value)
+      methods = self.digest(type(value)) if self._is_ours(type(value)) else ""
+      return name, tuple(self.digest(x) for x in value), methods
     if id(value) in self._met:
       return "met before", getattr(value, "__qualname__", name)
     self._met[id(value)] = value
@@ -102,8 +106,8 @@ class _Walk:
       return name, value.format
     if hasattr(value, "__wrapped__"):  # functools.cache and its like
       return name, self.digest(value.__wrapped__)
-    if self._is_ours(type(value)) and hasattr(value, "__dict__"):
-      return name, self.digest((type(value), vars(value)))
+    if self._is_ours(type(value)):
+      return name, self.digest((type(value), _attributes(value)))
     return name, _place(value), _ADDRESS.sub("", repr(value))
 
   def _function(self, function: types.FunctionType) -> Any:
@@ -113,9 +117,39 @@ class _Walk:
       (name, self._named(function.__globals__[name], names))
       for name in sorted(names & set(function.__globals__))
     ]
+    found += [
+      (module.__name__, self._named(module, names))
+      for module in self._imported(code, function.__globals__)
+    ]
     cells = [_content(cell) for cell in function.__closure__ or ()]
     given = (function.__defaults__, function.__kwdefaults__, cells)
     return self._code(code, function.__doc__), self.digest(given), found
+
+  def _imported(
+    self, code: types.CodeType, within: Mapping[str, Any]
+  ) -> Iterator[types.ModuleType]:
+    """Modules of the project's own code that code imports when it runs."""
+    steps = [i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"]
+    for i, step in enumerate(steps):
+      if step.opname != "IMPORT_NAME":
+        continue
+      level, names = (before.argval for before in steps[i - 2 : i])
+      if level or self._is_found_ours(step.argval.partition(".")[0]):
+        # As the statement itself does: parts may be modules, too.
+        yield __import__(step.argval, dict(within), {}, names or (), level)
+    for constant in code.co_consts:
+      if isinstance(constant, types.CodeType):
+        yield from self._imported(constant, within)
+
+  def _is_found_ours(self, package: str) -> bool:
+    """The same as `_is_ours`, of a package that may not be imported yet."""
+    if package in self._packages:
+      return True
+    spec = importlib.util.find_spec(package)
+    if spec is None or package in sys.stdlib_module_names:
+      return False
+    place = spec.origin or str(spec.submodule_search_locations)
+    return not any(part in place for part in _INSTALLED)
 
   def _named(self, value: Any, names: set[str]) -> Any:
     """What code refers to by a global name; of modules, their named parts."""
@@ -172,6 +206,17 @@ def _names(code: types.CodeType) -> Iterable[str]:
   for constant in code.co_consts:
     if isinstance(constant, types.CodeType):
       yield from _names(constant)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+  """What an object holds, in a dictionary of its own or in slots."""
+  held = dict(getattr(value, "__dict__", {}))
+  for cls in type(value).__mro__:
+    slots = vars(cls).get("__slots__", ())
+    for name in (slots,) if isinstance(slots, str) else slots:
+      if hasattr(value, name) and name not in ("__dict__", "__weakref__"):
+        held[name] = getattr(value, name)
+  return held
 
 
 def _content(cell: types.CellType) -> Any:

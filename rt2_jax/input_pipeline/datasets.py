@@ -27,6 +27,7 @@ from rt2_jax.input_pipeline.storage import Storage, open_storage
 from rt2_jax.ranges import more_than
 from rt2_jax.tokenizer import place_words
 
+_COMPARED: set[str] = set()  # hashes of functions that this process has too
 _PLACES = 16  # of a coordinate in plans, as data/make_web_pictures.py points
 
 
@@ -349,7 +350,9 @@ def index_shard(
     UserError: `function` is not the hash of the dataset's function: another
       process has found other code under its name.
   """
-  found = code_hash(dataset.standardize)
+  # Before the first shard: a function may keep what it has met in a global.
+  found = function if function in _COMPARED else code_hash(dataset.standardize)
+  _COMPARED.add(found)
   if found != function:
     raise UserError(
       f"{path}: got a dataset function with hash {found} in a process that "

@@ -20,6 +20,7 @@ HELPERS = """
     return x * SCALES["dx"]
 """
 LAB = """
+  from typing import NamedTuple
   import numpy as np
   from hashed_lab import helpers
   from hashed_lab.helpers import scaled
@@ -38,7 +39,27 @@ LAB = """
     def half(self):
       return self.reach / 2
 
+  class Limits(NamedTuple):
+    low: float = 0.0
+
+    def high(self):
+      return self.low + 3
+
+  class Grip:
+    __slots__ = ("sign",)
+
+    def __init__(self, sign):
+      self.sign = sign
+
+  LIMITS = Limits()
+  GRIP = Grip(1)
+
   def standardize(episode, order=(0, 1)):
+    from hashed_lab.late import SHIFT
+    def tail(x):
+      from . import later
+      import hashed_late_file as late
+      return later.SHIFT + late.SHIFT + LIMITS.high() + GRIP.sign
     parts = [part for part in episode if part in {"m", "mm"} | KNOWN]
     return Arm().flip(scaled(parts) + UNIT * OFFSETS) + helpers.SCALES["dy"]
 
@@ -57,16 +78,18 @@ def hash_of(tmp_path, monkeypatch):
   (folder / "__init__.py").touch()
 
   def load(old="", new=""):
-    for name in [n for n in sys.modules if n.startswith("hashed_lab")]:
+    for name in [n for n in sys.modules if n.startswith("hashed_la")]:
       del sys.modules[name]
-    for name, text in ("helpers", HELPERS), ("data", LAB):
+    files = {"helpers": HELPERS, "data": LAB, "late": "SHIFT = 5"}
+    files |= {"later": "SHIFT = 7", "../hashed_late_file": "SHIFT = 9"}
+    for name, text in files.items():
       text = textwrap.dedent(text).replace(old, new) if old else text
       (folder / f"{name}.py").write_text(textwrap.dedent(text))
     importlib.invalidate_caches()
     return code_hash(importlib.import_module("hashed_lab.data").standardize)
 
   yield load
-  for name in [n for n in sys.modules if n.startswith("hashed_lab")]:
+  for name in [n for n in sys.modules if n.startswith("hashed_la")]:
     del sys.modules[name]
 
 
@@ -74,6 +97,11 @@ def hash_of(tmp_path, monkeypatch):
   ("old", "new"),
   [
     ("UNIT = 0.001", "UNIT = 0.01"),
+    ("SHIFT = 5", "SHIFT = 6"),  # imported when the function runs
+    ("SHIFT = 7", "SHIFT = 8"),  # the same, a module of the package
+    ("SHIFT = 9", "SHIFT = 0"),  # the same, a file beside it
+    ("low + 3", "low + 4"),  # a method of a tuple
+    ("Grip(1)", "Grip(-1)"),  # a slot
     ("[1.0, 2.0]", "[1.0, 2.5]"),
     ("return -x", "return x"),  # a method
     ("reach / 2", "reach / 3"),  # a property
