@@ -294,7 +294,7 @@ def prepare_image(image: bytes, max_side: int, where: str) -> bytes:
         image = encode(picture, max_side)
   except UserError as error:
     raise UserError(f"{where}: {error}") from error
-  except (OSError, Image.DecompressionBombError) as error:
+  except images.UNREADABLE as error:
     raise UserError(
       f"{where}: got an image that does not decode ({error}); repair or "
       "remove this example"
@@ -305,7 +305,9 @@ def prepare_image(image: bytes, max_side: int, where: str) -> bytes:
 
 def encode(picture: Image.Image, max_side: int) -> bytes:
   """Writes the picture as a JPEG: upright, and made smaller if it is larger."""
-  picture = images.to_rgb(ImageOps.exif_transpose(picture))
+  upright = ImageOps.exif_transpose(picture)
+  upright.format = picture.format  # `to_rgb` asks for it
+  picture = images.to_rgb(upright)
   picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
   file = io.BytesIO()
   picture.save(file, "jpeg", quality=JPEG_QUALITY)

@@ -8,6 +8,7 @@ where they begin with the rows.
 """
 
 import io
+import struct
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,11 @@ MIN_SIDE, MAX_SIDE = 8, 8192  # pixels; outside them an image is a mistake
 
 # A long comment is no reason to refuse a picture.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+
+# Pillow's plugins raise these for damaged files.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)
+UNREADABLE += (TypeError, LookupError, ArithmeticError, struct.error)
+UNREADABLE += (Image.DecompressionBombError,)
 
 # A picture's transparent parts show this ground: most drawings are dark.
 GROUND = (255, 255, 255)
@@ -44,8 +50,7 @@ def decode(data: bytes) -> np.ndarray:
       return np.asarray(to_rgb(picture))
   except UserError:
     raise
-  # Pillow's plugins raise these for damaged files.
-  except (OSError, SyntaxError, ValueError, EOFError) as error:
+  except UNREADABLE as error:
     raise UserError(
       f"got {len(data)} bytes that do not decode as an image, expected e.g. "
       "JPEG or PNG; repair or remove this example"
@@ -62,9 +67,9 @@ def to_rgb(picture: Image.Image) -> Image.Image:
   is_png = picture.mode == "I" and picture.format == "PNG"
   if picture.mode.startswith("I;16") or is_png:
     wide = np.asarray(picture).astype(np.int64)
-    return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert(
-      "RGB"
-    )
+    pixels = np.stack([(wide + 128) // 257] * 3, -1).astype(np.uint8)
+    pixels[wide == picture.info.get("transparency", -1)] = GROUND
+    return Image.fromarray(pixels)
   if picture.mode in ("I", "F"):
     raise UserError(
       f"got an image of mode {picture.mode!r} (32 bits a pixel), expected 8 or "

@@ -1,12 +1,16 @@
 """Pictures of every kind as 8-bit RGB, and sizes that are refused."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from data import make_web_records
 from rt2_jax import images
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.frames import decode_image
 
 RAMP = np.linspace(0, 65535, 16 * 16).reshape(16, 16)
@@ -86,6 +90,24 @@ def test_a_jpeg_has_the_pixels_that_a_robots_program_decodes(mode, subsampling):
   picture = picture.resize((77, 53)).convert(mode)
   data = file_of(picture, "jpeg", quality=80, subsampling=subsampling)
   np.testing.assert_array_equal(decode_image(data, ""), images.decode(data))
+
+
+def test_a_transparent_16_bit_grey_shows_the_ground():
+  data = bytearray(file_of(Image.fromarray(RAMP.astype(np.uint16))))
+  grey = struct.pack(">H", int(RAMP[0, 0]))
+  check = struct.pack(">I", zlib.crc32(b"tRNS" + grey))
+  start = data.index(b"IDAT") - 4
+  data[start:start] = struct.pack(">I", 2) + b"tRNS" + grey + check
+  assert images.decode(bytes(data))[0, :2, 0].tolist() == [255, 1]
+
+
+@pytest.mark.parametrize("size", ["2Z5 9", "20000 20000"])
+def test_whatever_pillow_raises_is_named(size):
+  data = f"P6\n{size}\n255\n".encode() + bytes(999)
+  with pytest.raises(UserError, match="^x: got .* decode"):
+    decode_image(data, "x")
+  with pytest.raises(UserError, match="^x: got .* decode"):
+    make_web_records.prepare_image(data, 512, "x")
 
 
 def test_bytes_that_are_no_image_are_named_with_their_place():
