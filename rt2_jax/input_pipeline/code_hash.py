@@ -129,7 +129,8 @@ class _Walk:
     self, code: types.CodeType, within: Mapping[str, Any]
   ) -> Iterator[types.ModuleType]:
     """Modules of the project's own code that code imports when it runs."""
-    steps = [i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"]
+    steps = dis.get_instructions(code)
+    steps = [step for step in steps if step.opname != "EXTENDED_ARG"]
     for i, step in enumerate(steps):
       if step.opname != "IMPORT_NAME":
         continue

@@ -120,7 +120,7 @@ class Episode:
     if count != self.length:
       raise UserError(
         f"{self.where}: got {count} {what} in {name!r}, expected "
-        f"{self.length}, one for each step"
+        f"{self.length}, one for each step in 'is_first'"
       )
 
 

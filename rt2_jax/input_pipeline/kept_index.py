@@ -117,7 +117,16 @@ class KeptIndexes:
     recipe: Recipe,
     paths: Sequence[str],
   ):
-    """`folder` None keeps nothing; `paths` are the shards."""
+    """
+    Args:
+      folder: None keeps nothing.
+      recipe: how a shard is indexed.
+      paths: the shards.
+
+    Raises:
+      UserError: a folder that is not on this machine, or a shard that is a
+        copy of another one.
+    """
     if folder is not None:
       folder = local_path(folder, "config.loader.index_folder")
     self.folder = folder
@@ -125,6 +134,7 @@ class KeptIndexes:
     self.paths = paths
     self.storage = open_storage(paths[0])
     self._identities = list(_identify(self.storage, paths))
+    _check_distinct(paths, self._identities)
     self._files = [_index_path(folder, path, recipe.slot) for path in paths]
 
   def size(self, numbers: Sequence[int]) -> int:
@@ -218,6 +228,18 @@ def _identify(storage: Storage, files: Sequence[str]) -> Iterator[Identity]:
     )
     for size, start, end in zip(sizes, ends[::2], ends[1::2], strict=True):
       yield Identity(size, google_crc32c.value(start + end))
+
+
+def _check_distinct(paths: Sequence[str], identities: Sequence[Identity]):
+  """Raises UserError where a shard is there twice, and another one is not."""
+  known: dict[Identity, str] = {}
+  for path, identity in zip(paths, identities, strict=True):
+    if identity.size and identity in known:
+      raise UserError(
+        f"{path}: got the same {identity} as {known[identity]} has, expected "
+        "another shard; copy it again"
+      )
+    known[identity] = path
 
 
 def _index_path(

@@ -121,6 +121,8 @@ def _read(
   """
   record = episode.record
   if not episode.length:
+    if f"steps/{camera}" in record.names:
+      episode.image_spans(camera)  # raises where there are steps after all
     return _Kept(record.number, [], (0, 0), np.arange(0), [], [], np.empty(0))
   try:
     canonical = standardize(episode)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from rt2_jax.actions import RT2
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets, index, kept_index, splits
 from rt2_jax.input_pipeline.datasets import SourceConfig
 from rt2_jax.input_pipeline.storage import LocalStorage
@@ -102,6 +103,16 @@ def test_a_shard_of_another_size_is_named(config, tmp_path):
     r"delete .*\.npz",
   ):
     open_index(config, folder)
+
+
+def test_a_shard_that_is_a_copy_of_another_is_named(config, tmp_path):
+  paths = sorted(pathlib.Path(config.path).glob("*.tfrecord-*"))
+  paths[2].write_bytes(paths[0].read_bytes())
+  for folder in (None, tmp_path / "index"):
+    with pytest.raises(UserError, match="00002-of-.*got the same .*00000-of-"):
+      open_index(config, folder, max_skipped=100)
+  part = dataclasses.replace(config, split="train[:4]")
+  assert len(datasets.open_source(part, part.split).index) == 20
 
 
 @pytest.mark.parametrize("byte", [30, -1])
@@ -391,6 +402,22 @@ def test_processes_build_the_same_index(
   monkeypatch.setattr(index, "_SMALL", 0)
   assert equal(open_index(config, tmp_path / "many"), alone)
   assert ("indexes in one process" in caplog.text) == (processes == 0)
+
+
+_MET: dict[str, str] = {}
+
+
+def remembering(episode):
+  canonical = datasets.bridge_dataset(episode)
+  return canonical._replace(
+    instruction=[_MET.setdefault(t, t) for t in canonical.instruction]
+  )
+
+
+def test_a_function_may_keep_what_it_has_met(config, tmp_path, monkeypatch):
+  changed_dataset(monkeypatch, standardize=remembering)
+  assert len(open_index(config, tmp_path / "index")) == 30
+  assert _MET
 
 
 def test_another_function_in_another_process_is_refused(config):

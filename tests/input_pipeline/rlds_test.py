@@ -346,3 +346,9 @@ def test_an_episode_without_steps_has_none(tmp_path):
   tiny_datasets.write(tmp_path, [empty])
   with pytest.raises(ValueError, match="got no step in split 'train'"):
     datasets.open_source(config, "train")
+  for marks in [], [b"1"] * 5:  # the images say that there are steps
+    unmarked = tiny_datasets.bridge_episode(0) | {"steps/is_first": marks}
+    tiny_datasets.write(tmp_path, [tiny_datasets.bridge_episode(1), unmarked])
+    with pytest.raises(ValueError, match="episode 1: got 5 .*expected 0"):
+      datasets.open_source(config, "train")
+    assert len(datasets.open_source(config, "train", max_skipped=1)) == 5
