@@ -38,7 +38,7 @@ import numpy as np
 import psutil
 from absl import app, flags
 
-from rt2_jax import optimizer, planning, sharding
+from rt2_jax import optimizer, planning, platforms, sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.errors import ends_in_one_message
@@ -74,6 +74,7 @@ _SMALL_TOKENIZER = "data/small_tokenizer.model"
 
 @ends_in_one_message
 def main(argv):
+  platforms.skip_absent_tpu()
   absl.logging.set_verbosity(absl.logging.WARNING)
   benchmarks = {
     "loader": loader,

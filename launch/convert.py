@@ -28,6 +28,7 @@ from absl import app, flags
 from rt2_jax import (
   export,
   huggingface,
+  platforms,
   pretrained,
   stored_checkpoint,
   trees,
@@ -66,6 +67,7 @@ _SHARE_FOR_PARAMETERS = 0.5
 
 @ends_in_one_message
 def main(argv):
+  platforms.skip_absent_tpu()
   commands = {
     "to_hf": to_hf,
     "from_hf": from_hf,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import absl.logging
 from absl import app, flags
 
+from rt2_jax import platforms
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import ends_in_one_message
 from rt2_jax.stored_checkpoint import StoredCheckpoint
@@ -22,6 +23,7 @@ _STEP = flags.DEFINE_integer(
 
 @ends_in_one_message
 def main(argv):
+  platforms.skip_absent_tpu()
   if len(argv) != 2:
     raise app.UsageError(f"got {argv[1:]}, expected the workdir of one run")
   absl.logging.set_verbosity(absl.logging.ERROR)

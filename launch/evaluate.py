@@ -19,7 +19,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from absl import app, flags
 
-from rt2_jax import local_files
+from rt2_jax import local_files, platforms
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.errors import ends_in_one_message
 from rt2_jax.evaluators import action_accuracy, vqa
@@ -45,6 +45,7 @@ _MAX_DRAWN = 200  # steps in the picture
 
 @ends_in_one_message
 def main(argv):
+  platforms.skip_absent_tpu()
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)

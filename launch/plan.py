@@ -22,7 +22,7 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from rt2_jax import ahead_of_time, control_rate, planning
+from rt2_jax import ahead_of_time, control_rate, planning, platforms
 from rt2_jax.chips import chip_of
 from rt2_jax.control_rate import ControlRate
 from rt2_jax.errors import ends_in_one_message
@@ -66,6 +66,7 @@ _BATCH_FACTORS = (1, 2, 4)  # that a sweep tries
 
 @ends_in_one_message
 def main(argv):
+  platforms.skip_absent_tpu()
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)

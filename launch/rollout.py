@@ -163,8 +163,10 @@ def check_names() -> dict[str, str]:
     )
   if runs:
     # Baselines need no JAX.
+    from rt2_jax import platforms
     from rt2_jax.checkpoint import Checkpoints
 
+    platforms.skip_absent_tpu()
     for _, path in runs:
       Checkpoints.open_run(path).close()
   return dict(runs)

@@ -24,7 +24,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-from rt2_jax import sharding, training
+from rt2_jax import platforms, sharding, training
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.errors import ends_in_one_message
@@ -74,6 +74,7 @@ class Card:
 
 @ends_in_one_message
 def main(argv):
+  platforms.skip_absent_tpu()
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)

@@ -16,7 +16,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from rt2_jax import hosts, training
+from rt2_jax import hosts, platforms, training
 from rt2_jax.errors import ends_in_one_message
 from rt2_jax.local_files import local_path
 
@@ -45,6 +45,7 @@ _TIMEOUT = flags.DEFINE_integer(
 
 @ends_in_one_message
 def main(argv):
+  platforms.skip_absent_tpu()
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   workdir = local_path(_WORKDIR.value, "--workdir")

@@ -52,7 +52,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import rt2_paligemma_3b
-from rt2_jax import ahead_of_time, losses, planning, prediction, sharding
+from rt2_jax import (
+  ahead_of_time,
+  losses,
+  planning,
+  platforms,
+  prediction,
+  sharding,
+)
 from rt2_jax.errors import ends_in_one_message, unknown_name
 from rt2_jax.models import gemma
 from rt2_jax.models.gemma import Einsum, RMSNorm, rope
@@ -134,6 +141,7 @@ class Case:
 
 @ends_in_one_message
 def main(argv):
+  platforms.skip_absent_tpu()
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)

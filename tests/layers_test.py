@@ -20,8 +20,8 @@ FLOORS = [
   {"tokenizer"},
   {"prompt"},
   {"models", "input_pipeline", "envs", "sharding", "augment", "torch_decode"}
-  | {"hosts", "compiler_options", "robot_policy", "adafactor", "muon"}
-  | {"consensus", "checksums"},
+  | {"hosts", "compiler_options", "platforms", "robot_policy"}
+  | {"adafactor", "muon", "consensus", "checksums"},
   {"saved_step"},
   {"losses", "step_metrics", "optimizer", "checkpoint", "decode"}
   | {"hlo_cost", "ahead_of_time"}
