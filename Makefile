@@ -24,10 +24,6 @@ PLAN_3B := $(RUN) launch/plan.py --json --config=configs/rt2_paligemma_3b.py
 PLAN_55B := $(RUN) launch/plan.py --json --config=configs/rt2_pali_x_55b.py \
   --batch_size=4096
 
-# XLA's arrays would otherwise go back to Linux after every step and be cleared
-# when they come again: a quarter of a small model's time.
-quickstart mini: export GLIBC_TUNABLES ?= glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592:glibc.malloc.hugetlb=1
-
 # The simulated tabletop is drawn without a screen by one of these libraries.
 DRAWING := ldconfig -p | grep -qE 'lib(EGL|OSMesa)\.so'
 INSTALL_DRAWING := { apt-get -qq update && apt-get -qq install -y \
@@ -102,8 +98,7 @@ plans: .venv/installed-extras
 	  $(PLAN_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1) \
 	  | tee runs/bench/plans.jsonl
 
-# PyTorch, to compare with, and the TPU's compiler. Not for the quick start,
-# since JAX warns of a TPU that is not there once libtpu is.
+# PyTorch, to compare with, and the TPU's compiler.
 .venv/installed-extras: .venv/installed-sim
 	.venv/bin/pip install -q --disable-pip-version-check \
 	  -c constraints.txt -e '.[plan,sim,torch]'

@@ -74,7 +74,7 @@ _SMALL_TOKENIZER = "data/small_tokenizer.model"
 
 @ends_in_one_message
 def main(argv):
-  platforms.skip_absent_tpu()
+  platforms.prepare()
   absl.logging.set_verbosity(absl.logging.WARNING)
   benchmarks = {
     "loader": loader,

@@ -67,7 +67,7 @@ _SHARE_FOR_PARAMETERS = 0.5
 
 @ends_in_one_message
 def main(argv):
-  platforms.skip_absent_tpu()
+  platforms.prepare()
   commands = {
     "to_hf": to_hf,
     "from_hf": from_hf,

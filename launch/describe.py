@@ -23,7 +23,7 @@ _STEP = flags.DEFINE_integer(
 
 @ends_in_one_message
 def main(argv):
-  platforms.skip_absent_tpu()
+  platforms.prepare()
   if len(argv) != 2:
     raise app.UsageError(f"got {argv[1:]}, expected the workdir of one run")
   absl.logging.set_verbosity(absl.logging.ERROR)

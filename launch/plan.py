@@ -66,7 +66,7 @@ _BATCH_FACTORS = (1, 2, 4)  # that a sweep tries
 
 @ends_in_one_message
 def main(argv):
-  platforms.skip_absent_tpu()
+  platforms.prepare()
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)

@@ -166,7 +166,7 @@ def check_names() -> dict[str, str]:
     from rt2_jax import platforms
     from rt2_jax.checkpoint import Checkpoints
 
-    platforms.skip_absent_tpu()
+    platforms.prepare()
     for _, path in runs:
       Checkpoints.open_run(path).close()
   return dict(runs)

@@ -74,7 +74,7 @@ class Card:
 
 @ends_in_one_message
 def main(argv):
-  platforms.skip_absent_tpu()
+  platforms.prepare()
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)

@@ -45,7 +45,7 @@ _TIMEOUT = flags.DEFINE_integer(
 
 @ends_in_one_message
 def main(argv):
-  platforms.skip_absent_tpu()
+  platforms.prepare()
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   workdir = local_path(_WORKDIR.value, "--workdir")

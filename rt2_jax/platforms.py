@@ -1,4 +1,4 @@
-"""Which of JAX's platforms a program tries: no TPU where none is attached.
+"""Prepares this process for the devices that JAX will compute on.
 
 With `libtpu` installed, for `launch/plan.py`, JAX loads it in every program. On
 a machine without a TPU it then writes its own error lines to stderr before JAX
@@ -15,24 +15,35 @@ import pkgutil
 
 import jax
 
+from rt2_jax.cpu_memory import keep_freed_memory
+
 # What JAX and libtpu set themselves, on any machine.
 _SET_BY_JAX = ("TPU_SKIP_MDS_QUERY", "TPU_LIBRARY_PATH")
 
 
-def skip_absent_tpu():
-  """Leaves the TPU out of JAX's platforms where there is none.
+def prepare():
+  """Leaves an absent TPU out, and keeps freed memory where a CPU computes.
 
-  To be called before the first computation. Changes nothing where JAX has found
-  a TPU, where the user has chosen platforms (`JAX_PLATFORMS`), or where a
-  device or a variable hints at a TPU that JAX has not found.
+  To be called before the first computation: JAX starts its threads with that.
+  Changes no platform where JAX has found a TPU, where the user has chosen
+  platforms (`JAX_PLATFORMS`), or where a device or a variable hints at a TPU
+  that JAX has not found.
   """
-  if jax.config.jax_platforms is not None or _tpu_is_hinted_at():
-    return
+  if jax.config.jax_platforms is None and not _tpu_is_hinted_at():
+    platforms = _without_tpu()
+    if platforms is not None:
+      jax.config.update("jax_platforms", platforms)
+  if jax.config.jax_platforms == "cpu":
+    keep_freed_memory()
+
+
+def _without_tpu() -> str | None:
+  """JAX's own order without the TPU; None where another plugin has its say."""
   plugins = _plugins()
-  if not plugins:
-    jax.config.update("jax_platforms", "cpu")
-  elif all("cuda" in name for name in plugins):
-    jax.config.update("jax_platforms", "cuda,cpu")
+  if any("cuda" not in name for name in plugins):
+    return None
+  has_gpu = glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/dxg")
+  return "cuda,cpu" if plugins and has_gpu else "cpu"
 
 
 def _tpu_is_hinted_at() -> bool:

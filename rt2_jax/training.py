@@ -14,7 +14,14 @@ import numpy as np
 import tensorboardX
 from jax.sharding import Mesh
 
-from rt2_jax import consensus, local_files, optimizer, pretrained, sharding
+from rt2_jax import (
+  consensus,
+  local_files,
+  optimizer,
+  platforms,
+  pretrained,
+  sharding,
+)
 from rt2_jax import workdir as claim
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
@@ -50,6 +57,7 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
       step where it can be known then; or training has diverged.
   """
   workdir = local_files.local_path(workdir, "--workdir")
+  platforms.prepare()  # before JAX starts
   with consensus.together():
     config = TrainConfig.from_dict(fields)
     mesh = config.make_mesh(jax.devices())

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 # inside it the order below holds.
 FLOORS = [
   {"errors", "interrupts"},
-  {"batch", "images", "chips", "hlo"},
+  {"batch", "images", "chips", "hlo", "cpu_memory"},
   {"action_tokens", "trees", "hlo_counts", "hlo_collectives"}
   | {"local_files", "ranges", "differences"},
   {"actions", "matrices"},

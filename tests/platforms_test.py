@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 STARTS_JAX = """
 from rt2_jax import platforms
-platforms.skip_absent_tpu()
+platforms.prepare()
 import jax
 assert jax.devices()
 print("libtpu.so" in open("/proc/self/maps").read())
@@ -38,7 +38,9 @@ def test_libtpu_is_not_loaded_without_a_tpu():
   ("chosen", "plugins", "variables", "devices", "expected"),
   [
     (None, set(), {}, [], "cpu"),
-    (None, {"xla_cuda12"}, {}, [], "cuda,cpu"),
+    (None, {"xla_cuda12"}, {}, ["/dev/nvidia0"], "cuda,cpu"),
+    (None, {"xla_cuda12"}, {}, [], "cpu"),
+    (None, set(), {}, ["/dev/nvidia0"], "cpu"),  # no plugin for it
     (None, {"xla_rocm7"}, {}, [], None),  # JAX's own order
     ("tpu,cpu", set(), {}, [], "tpu,cpu"),  # JAX has found a TPU
     ("", set(), {}, [], ""),  # the user wants JAX's own order
@@ -56,6 +58,8 @@ def test_a_tpu_that_may_be_there_is_tried(
   config.update = lambda name, value: setattr(config, name, value)
   monkeypatch.setattr(platforms.jax, "config", config)
   monkeypatch.setattr(platforms, "_plugins", lambda: plugins)
+  kept = []
+  monkeypatch.setattr(platforms, "keep_freed_memory", lambda: kept.append(1))
   monkeypatch.setattr(
     platforms.glob,
     "glob",
@@ -65,5 +69,6 @@ def test_a_tpu_that_may_be_there_is_tried(
     monkeypatch.delenv(name)
   for name, value in variables.items():
     monkeypatch.setenv(name, value)
-  platforms.skip_absent_tpu()
+  platforms.prepare()
   assert config.jax_platforms == expected
+  assert len(kept) == (expected == "cpu")
