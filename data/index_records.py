@@ -23,11 +23,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
 
+from launch import experiment_flag
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets, rlds, web
 from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.train_config import with_defaults
 
 Config = datasets.SourceConfig | web.WebConfig
 WEB = "web"  # in place of a robot dataset's name
@@ -105,7 +106,7 @@ def asked_for(args: flags.FlagValues) -> dict[str, Any]:
   if not has_config:
     sources = named_source(args.dataset, args.path, args.split)
   else:
-    fields = args.config.to_dict()
+    fields = with_defaults(args.config.to_dict())
     sources = config_sources(fields)
     folder = folder or fields["loader"]["index_folder"]
     tokenizer = tokenizer or fields["tokenizer_file"]
@@ -138,7 +139,7 @@ def main(_):
 if __name__ == "__main__":
   # Flags are defined only when this file is the program: absl's names are
   # global, and tests import several programs into one process.
-  config_flags.DEFINE_config_file("config", None, "A file in configs/")
+  experiment_flag.define()
   flags.DEFINE_string("dataset", None, "Without a config: a dataset's name")
   flags.DEFINE_string("path", None, "Without a config: the dataset's folder")
   flags.DEFINE_string("split", "train", "Without a config: its split")

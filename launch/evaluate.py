@@ -25,7 +25,7 @@ from rt2_jax.errors import ends_in_one_message
 from rt2_jax.evaluators import action_accuracy, vqa
 from rt2_jax.input_pipeline import datasets, examples, in_order, web
 from rt2_jax.policy import Policy
-from rt2_jax.train_config import config_hash
+from rt2_jax.train_config import LoaderConfig, config_hash, with_defaults
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
 _STEP = flags.DEFINE_integer(
@@ -53,13 +53,14 @@ def main(argv):
   checkpoints = Checkpoints.open_run(workdir)
   step = checkpoints.existing_step(_STEP.value)
   meta, _ = checkpoints.restore_meta(step)
-  config = meta["config"]
-  run = {"step": step, "config_hash": config_hash(config)}
+  run = {"step": step, "config_hash": config_hash(meta["config"])}
+  config = with_defaults(meta["config"])
+  reading = LoaderConfig(**config["loader"])
   folder = local_files.output_folder(workdir / "evaluation", "--workdir")
   for name, fields in config["sources"].items():
     policy = Policy.from_checkpoint(workdir, name, step)
     source = datasets.SourceConfig(**fields)
-    metrics = evaluate_actions(policy, name, source, config["loader"], folder)
+    metrics = evaluate_actions(policy, name, source, reading, folder)
     write(run | metrics, folder / f"{name}.json")
   for name, fields in web_sources(config).items():
     source = web.WebConfig(**fields)
@@ -67,7 +68,7 @@ def main(argv):
       # Any robot's: its words do not matter here.
       robot = next(iter(config["sources"]), None)
       policy = Policy.from_checkpoint(workdir, robot, step)
-      metrics = evaluate_answers(policy, name, source, config["loader"])
+      metrics = evaluate_answers(policy, name, source, reading)
       write(run | metrics, folder / f"{name}.json")
 
 
@@ -75,7 +76,7 @@ def web_sources(config):
   """By name, as in the config of the run that --web_of names."""
   if _WEB_OF.value:
     checkpoints = Checkpoints.open_run(_WEB_OF.value)
-    config = checkpoints.restore_meta()[0]["config"]
+    config = with_defaults(checkpoints.restore_meta()[0]["config"])
     checkpoints.close()
   return config["web"]
 
@@ -88,15 +89,15 @@ def evaluate_actions(policy, name, source, reading, folder):
     policy.tokenizer,
     policy.prompt,
     policy.model.num_frames,
-    reading["index_folder"],
-    reading["max_skipped"],
+    reading.index_folder,
+    reading.max_skipped,
   )
   chunks = in_order.read_steps(
     steps,
     policy.model.img.image_size,
     _BATCH_SIZE.value,
     _LIMIT.value,
-    reading["max_skipped"],
+    reading.max_skipped,
   )
   result = action_accuracy.evaluate(policy, chunks)
   print(f"\n{name}: {source.dataset}, split {source.eval_split!r}")
@@ -114,15 +115,15 @@ def evaluate_answers(policy, name, source, reading):
     source.eval_split,
     policy.prompt,
     policy.model.num_frames,
-    reading["index_folder"],
-    reading["max_skipped"],
+    reading.index_folder,
+    reading.max_skipped,
   )
   chunks = in_order.read_questions(
     questions,
     policy.model.img.image_size,
     _BATCH_SIZE.value,
     _LIMIT.value,
-    reading["max_skipped"],
+    reading.max_skipped,
   )
   metrics = vqa.evaluate(policy, chunks)
   print(f"\n{name}: split {source.eval_split!r}")

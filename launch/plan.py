@@ -20,8 +20,8 @@ from collections.abc import Iterator
 
 import absl.logging
 from absl import app, flags
-from ml_collections import config_flags
 
+from launch import experiment_flag
 from rt2_jax import ahead_of_time, control_rate, planning, platforms
 from rt2_jax.chips import chip_of
 from rt2_jax.control_rate import ControlRate
@@ -30,9 +30,7 @@ from rt2_jax.hlo_cost import Cost
 from rt2_jax.planning import Plan
 from rt2_jax.train_config import TrainConfig, config_hash
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "One experiment, a file in configs/.", lock_config=True
-)
+experiment_flag.define()
 _PROGRAM = flags.DEFINE_enum(
   "program", "train", ["train", "decode"], "A training step, or one action."
 )
@@ -70,7 +68,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)
-  fields = overridden(_CONFIG.value.to_dict())
+  fields = overridden(experiment_flag.read())
   config = TrainConfig.from_dict(fields)
   if _PROGRAM.value == "decode":
     found, lines = rates(config), rate_report
@@ -78,7 +76,7 @@ def main(argv):
     found, lines = plans(config), report
   if _JSON.value:
     named = {
-      "config": config_flags.get_config_filename(flags.FLAGS["config"]),
+      "config": experiment_flag.path(),
       "config_hash": config_hash(fields),
     }
     for one in found:

@@ -22,8 +22,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
-from ml_collections import config_flags
 
+from launch import experiment_flag
 from rt2_jax import platforms, sharding, training
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
@@ -32,9 +32,7 @@ from rt2_jax.local_files import local_path, named_in_errors, output_folder
 from rt2_jax.prompt import PLAN_END, PLAN_START, Prompt
 from rt2_jax.train_config import TrainConfig
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "One experiment, a file in configs/.", lock_config=True
-)
+experiment_flag.define()
 _OUTPUT = flags.DEFINE_string("output", "batch.png", "The picture.")
 _STEP = flags.DEFINE_integer("step", 0, "Of training.", lower_bound=0)
 _ROWS = flags.DEFINE_integer("rows", 8, "How many to draw.", lower_bound=1)
@@ -80,7 +78,7 @@ def main(argv):
   absl.logging.set_verbosity(absl.logging.WARNING)
   logging.getLogger("rt2_jax").setLevel(logging.INFO)
   path = local_path(_OUTPUT.value, "--output")
-  config = TrainConfig.from_dict(_CONFIG.value.to_dict())
+  config = TrainConfig.from_dict(experiment_flag.read())
   tokenizers = config.action_tokenizers()
   batch, images = load(config, tokenizers, _STEP.value)
   names = np.asarray(config.source_names)[batch.source]

@@ -14,15 +14,13 @@ import logging
 import absl.logging
 import jax
 from absl import app, flags
-from ml_collections import config_flags
 
+from launch import experiment_flag
 from rt2_jax import hosts, platforms, training
 from rt2_jax.errors import ends_in_one_message
 from rt2_jax.local_files import local_path
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "One experiment, a file in configs/.", lock_config=True
-)
+experiment_flag.define()
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where checkpoints and logs go, and are resumed from."
 )
@@ -61,7 +59,7 @@ def main(argv):
   # Ours alone: a checkpoint library's thirty lines hide the one that counts.
   if jax.process_index() == 0:
     logging.getLogger("rt2_jax").setLevel(logging.INFO)
-  training.train(_CONFIG.value.to_dict(), workdir)
+  training.train(experiment_flag.read(), workdir)
   print(f"checkpoints: {workdir}/checkpoints")
   print(f"TensorBoard log: {workdir}/tensorboard")
 

@@ -148,20 +148,9 @@ class TrainConfig:
         refuses.
     """
     fields = dict(fields)
-    for name, part in (
-      ("model", variants.vlm),
-      ("prompt", PromptConfig),
-      ("actions", ActionConfig),
-      ("augmentation", Augmentation),
-      ("optimizer", OptimizerConfig),
-      ("loader", LoaderConfig),
-      ("evaluation", EvaluationConfig),
-    ):
+    for name, part in _PARTS.items():
       fields[name] = construct(part, name, fields.get(name, {}))
-    for group, part in (
-      ("sources", datasets.SourceConfig),
-      ("web", web.WebConfig),
-    ):
+    for group, part in _GROUPS.items():
       fields[group] = {
         name: construct(part, f"{group}.{name}", source)
         for name, source in fields.get(group, {}).items()
@@ -271,6 +260,53 @@ class TrainConfig:
       name: ActionTokenizer(source.space, route, self.actions.rt1_compat)
       for name, source in self.sources.items()
     }
+
+
+# What builds each part of a config, and each member of a group of sources.
+_PARTS = {
+  "model": variants.vlm,
+  "prompt": PromptConfig,
+  "actions": ActionConfig,
+  "augmentation": Augmentation,
+  "optimizer": OptimizerConfig,
+  "loader": LoaderConfig,
+  "evaluation": EvaluationConfig,
+}
+_GROUPS = {"sources": datasets.SourceConfig, "web": web.WebConfig}
+
+
+def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Fills in the default of every field that a config file leaves out."""
+  parts = {
+    name: _defaults(part) | dict(fields.get(name, {}))
+    for name, part in _PARTS.items()
+  }
+  groups = {
+    group: {
+      name: _defaults(part) | dict(source)
+      for name, source in fields.get(group, {}).items()
+    }
+    for group, part in _GROUPS.items()
+  }
+  return _defaults(TrainConfig) | dict(fields) | parts | groups
+
+
+def _defaults(build: Callable) -> dict[str, Any]:
+  """The defaults of a dataclass's or function's parameters, by name."""
+  if dataclasses.is_dataclass(build):
+    # A factory's default is no parameter's.
+    made = {
+      field.name: field.default_factory()
+      for field in dataclasses.fields(build)
+      if field.default_factory is not dataclasses.MISSING
+    }
+  else:
+    made = {}
+  return made | {
+    name: parameter.default
+    for name, parameter in inspect.signature(build).parameters.items()
+    if parameter.default is not inspect.Parameter.empty and name not in made
+  }
 
 
 def config_hash(fields: Mapping[str, Any]) -> str:

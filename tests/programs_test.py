@@ -1,6 +1,7 @@
 """Programs that a person starts: wrong flags get one clear error."""
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rt2_jax.train_config import config_hash
 from tests import tiny_datasets
 from tests.conftest import ROOT
 
@@ -43,6 +45,70 @@ def test_train_names_a_wrong_flag(flags, message, tmp_path):
   flags = [f.replace("workdir=x", f"workdir={tmp_path}/x") for f in flags]
   assert message in fail("launch/train.py", *flags)
   assert not (tmp_path / "x").exists()  # nothing was started
+
+
+STATED = """
+import json
+from absl import app
+from launch import experiment_flag
+from rt2_jax.train_config import TrainConfig, config_hash
+
+experiment_flag.define()
+
+def main(_):
+  fields = experiment_flag.read()
+  config = TrainConfig.from_dict(fields)
+  print(json.dumps([fields, config_hash(fields)]))
+
+app.run(main)
+"""
+
+
+def fields_of(*flags: str) -> tuple[dict, str]:
+  """What a program reads of its --config flags, and the hash of it."""
+  done = subprocess.run(
+    [sys.executable, "-c", STATED, *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  return tuple(json.loads(done.stdout))
+
+
+def test_every_field_of_every_config_can_be_overridden():
+  """Also those that its file leaves to their defaults."""
+  stated, plain_hash = fields_of(CONFIG)
+  module = importlib.import_module("configs.bridge_debug")
+  fields = module.get_config().to_dict()
+  assert stated == json.loads(json.dumps(fields))
+  assert plain_hash == config_hash(fields)
+  changed = {
+    "objective": "answers",
+    "model.final_softcap": 30.0,
+    "optimizer.b2": 0.95,
+    "optimizer.name": "muon",
+    "prompt.template": "Do {instruction}: now",
+    "evaluation.num_steps": 7,
+    "actions.rt1_compat": True,
+    "loader.max_skipped": 3,
+    "sources.bridge.weight": 2.0,
+    "sources.bridge.statistics": str(ROOT / "data/stats/bridge_debug.json"),
+    "sources.bridge.filters": {"drop_noops": True},
+  }
+  got, other_hash = fields_of(
+    CONFIG, *(f"--config.{name}={value}" for name, value in changed.items())
+  )
+  assert other_hash != plain_hash
+  for name, value in changed.items():
+    *parents, last = name.split(".")
+    part, before = got, stated
+    for parent in parents:
+      part, before = part[parent], before.get(parent, {})
+    if name == "objective":  # what it is anyway
+      assert last not in part
+    else:
+      assert part[last] == value and before.get(last) != value, name
 
 
 def test_evaluate_needs_a_run(tmp_path):
