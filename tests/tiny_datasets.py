@@ -91,7 +91,10 @@ def write(
     path = folder / f"{name}-{split}.tfrecord-{number}"
     with tf.io.TFRecordWriter(str(path)) as writer:
       for n in numbers:
-        writer.write(_example(episodes[n]).SerializeToString())
+        # In one order, so that a flipped byte is always in the same feature.
+        writer.write(
+          _example(episodes[n]).SerializeToString(deterministic=True)
+        )
   lengths = [str(len(numbers)) for numbers in shards]
   info = {"name": name, "splits": [{"name": split, "shardLengths": lengths}]}
   (folder / "dataset_info.json").write_text(json.dumps(info))
