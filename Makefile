@@ -98,10 +98,10 @@ plans: .venv/installed-extras
 	  $(PLAN_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1) \
 	  | tee runs/bench/plans.jsonl
 
-# PyTorch, to compare with, and the TPU's compiler.
+# All that the tests need: PyTorch, to compare with, and the TPU's compiler.
 .venv/installed-extras: .venv/installed-sim
 	.venv/bin/pip install -q --disable-pip-version-check \
-	  -c constraints.txt -e '.[plan,sim,torch]'
+	  -c constraints.txt -e '.[test]'
 	touch $@
 
 .venv/installed-sim: .venv/installed
@@ -121,5 +121,5 @@ clean:
 	  make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q --disable-pip-version-check \
-	  -c constraints.txt -e '.[test]'
+	  -c constraints.txt -e '.[lint]'
 	touch $@

@@ -2,6 +2,40 @@
 
 import setuptools
 
+EXTRAS = {
+  "tpu": ["jax[tpu]>=0.10"],
+  # The TPU's compiler, for launch/plan.py on machines without a TPU.
+  "plan": [
+    "libtpu>=0.0.40; sys_platform == 'linux' and platform_machine == 'x86_64'"
+  ],
+  "gpu": ["jax[cuda12]>=0.10"],
+  "gcs": ["gcsfs>=2024.6"],
+  # Large with CUDA; its index of CPU builds serves machines without a GPU.
+  "torch": [
+    "protobuf>=5",
+    "tokenizers>=0.21",
+    "torch>=2.6",
+    "transformers>=5.0,<6",
+  ],
+  # The simulated tabletop; drawing also needs libegl1 or libosmesa6.
+  "sim": [
+    "gymnasium>=1.0",
+    "mujoco>=4.0,<5",
+  ],
+  "lint": ["ruff>=0.12"],
+}
+# Alone, all that the tests import.
+EXTRAS["test"] = [
+  *EXTRAS["lint"],
+  *EXTRAS["plan"],
+  *EXTRAS["sim"],
+  *EXTRAS["torch"],
+  "hypothesis>=6.100",
+  "pytest>=8.0",
+  "pytest-xdist>=3.6",
+  "setuptools>=68",
+]
+
 setuptools.setup(
   name="rt2_jax",
   version="0.1.0",
@@ -15,6 +49,7 @@ setuptools.setup(
     "absl-py>=2.1",
     "chex>=0.1.90",
     "einops>=0.8",
+    "etils[epath]>=1.9",
     "flax>=0.12",
     "fsspec>=2024.6",
     "google-crc32c>=1.6",
@@ -40,31 +75,5 @@ setuptools.setup(
     "tensorflow>=2.19; sys_platform != 'linux' or platform_machine != 'x86_64'",
     "tensorflow-datasets>=4.9.7",
   ],
-  extras_require={
-    "tpu": ["jax[tpu]>=0.10"],
-    # The TPU's compiler, for launch/plan.py on machines without a TPU.
-    "plan": [
-      "libtpu>=0.0.40; sys_platform == 'linux' and platform_machine == 'x86_64'"
-    ],
-    "gpu": ["jax[cuda12]>=0.10"],
-    "gcs": ["gcsfs>=2024.6"],
-    # Large with CUDA; its index of CPU builds serves machines without a GPU.
-    "torch": [
-      "protobuf>=5",
-      "tokenizers>=0.21",
-      "torch>=2.6",
-      "transformers>=5.0,<6",
-    ],
-    # The simulated tabletop; drawing also needs libegl1 or libosmesa6.
-    "sim": [
-      "gymnasium>=1.0",
-      "mujoco>=4.0,<5",
-    ],
-    "test": [
-      "hypothesis>=6.100",
-      "pytest>=8.0",
-      "pytest-xdist>=3.6",
-      "ruff>=0.12",
-    ],
-  },
+  extras_require=EXTRAS,
 )
