@@ -9,7 +9,10 @@ loader: read the config's sources, in examples per second of this process's
 train: the config's training step on a synthetic batch. `mfu` is useful FLOP
   (see `planning.useful_flops`) / (step_s * devices * matmul_flops), where
   matmul_flops is what one device reaches here on a large matrix product in the
-  config's dtype.
+  config's dtype. With --beside=torch also the same model, batch, loss and
+  optimizer in PyTorch and transformers, in a process of its own, on as many
+  threads: `taskset -c 0 python launch/benchmark.py train --beside=torch` for
+  one. `ratio` is its CPU time to ours.
 policy: one action of the same model, from image to float32[8].
 tabletop: one simulated environment in a process of its own, driven by the
   scripted expert, in CPU time; a step holds the drawing of one image.
@@ -29,6 +32,9 @@ import platform
 import resource
 import runpy
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -38,7 +44,7 @@ import numpy as np
 import psutil
 from absl import app, flags
 
-from rt2_jax import optimizer, planning, platforms, sharding
+from rt2_jax import export, optimizer, planning, platforms, sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.errors import ends_in_one_message
@@ -47,6 +53,7 @@ from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.train_config import TrainConfig, config_hash
+from rt2_jax.train_state import TrainState
 
 _CONFIG = flags.DEFINE_string(
   "config", "configs/reach_debug.py", "One experiment; file.py or file.py:data."
@@ -60,6 +67,9 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _BATCHES = flags.DEFINE_integer("batches", 60, "Timed batches of `loader`.", 1)
 _SOAK_BATCHES = flags.DEFINE_integer(
   "soak_batches", 500, "Batches over which memory may not grow.", 1
+)
+_BESIDE = flags.DEFINE_enum(
+  "beside", None, ["torch"], "What else trains the model of `train`."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.", 1)
 
@@ -210,22 +220,34 @@ def train() -> dict:
   fields = read_config()
   if _BATCH_SIZE.value:
     fields["batch_size"] = _BATCH_SIZE.value
+  if _BESIDE.value:
+    # Images that both sides see alike, and one update that both know.
+    fields["augmentation"] = dict.fromkeys(fields["augmentation"], 0.0)
+    fields["optimizer"] |= {"name": "adamw", "warmup_steps": 0, "frozen": ()}
+    fields["optimizer"] |= {"schedule": "constant", "weight_decay": 0.0}
   config = TrainConfig.from_dict(fields)
   mesh = config.make_mesh(jax.devices())
   sharding.check_batch(config.batch_size, mesh.shape, config.microbatches)
   prompt, tokenizers = make_words(config)
   trainer = config.make_trainer(tokenizers, mesh)
-  batch = sharding.same_rows_to_devices(
-    synthetic_batch(config, prompt, tokenizers), mesh
-  )
+  rows = synthetic_batch(config, prompt, tokenizers)
+  batch = sharding.same_rows_to_devices(rows, mesh)
   state, step = trainer.init_state(), trainer.compile_step()
+  other = beside_torch(config, prompt, tokenizers, state, rows)
+  losses, cpu = [], []
 
   def run():
     nonlocal state
+    start = cpu_seconds()
     state, metrics = step(state, batch)
-    jax.block_until_ready(metrics)
+    losses.append(float(metrics["loss"].sum()) / config.batch_size)
+    cpu.append(cpu_seconds() - start)
 
   step_s = seconds(run)
+  step_cpu_s = statistics.median(cpu[2:])
+  if other:
+    other["ratio"] = round(other["step_cpu_s"] / step_cpu_s, 3)
+    other["losses"], ours = other["losses"][:4], losses[:4]
   flops = matmul_flops(config.model.llm.dtype)
   useful = planning.useful_flops(config)
   return {
@@ -235,12 +257,50 @@ def train() -> dict:
     "mesh": "x".join(str(size) for size in mesh.shape.values()),
     "batch_size": config.batch_size,
     "step_s": round(step_s, 4),
+    "step_cpu_s": round(step_cpu_s, 4),
     "examples_per_s": round(config.batch_size / step_s, 1),
     "useful_tflop": round(useful / 1e12, 4),
     "matmul_flops": float(f"{flops:.3g}"),
     "mfu": float(f"{useful / (step_s * mesh.size * flops):.3g}"),
     "peak_memory_gb": round(peak_memory() / 1e9, 2),
+    **({"losses": ours, "torch": other} if other else {}),
   }
+
+
+def beside_torch(
+  config: TrainConfig,
+  prompt: Prompt,
+  tokenizers: dict[str, ActionTokenizer],
+  state: TrainState,
+  batch: Batch,
+) -> dict:
+  """What `torch_step` measures of the same start; nothing without --beside.
+
+  It has ended before our own step is timed: the two runtimes never share a
+  process, nor the CPUs.
+  """
+  if not _BESIDE.value:
+    return {}
+  meta = {
+    "model": dataclasses.asdict(config.model),
+    "prompt": dataclasses.asdict(config.prompt),
+    "action_tokenizers": {n: t.to_dict() for n, t in tokenizers.items()},
+    "tokenizer_sha256": prompt.tokenizer.sha256,
+  }
+  settings = dataclasses.asdict(config.optimizer) | {"repeats": _REPEATS.value}
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name) / "model"
+    export.to_huggingface(
+      state.params, config.model, meta, prompt.tokenizer.model, folder
+    )
+    (folder / "settings.json").write_text(json.dumps(settings))
+    np.savez(folder / "batch.npz", **batch._asdict())
+    done = subprocess.run(
+      [sys.executable, "-m", "rt2_jax.torch_step", str(folder)],
+      stdout=subprocess.PIPE,
+      check=True,
+    )
+  return json.loads(done.stdout)
 
 
 def matmul_flops(dtype: str) -> float:
@@ -345,7 +405,7 @@ def synthetic_batch(
   rows = config.batch_size
   actions = tokenizers[next(iter(config.sources))]
   bins = rng.integers(0, actions.sizes, (rows, len(actions.space)))
-  suffixes = map(prompt.suffix, actions.encode(actions.to_action(bins)))
+  suffixes = [prompt.suffix(actions.encode(actions.to_action(b))) for b in bins]
   suffix, mask_loss = map(np.stack, zip(*suffixes, strict=True))
   prefix, mask_input = prompt.robot_prefixes([_INSTRUCTION] * rows)
   frames = config.model.num_frames

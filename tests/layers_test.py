@@ -28,7 +28,7 @@ FLOORS = [
   | {"huggingface", "huggingface_fields", "processor", "weight_files"}
   | {"torch_policy"},
   {"huggingface_config", "weight_checks", "prediction"},
-  {"pretrained", "export", "stored_checkpoint"},
+  {"pretrained", "export", "stored_checkpoint", "torch_step"},
   {"train_state", "policy"},
   {"evaluators"},
   {"train_config"},

@@ -166,7 +166,13 @@ def test_show_batch_draws_a_picture(tmp_path):
 
 WITHOUT_TENSORFLOW = """
 import runpy, sys
-sys.modules["tensorflow"] = None
+
+class Without:
+  def find_spec(self, name, path, target=None):
+    if name.partition(".")[0] == "tensorflow":
+      raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Without())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -177,7 +183,7 @@ def test_benchmarks_run_without_tensorflow():
     [
       *(sys.executable, "-c", WITHOUT_TENSORFLOW),
       *("launch/benchmark.py", "train", "policy"),
-      *("--batch_size=8", "--repeats=1"),
+      *("--batch_size=8", "--repeats=2", "--beside=torch"),
     ],
     cwd=ROOT,
     capture_output=True,
@@ -192,6 +198,12 @@ def test_benchmarks_run_without_tensorflow():
   assert train["useful_tflop"] * 1e12 / flops == pytest.approx(
     train["mfu"], rel=0.05
   )
+  # The same model learns the same from the same batch.
+  assert train["torch"]["parameters"] == train["parameters"]
+  np.testing.assert_allclose(
+    train["torch"]["losses"], train["losses"], rtol=2e-4
+  )
+  assert len(set(train["losses"])) == 4 and train["torch"]["ratio"] > 0
   assert policy["actions_per_s"] > 0
 
 
