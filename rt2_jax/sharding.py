@@ -247,7 +247,8 @@ def host_rows(
     for device, (shard,) in shards.items()
     if device.process_index == process_index
   }
-  return np.concatenate([np.arange(*span) for span in sorted(starts)])
+  spans = [np.arange(*span) for span in sorted(starts)]
+  return np.concatenate([np.arange(0), *spans])  # a mesh may leave a host out
 
 
 def places_of(shard: slice, rows: np.ndarray, batch_size: int) -> slice:

@@ -293,8 +293,11 @@ def open_source(
   Raises:
     UserError: bad data, or nothing is left after the filters.
   """
-  known, filters = robot_dataset(config.dataset), dict(config.filters)
-  make_filters(filters).check(known.space)
+  known = robot_dataset(config.dataset)
+  chosen = make_filters(config.filters)
+  chosen.check(known.space)
+  # All fields: the index of a config that spells defaults out is the same.
+  filters = {"episodes": dict(chosen.episodes), "drop_noops": chosen.drop_noops}
   storage = open_storage(config.path)
   function = code_hash(known.standardize)
   recipe = kept_index.Recipe(
@@ -323,12 +326,31 @@ def open_source(
 
 
 def make_filters(fields: Mapping[str, Any]) -> Filters:
-  """Filters as a config names them. Raises UserError naming the known ones."""
+  """Filters as a config names them.
+
+  Raises:
+    UserError: an unknown name, or a value of another type.
+  """
+  if not isinstance(fields, Mapping):
+    raise UserError(
+      f"got filters {fields!r}, expected names and values such as "
+      "{'drop_noops': True}"
+    )
   known = [field.name for field in dataclasses.fields(Filters)]
   for name in fields:
     if name not in known:
       raise unknown_name("filters", name, known)
-  return Filters(**fields)
+  filters = Filters(**fields)
+  if not isinstance(filters.episodes, Mapping):
+    raise UserError(
+      f"got filters.episodes {filters.episodes!r}, expected values by feature "
+      "such as {'aspects/success': True}"
+    )
+  if filters.drop_noops not in (True, False):
+    raise UserError(
+      f"got filters.drop_noops {filters.drop_noops!r}, expected True or False"
+    )
+  return filters
 
 
 def _conventions(space: ActionSpace) -> list[Any]:

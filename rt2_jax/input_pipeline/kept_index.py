@@ -124,8 +124,7 @@ class KeptIndexes:
       paths: the shards.
 
     Raises:
-      UserError: a folder that is not on this machine, or a shard that is a
-        copy of another one.
+      UserError: a folder that is not on this machine.
     """
     if folder is not None:
       folder = local_path(folder, "config.loader.index_folder")
@@ -134,7 +133,7 @@ class KeptIndexes:
     self.paths = paths
     self.storage = open_storage(paths[0])
     self._identities = list(_identify(self.storage, paths))
-    _check_distinct(paths, self._identities)
+    _report_copies(paths, self._identities)
     self._files = [_index_path(folder, path, recipe.slot) for path in paths]
 
   def size(self, numbers: Sequence[int]) -> int:
@@ -230,14 +229,19 @@ def _identify(storage: Storage, files: Sequence[str]) -> Iterator[Identity]:
       yield Identity(size, google_crc32c.value(start + end))
 
 
-def _check_distinct(paths: Sequence[str], identities: Sequence[Identity]):
-  """Raises UserError where a shard is there twice, and another one is not."""
+def _report_copies(paths: Sequence[str], identities: Sequence[Identity]):
+  """Warns of shards with the same bytes: one may have been copied wrongly.
+
+  They can be meant: lines that follow each other twice are dealt to two shards.
+  """
   known: dict[Identity, str] = {}
   for path, identity in zip(paths, identities, strict=True):
     if identity.size and identity in known:
-      raise UserError(
-        f"{path}: got the same {identity} as {known[identity]} has, expected "
-        "another shard; copy it again"
+      _LOG.warning(
+        "%s: got the same %s as %s has; if that is not meant, copy it again",
+        path,
+        identity,
+        known[identity],
       )
     known[identity] = path
 
