@@ -132,6 +132,12 @@ def test_a_batch_that_does_not_divide_is_refused():
   np.testing.assert_array_equal(sharding.host_rows(16, mesh), range(16))
 
 
+def test_a_host_that_a_mesh_leaves_out_has_no_rows():
+  mesh = sharding.make_mesh({"data": 2}, jax.devices()[:2])
+  assert sharding.host_rows(4, mesh).tolist() == [0, 1, 2, 3]
+  assert sharding.host_rows(4, mesh, process_index=1).tolist() == []
+
+
 def test_rows_reach_the_devices_in_order():
   mesh = make_mesh({"slice": 2, "fsdp": 2, "model": 2})
   rows = np.arange(8)[:, None] * np.ones((1, 3))

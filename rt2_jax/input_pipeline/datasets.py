@@ -20,7 +20,12 @@ from rt2_jax.actions import LANGUAGE_TABLE, RT2, TABLETOP, ActionSpace
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.input_pipeline import index, kept_index, rlds, splits
 from rt2_jax.input_pipeline.code_hash import code_hash
-from rt2_jax.input_pipeline.episodes import Canonical, Episode, Filters
+from rt2_jax.input_pipeline.episodes import (
+  Canonical,
+  Episode,
+  Filters,
+  make_filters,
+)
 from rt2_jax.input_pipeline.grippers import absolute_gripper, binary_gripper
 from rt2_jax.input_pipeline.step_index import StepIndex
 from rt2_jax.input_pipeline.storage import Storage, open_storage
@@ -297,7 +302,7 @@ def open_source(
   chosen = make_filters(config.filters)
   chosen.check(known.space)
   # All fields: the index of a config that spells defaults out is the same.
-  filters = {"episodes": dict(chosen.episodes), "drop_noops": chosen.drop_noops}
+  filters = dataclasses.asdict(chosen)
   storage = open_storage(config.path)
   function = code_hash(known.standardize)
   recipe = kept_index.Recipe(
@@ -323,34 +328,6 @@ def open_source(
       f"{filters}; relax them{''.join(problems)}"
     )
   return rlds.StepSource(storage, steps, num_frames)
-
-
-def make_filters(fields: Mapping[str, Any]) -> Filters:
-  """Filters as a config names them.
-
-  Raises:
-    UserError: an unknown name, or a value of another type.
-  """
-  if not isinstance(fields, Mapping):
-    raise UserError(
-      f"got filters {fields!r}, expected names and values such as "
-      "{'drop_noops': True}"
-    )
-  known = [field.name for field in dataclasses.fields(Filters)]
-  for name in fields:
-    if name not in known:
-      raise unknown_name("filters", name, known)
-  filters = Filters(**fields)
-  if not isinstance(filters.episodes, Mapping):
-    raise UserError(
-      f"got filters.episodes {filters.episodes!r}, expected values by feature "
-      "such as {'aspects/success': True}"
-    )
-  if filters.drop_noops not in (True, False):
-    raise UserError(
-      f"got filters.drop_noops {filters.drop_noops!r}, expected True or False"
-    )
-  return filters
 
 
 def _conventions(space: ActionSpace) -> list[Any]:

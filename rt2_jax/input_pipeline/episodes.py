@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rt2_jax.actions import ActionSpace, Dimension
-from rt2_jax.errors import UserError
+from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.input_pipeline import records
 
 _TOLERANCE = 1e-3  # beyond a feature's range: float32 and rounding
@@ -234,6 +234,34 @@ class Filters:
     before = np.concatenate([action[:1], action[:-1]])
     same = (action[:, ~moves] == before[:, ~moves]).all(-1)
     return ~(still & same)
+
+
+def make_filters(fields: Mapping[str, Any]) -> Filters:
+  """Filters as a config names them.
+
+  Raises:
+    UserError: an unknown name, or a value of another type.
+  """
+  if not isinstance(fields, Mapping):
+    raise UserError(
+      f"got filters {fields!r}, expected names and values such as "
+      "{'drop_noops': True}"
+    )
+  known = [field.name for field in dataclasses.fields(Filters)]
+  for name in fields:
+    if name not in known:
+      raise unknown_name("filters", name, known)
+  filters = Filters(**fields)
+  if not isinstance(filters.episodes, Mapping):
+    raise UserError(
+      f"got filters.episodes {filters.episodes!r}, expected values by feature "
+      "such as {'aspects/success': True}"
+    )
+  if filters.drop_noops not in (True, False):
+    raise UserError(
+      f"got filters.drop_noops {filters.drop_noops!r}, expected True or False"
+    )
+  return filters
 
 
 def _moves(d: Dimension) -> bool:

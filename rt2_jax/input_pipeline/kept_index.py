@@ -166,10 +166,24 @@ class KeptIndexes:
     return found
 
   def save(self, i: int, columns: Columns):
-    """Writes under another name first: a file with the name is complete."""
+    """Writes under another name first: a file with the name is complete.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
     path = self._files[i]
     if path is None:
       return
+    try:
+      self._write(path, i, columns)
+    except OSError as error:
+      raise UserError(
+        f"got config.loader.index_folder = {str(self.folder)!r}, in which "
+        f"{path.name} cannot be written ({error}), expected a folder with room "
+        'where this program may write; change it, or "" keeps no index'
+      ) from error
+
+  def _write(self, path: pathlib.Path, i: int, columns: Columns):
     path.parent.mkdir(parents=True, exist_ok=True)
     # Hosts may share the folder, and the numbers of their processes.
     unfinished = path.with_suffix(f".{uuid.uuid4().hex}.unfinished")

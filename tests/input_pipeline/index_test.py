@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from rt2_jax.actions import RT2
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets, index, kept_index, splits
 from rt2_jax.input_pipeline.datasets import SourceConfig
 from rt2_jax.input_pipeline.storage import LocalStorage
@@ -88,6 +89,22 @@ def test_other_filters_give_another_index(config, tmp_path):
   open_index(noops, folder)
   assert len(list(folder.glob("*.npz"))) == 6
   assert equal(open_index(config, folder), whole)
+
+
+def test_filters_that_are_spelt_out_are_the_same_index(config, tmp_path):
+  whole = open_index(config, tmp_path / "index")
+  spelt = {"episodes": {}, "drop_noops": False}
+  for filters in ({"drop_noops": False}, spelt):
+    other = dataclasses.replace(config, filters=filters)
+    assert equal(open_index(other, tmp_path / "index"), whole)
+  assert len(list((tmp_path / "index").glob("*.npz"))) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
+  (tmp_path / "file").touch()
+  for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+    with pytest.raises(UserError, match="got config.loader.index_folder = .*"):
+      open_index(config, folder)
 
 
 def test_a_shard_of_another_size_is_named(config, tmp_path):

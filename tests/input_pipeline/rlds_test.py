@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from rt2_jax.actions import RT2, ActionSpace, Dimension
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets
-from rt2_jax.input_pipeline.episodes import Canonical, Filters
+from rt2_jax.input_pipeline.episodes import Canonical, Filters, make_filters
 from rt2_jax.input_pipeline.rlds import StepSource
 from rt2_jax.input_pipeline.storage import LocalStorage
 from tests import tiny_datasets
@@ -235,6 +236,19 @@ def test_all_own_spaces_tell_what_stands_still():
 def test_an_unknown_filter_is_named(tmp_path):
   with pytest.raises(ValueError, match="'drop_noop' for filters.*'drop_noops'"):
     filtered(tmp_path, {"drop_noop": True}, [tiny_datasets.bridge_episode(0)])
+
+
+@pytest.mark.parametrize(
+  ("filters", "problem"),
+  [
+    (["drop_noops"], r"got filters \['drop_noops'\], expected names and"),
+    ({"episodes": None}, "got filters.episodes None, expected values by"),
+    ({"drop_noops": "False"}, "got filters.drop_noops 'False', expected True"),
+  ],
+)
+def test_filters_of_another_type_are_refused(filters, problem):
+  with pytest.raises(UserError, match=problem):
+    make_filters(filters)
 
 
 def test_a_function_names_the_steps_that_it_keeps(tmp_path, monkeypatch):
