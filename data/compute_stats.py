@@ -7,6 +7,8 @@ prints and writes, per dimension of the canonical action, the 1st and 99th
 percentile, least and largest value, mean and standard deviation, in physical
 units, and the `bounds` that they suggest for a source of a config. The index
 holds every action, so no image is decoded; with `--index_folder` it is kept.
+Damaged steps are an error, unless `--max_skipped` allows as many: then they are
+left out, and listed.
 
 A dimension whose percentiles are closer than --min_span is degenerate: bins
 over its own span would blow noise up to full scale. It is reported, and its
@@ -35,6 +37,7 @@ def compute(
   config: datasets.SourceConfig,
   min_span: float = MIN_SPAN,
   index_folder: str | None = None,
+  max_skipped: int = 0,
 ) -> dict[str, Any]:
   """The statistics of a source's training split, as JSON values.
 
@@ -42,8 +45,11 @@ def compute(
     config: which data, and which filters.
     min_span: least distance of suggested bounds, m or rad.
     index_folder: where the index is kept; None keeps none.
+    max_skipped: steps that may be left out because they are damaged.
   """
-  source = datasets.open_source(config, config.split, index_folder=index_folder)
+  source = datasets.open_source(
+    config, config.split, index_folder=index_folder, max_skipped=max_skipped
+  )
   space, index = datasets.robot_dataset(config.dataset).space, source.index
   dimensions = measure(index.action, space, min_span)
   return {
@@ -53,6 +59,7 @@ def compute(
     "fingerprint": fingerprint(source),
     "num_episodes": len(np.unique(index.episode)),
     "num_steps": len(index),
+    "left_out": [loss.problem for loss in index.damaged],
     "min_span": min_span,
     "dimensions": dimensions,
     "bounds": {
@@ -119,6 +126,7 @@ def table(stats: dict[str, Any]) -> str:
     numbers = "".join(f"{row[column]:>11.4g}" for column in COLUMNS)
     note = "  degenerate" if row.get("degenerate") else ""
     lines.append(f"{name:<10}{row['unit']:>6}{numbers}{note}")
+  lines += [f"left out: {problem}" for problem in stats["left_out"]]
   return "\n".join(lines)
 
 
@@ -132,7 +140,7 @@ def main(_):
     config = datasets.SourceConfig(
       args.dataset, args.path, args.split, filters=filters
     )
-    stats = compute(config, args.min_span, args.index_folder)
+    stats = compute(config, args.min_span, args.index_folder, args.max_skipped)
     output_folder(output.parent, "--output")
     write(output, json.dumps(stats, indent=2) + "\n")
   except UserError as error:
@@ -150,5 +158,6 @@ if __name__ == "__main__":
   flags.DEFINE_boolean("drop_noops", False, "Leave out steps that stand still")
   flags.DEFINE_float("min_span", MIN_SPAN, "Of suggested bounds, m or rad", 0.0)
   flags.DEFINE_string("index_folder", None, "Where the index is kept")
+  flags.DEFINE_integer("max_skipped", 0, "Damaged steps to leave out", 0)
   flags.DEFINE_string("output", None, "Default: data/stats/DATASET-SPLIT.json")
   app.run(main)

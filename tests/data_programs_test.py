@@ -453,6 +453,20 @@ def test_statistics_are_those_of_the_actions(tmp_path):
   assert space.dimensions[1].low == row["q01"]
 
 
+def test_statistics_leave_out_what_training_leaves_out(tmp_path):
+  episodes = [tiny_datasets.bridge_episode(seed, 5) for seed in range(3)]
+  episodes[1]["steps/action"][7] = float("nan")
+  folder = tiny_datasets.write(tmp_path, episodes)
+  config = SourceConfig("bridge_dataset", str(folder))
+  with pytest.raises(ValueError, match="got 5 examples .*got nan in step 1"):
+    compute_stats.compute(config)
+  stats = compute_stats.compute(config, max_skipped=5)
+  assert (stats["num_episodes"], stats["num_steps"]) == (2, 10)
+  (problem,) = stats["left_out"]
+  assert "episode 1: got nan" in problem
+  assert f"left out: {problem}" in compute_stats.table(stats)
+
+
 def test_fingerprint_follows_the_shards(tmp_path):
   def fingerprint(folder, num_episodes):
     config = tiny_datasets.bridge_source(tmp_path / folder, num_episodes)
