@@ -17,8 +17,11 @@ import jax
 
 from rt2_jax.cpu_memory import keep_freed_memory
 
-# What JAX and libtpu set themselves, on any machine.
-_SET_BY_JAX = ("TPU_SKIP_MDS_QUERY", "TPU_LIBRARY_PATH")
+# What JAX, libtpu and TensorFlow set themselves, on any machine.
+_SET_BY_LIBRARIES = (
+  *("TPU_SKIP_MDS_QUERY", "TPU_LIBRARY_PATH"),
+  *("TPU_ML_PLATFORM", "TPU_ML_PLATFORM_VERSION"),
+)
 
 
 def prepare():
@@ -52,7 +55,7 @@ def _tpu_is_hinted_at() -> bool:
     name
     for name in os.environ
     if name.startswith(("TPU_", "PJRT_", "JAX_FORCE_TPU"))
-    and name not in _SET_BY_JAX
+    and name not in _SET_BY_LIBRARIES
   ]
   return bool(devices or variables)
 

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 
 STARTS_JAX = """
 from rt2_jax import platforms
+from rt2_jax.input_pipeline import loader  # TensorFlow sets variables, too
 platforms.prepare()
 import jax
 assert jax.devices()
