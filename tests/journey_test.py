@@ -25,6 +25,7 @@ from tests import tiny_datasets
 from tests.conftest import ROOT
 
 NUM_STEPS = 24
+SAVED_EVERY = 6
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def start(
     "batch_size": 8,
     "num_steps": NUM_STEPS,
     "log_every": 1,
-    "checkpoint_every": 3,
+    "checkpoint_every": SAVED_EVERY,
   }
   command = [
     sys.executable,
@@ -105,7 +106,8 @@ def whole(folder):
 
 def test_a_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(folder, whole):
   victim = start(folder, "killed")
-  last = random.randint(4, NUM_STEPS - 2)  # any step: the claim is for all
+  # Any step: the claim is for all.
+  last = random.randint(SAVED_EVERY + 2, NUM_STEPS - 2)
   seen = []
   for line in victim.stdout:
     seen.append(line)
@@ -159,7 +161,7 @@ def go_on(folder, workdir: str, count: int):
     out = [finish(start(folder, workdir))]
   else:
     out = [finish(p) for p in start_many(folder, workdir, count)]
-  assert f"from step {NUM_STEPS - 3} of {NUM_STEPS}" in out[0]
+  assert f"from step {NUM_STEPS - SAVED_EVERY} of {NUM_STEPS}" in out[0]
 
 
 def test_two_and_four_processes_train_like_one(folder, whole):

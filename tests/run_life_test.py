@@ -209,7 +209,9 @@ def test_an_error_completes_the_checkpoint(run, monkeypatch):
 
 
 ON_ONE_DEVICE = """
-import runpy, sys
+import runpy, signal, sys
+# A shell starts what runs in its background with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from rt2_jax.train_config import TrainConfig
 make = TrainConfig.make_mesh
 TrainConfig.make_mesh = lambda self, all: make(self, all[:1])
