@@ -27,11 +27,3 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
   return Tokenizer.from_file(ROOT / "data/small_tokenizer.model")
-
-
-# The longest first, so that no worker waits for another at the end.
-_LONG = ("journey_test", "run_life_test", "convert_test", "pretrained_test")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]):
-  items.sort(key=lambda item: item.path.stem not in _LONG)

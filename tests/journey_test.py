@@ -80,7 +80,7 @@ def start(
 
 
 def finish(process: subprocess.Popen) -> str:
-  out, _ = process.communicate(timeout=300)
+  out, _ = process.communicate(timeout=600)
   assert process.returncode == 0, out
   return out
 
