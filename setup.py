@@ -65,6 +65,7 @@ setuptools.setup(
     "psutil>=5.9",
     "safetensors>=0.5",
     "scipy>=1.11",
+    "simplejpeg>=1.8",
     "sentencepiece>=0.2.0",
     "tensorboard>=2.19",
     "tensorboardX>=2.6.4",

@@ -17,9 +17,8 @@ policy: one action of the same model, from image to float32[8].
 tabletop: one simulated environment in a process of its own, driven by the
   scripted expert, in CPU time; a step holds the drawing of one image.
 
-Speeds are medians. All but `loader` import no TensorFlow and read no data;
-a tokenizer that is not here is replaced by data/small_tokenizer.model, which
-changes words and not costs.
+Speeds are medians. All but `loader` read no data; a tokenizer that is not here
+is replaced by data/small_tokenizer.model, which changes words and not costs.
 """
 
 import concurrent.futures
@@ -106,7 +105,7 @@ def machine() -> str:
 
 
 def loader() -> dict:
-  # Here alone: the other two benchmarks run on machines without TensorFlow.
+  # Here alone: a bare machine lacks the packages that read data.
   from rt2_jax import training
   from rt2_jax.input_pipeline import datasets
   from rt2_jax.input_pipeline.loader import Loader
@@ -182,12 +181,11 @@ def throughput(iterator: Iterator) -> tuple[float, float]:
 def stages(robot) -> dict[str, float]:
   """Milliseconds per example of each stage, in one thread, run alone."""
   from rt2_jax import images
-  from rt2_jax.input_pipeline.frames import decode_image
 
   numbers = range(min(640, len(robot)))
   requests = [robot.requests(i) for i in numbers]
   data = [robot.storage.read(request) for request in requests]
-  pixels = decode_image(data[0][0], "")
+  pixels = images.decode(data[0][0])
 
   def each(call: Callable[[int], object]) -> float:
     return 1e3 * seconds(lambda: [call(i) for i in numbers], 3) / len(numbers)
@@ -195,7 +193,7 @@ def stages(robot) -> dict[str, float]:
   milliseconds = {
     "read": each(lambda i: robot.storage.read(requests[i])),
     "tokens": each(lambda i: robot.row(i, 0, data[i])),
-    "decode": each(lambda i: decode_image(data[i][0], "")),
+    "decode": each(lambda i: images.decode(data[i][0])),
     "resize_on_host": each(lambda i: images.resize(pixels, _HOST_RESIZE)),
   }
   return {name: round(value, 3) for name, value in milliseconds.items()}
@@ -343,7 +341,7 @@ def policy() -> dict:
 
 
 def tabletop() -> dict:
-  # TensorFlow, which `loader` needs, and drawing do not go together.
+  # The environment's libraries, and what they leave behind, stay outside.
   with concurrent.futures.ProcessPoolExecutor(
     1, mp_context=multiprocessing.get_context("spawn")
   ) as pool:

@@ -11,6 +11,7 @@ Q states.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,6 +57,10 @@ class RareTokens:
         f"different; expected {NUM_BINS} different ids"
       )
 
+  @functools.cached_property
+  def _ids(self) -> np.ndarray:
+    return np.asarray(self.ids, np.int32)
+
   def answer_length(self, sizes: Sequence[int]) -> int:
     return len(sizes)
 
@@ -65,7 +70,7 @@ class RareTokens:
 
   def to_ids(self, numbers: np.ndarray, firsts: np.ndarray) -> np.ndarray:
     """int32[..., D] bins -> int32[..., D] ids."""
-    return np.asarray(self.ids, np.int32)[numbers - firsts]
+    return self._ids[numbers - firsts]
 
   def to_numbers(self, ids: np.ndarray, firsts: np.ndarray) -> np.ndarray:
     """int32[..., D] ids -> int32[..., D] numbers.
@@ -94,9 +99,7 @@ class RareTokens:
     allowed = np.arange(NUM_BINS)[None] < np.asarray(sizes)[:, None]
     step = np.minimum(np.arange(len(sizes)) + 1, len(sizes) - 1)
     next_state = np.repeat(step[:, None], NUM_BINS, 1).astype(np.int32)
-    return Grammar(
-      np.asarray(self.ids, np.int32), allowed, next_state, len(sizes)
-    )
+    return Grammar(self._ids, allowed, next_state, len(sizes))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -326,7 +326,11 @@ class ActionTokenizer:
 
   def encode(self, action: np.ndarray) -> np.ndarray:
     """float[D] -> int32[L] ids (`RareTokens` also take float[..., D])."""
-    return self.route.to_ids(self.to_bins(action) + self._firsts, self._firsts)
+    return self.encode_bins(self.to_bins(action))
+
+  def encode_bins(self, bins: np.ndarray) -> np.ndarray:
+    """Writes an action that is in bins, int[D]; returns as `encode` does."""
+    return self.route.to_ids(bins + self._firsts, self._firsts)
 
   def token_counts(self, action: np.ndarray) -> np.ndarray:
     """float[D] -> int32[D], how many tokens each dimension takes.

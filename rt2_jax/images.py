@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image, PngImagePlugin
 
 from rt2_jax.errors import UserError
@@ -30,6 +31,7 @@ UNREADABLE += (Image.DecompressionBombError,)
 # A picture's transparent parts show this ground: most drawings are dark.
 GROUND = (255, 255, 255)
 
+_JPEG = b"\xff\xd8\xff"  # how every JPEG begins
 _WEIGHT_BITS = 22  # of Pillow's weights
 _DIGITS = (6, 8, 8)  # bits of the three parts of a weight
 
@@ -44,6 +46,8 @@ def decode(data: bytes) -> np.ndarray:
     UserError: no image, one of a kind that has no such reading (32-bit
       integers or floats), or of an unlikely size.
   """
+  if data.startswith(_JPEG) and (pixels := _decode_jpeg(data)) is not None:
+    return pixels
   try:
     with Image.open(io.BytesIO(data)) as picture:
       check_sides(picture.height, picture.width)
@@ -55,6 +59,18 @@ def decode(data: bytes) -> np.ndarray:
       f"got {len(data)} bytes that do not decode as an image, expected e.g. "
       "JPEG or PNG; repair or remove this example"
     ) from error
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+  """Decodes as Pillow does, in less time; None: Pillow has to say."""
+  try:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    check_sides(height, width)
+    if colours in ("CMYK", "YCCK"):  # in other shades than Pillow's
+      return None
+    return simplejpeg.decode_jpeg(data)
+  except ValueError:  # damaged, or of an unlikely size
+    return None
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

@@ -5,7 +5,15 @@ import pathlib
 
 # Before the first import of JAX. Many tests, and the programs that they start,
 # compile the same steps: all of them share what one has compiled.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+  (
+    "--xla_force_host_platform_device_count=8",
+    # Programs that run for a moment: LLVM's optimization takes longer than it
+    # saves. Which operations they are made of, and so the order of every sum,
+    # stays the same.
+    "--xla_backend_optimization_level=0",
+  )
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(
   pathlib.Path(__file__).parent.parent / ".pytest_cache/programs"

@@ -83,13 +83,45 @@ def test_a_png_with_a_long_comment_is_read():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
-def test_a_jpeg_has_the_pixels_that_a_robots_program_decodes(mode, subsampling):
-  rng = np.random.default_rng(subsampling)
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [(77, 53), (8, 9), (320, 256), (33, 1000)])
+def test_a_jpeg_has_the_pixels_that_a_robots_program_decodes(
+  mode, progressive, size
+):
+  """Which is Pillow, or a camera's driver with the same library."""
+  rng = np.random.default_rng(0)
   picture = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
-  picture = picture.resize((77, 53)).convert(mode)
-  data = file_of(picture, "jpeg", quality=80, subsampling=subsampling)
-  np.testing.assert_array_equal(decode_image(data, ""), images.decode(data))
+  picture = picture.resize(size).convert(mode)
+  for subsampling, quality in (0, 100), (1, 80), (2, 30):
+    options = {"subsampling": subsampling, "quality": quality}
+    data = file_of(picture, "jpeg", progressive=progressive, **options)
+    with Image.open(io.BytesIO(data)) as expected:
+      pixels = np.asarray(expected.convert("RGB"))
+    np.testing.assert_array_equal(images.decode(data), pixels)
+
+
+def test_a_jpeg_is_decoded_or_refused_as_pillow_does_it():
+  """Cut short, or with a byte changed anywhere."""
+  whole = file_of(Image.effect_noise((40, 40), 50).convert("RGB"), "jpeg")
+  rng = np.random.default_rng(0)
+  refused = 0
+  for cut in rng.integers(4, len(whole), 40):
+    with pytest.raises(UserError):
+      images.decode(whole[:cut])
+  for place in rng.integers(3, len(whole), 200):
+    data = bytearray(whole)
+    data[place] ^= 1 << rng.integers(8)
+    try:
+      with Image.open(io.BytesIO(data)) as picture:
+        images.check_sides(picture.height, picture.width)
+        expected = np.asarray(images.to_rgb(picture))
+    except (UserError, *images.UNREADABLE):
+      refused += 1
+      with pytest.raises(UserError):
+        images.decode(bytes(data))
+    else:
+      np.testing.assert_array_equal(images.decode(bytes(data)), expected)
+  assert 0 < refused < 200
 
 
 def test_a_transparent_16_bit_grey_shows_the_ground():

@@ -61,6 +61,7 @@ def start(
     *(f"--config.{name}={value}" for name, value in overrides.items()),
     *flags,
   ]
+  # The last of two flags is the one that counts.
   devices = f"--xla_force_host_platform_device_count={num_devices}"
   return subprocess.Popen(
     command,
@@ -68,7 +69,7 @@ def start(
     env=os.environ
     | {
       "PYTHONUNBUFFERED": "1",
-      "XLA_FLAGS": devices,
+      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}",
       # Processes that wait for each other must all compile, or none: gloo gives
       # a straggler 30 s.
       "JAX_ENABLE_COMPILATION_CACHE": str(num_devices == 8).lower(),
@@ -174,7 +175,7 @@ def test_two_and_four_processes_train_like_one(folder, whole):
     np.testing.assert_allclose(
       losses(folder / workdir), losses(whole), rtol=1e-6
     )
-  for workdir, count in (("one", 2), ("two", 1), ("four", 2)):
+  for workdir, count in (("one", 2), ("four", 1)):
     go_on(folder, workdir, count)
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),

@@ -74,7 +74,6 @@ def replicated():
   "mesh",
   [
     {"fsdp": 8},
-    {"data": 2, "fsdp": 4},
     {"data": 2, "fsdp": 2, "model": 2},
     {"slice": 2, "fsdp": 2, "model": 2},
     {"model": 8},
@@ -197,13 +196,7 @@ def test_every_optimizer_trains_on_a_mesh(name):
   assert losses[-1] < 0.9 * losses[0]
 
 
-def test_the_loss_goes_down():
-  trainer = make_trainer({"data": 8})
-  state, step = trainer.init_state(), trainer.compile_step()
-  batch = sharding.same_rows_to_devices(make_batch(), trainer.mesh)
-  losses = []
-  for _ in range(8):
-    state, metrics = step(state, batch)
-    losses.append(float(metrics["loss"].sum()))
-  assert losses[-1] < 0.8 * losses[0]
-  assert int(state.step) == 8
+def test_the_loss_goes_down(replicated):
+  state, losses, _ = replicated
+  assert losses[-1] < 0.9 * losses[0]
+  assert int(state.step) == len(losses)

@@ -103,6 +103,8 @@ class RobotExamples:
     self.largest_image = source.largest_image
     self.requests = self.source.requests
     self.location = self.source.location
+    # Once: of a single step it takes most of the time that its text takes.
+    self._bins = tokenizer.to_bins(self.source.index.action).astype(np.uint8)
     self._tokenizer = tokenizer
     self._prompt = prompt
 
@@ -112,7 +114,7 @@ class RobotExamples:
   def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
     del epoch  # a step has one action
     prefix = self._prefixes[self.source.instruction(i)]
-    action = self._tokenizer.encode(self.source.index.action[i])
+    action = self._tokenizer.encode_bins(self._bins[i])
     answer = np.concatenate([self._plans[self.source.plan(i)], action])
     return Row(tuple(data), *prefix, *self._prompt.suffix(answer))
 

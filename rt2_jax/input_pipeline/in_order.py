@@ -17,7 +17,7 @@ from rt2_jax.input_pipeline.examples import (
   RobotExamples,
   WebExamples,
 )
-from rt2_jax.input_pipeline.frames import canvas_for, load_frames
+from rt2_jax.input_pipeline.frames import canvas_for, place_frames
 from rt2_jax.input_pipeline.web import WebExample
 
 
@@ -88,7 +88,9 @@ def _in_order(
         data = examples.storage.read(examples.requests(i))
         encoded = examples.row(i, 0, data).images
         where = examples.location(i)
-        rows.append((i, data, *load_frames(encoded, where, canvas, resolution)))
+        pixels = np.zeros((len(encoded), *canvas, 3), np.uint8)
+        size = place_frames(encoded, where, pixels, resolution)
+        rows.append((i, data, pixels, size))
       except UserError as error:
         damage.skip(error)
     if rows:

@@ -1,29 +1,26 @@
 """Batches from sources: reads in parallel, decodes after selection.
 
-TensorFlow runs the pipeline and decodes images; it computes nothing else.
-
 Shapes: B rows of the batch that this host loads, F frames, H x W pixels of the
 canvas on which images of all sizes lie, P and S columns of the text.
 """
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import psutil
-import tensorflow as tf
 
 from rt2_jax.batch import Batch
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.damage import Damage
-from rt2_jax.input_pipeline.examples import Examples, Row
-from rt2_jax.input_pipeline.frames import (
-  canvas_for,
-  load_frame_in_graph,
-  load_frames,
-)
+from rt2_jax.input_pipeline.examples import Examples
+from rt2_jax.input_pipeline.frames import canvas_for, place_frames
 from rt2_jax.input_pipeline.mixture import Mixture
 
 _LOG = logging.getLogger(__name__)
@@ -80,41 +77,20 @@ class Loader:
       UserError: an example that cannot be read or decoded, with its place,
         once more than `max_skipped` were met.
     """
-    height, width = self.canvas
-    row_count = len(self.rows)
-    # Images, then the fields of `Batch` from text.
-    types = (tf.string, tf.int32, tf.bool, tf.int32, tf.float32, tf.int32)
-    pixels_type = tf.TensorSpec((height, width, 3), tf.uint8)
-    size_type = tf.TensorSpec((2,), tf.int32)
-
-    def load(step):
-      encoded, *text = tf.numpy_function(self._read, [step], types)
-      pixels, size = tf.map_fn(
-        lambda image: load_frame_in_graph(image, self.canvas, self.resolution),
-        tf.reshape(encoded, [-1]),
-        fn_output_signature=(pixels_type, size_type),
-      )
-      pixels = tf.reshape(pixels, (row_count, -1, height, width, 3))
-      size = tf.reshape(size, (row_count, -1, 2))
-      # Frames of several sizes are made one by `load_frames`, row by row.
-      one_size = tf.debugging.Assert(tf.reduce_all(size == size[:, :1]), [size])
-      with tf.control_dependencies([one_size]):
-        return pixels, tf.identity(size[:, 0]), *text
-
-    steps = tf.data.Dataset.range(start, stop)
-    dataset = steps.map(load, self.num_threads, deterministic=True)
-    dataset = dataset.prefetch(_PREFETCH).with_options(_options())
-    iterator = dataset.as_numpy_iterator()
-    for step in range(start, stop):
+    steps = range(start, stop)
+    ahead = _in_threads(self._load, steps, self.num_threads)
+    for step, batch in zip(steps, ahead, strict=True):
       try:
-        yield Batch(*next(iterator))
-      except tf.errors.OpError:
+        yield batch.result()
+      except UserError:
         yield self._load_carefully(step)
 
-  def _read(self, step: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Reads the encoded batch: images [B, F], text, source."""
-    drawn = self._draw(int(step))
-    rows: list[Row | None] = [None] * len(self.rows)
+  def _load(self, step: int) -> Batch:
+    """Reads and decodes the batch of a step."""
+    drawn = self._draw(step)
+    pixels = self._black_canvas(len(self.rows))
+    sizes = np.zeros((len(self.rows), 2), np.int32)
+    text: list[Any] = [None] * len(self.rows)
     for s, examples in enumerate(self.examples):
       mine = np.flatnonzero(drawn.source == s)
       requests = [examples.requests(int(drawn.index[b])) for b in mine]
@@ -123,10 +99,9 @@ class Loader:
       for b, each in zip(mine, requests, strict=True):
         own = [next(data) for _ in each]
         index, epoch = int(drawn.index[b]), int(drawn.epoch[b])
-        rows[b] = examples.row(index, epoch, own)
-    encoded, *text = zip(*rows, strict=True)
-    encoded = np.asarray(encoded, object)
-    return encoded, *map(np.stack, text), drawn.source
+        sizes[b], text[b] = self._place(examples, index, epoch, own, pixels[b])
+    columns = map(np.stack, zip(*text, strict=True))
+    return Batch(pixels, sizes, *columns, drawn.source)
 
   def _draw(self, step: int):
     return self.mixture.draw(step, self.rows, self.batch_size)
@@ -158,11 +133,27 @@ class Loader:
 
   def _load_row(self, examples: Examples, i: int, epoch: int):
     """pixels uint8[F, H, W, 3], size int32[2] and the text of one example."""
-    row = examples.row(i, epoch, examples.storage.read(examples.requests(i)))
-    pixels, size = load_frames(
-      row.images, examples.location(i), self.canvas, self.resolution
-    )
-    return pixels, size, row[1:]
+    data = examples.storage.read(examples.requests(i))
+    (pixels,) = self._black_canvas(1)
+    return pixels, *self._place(examples, i, epoch, data, pixels)
+
+  def _black_canvas(self, rows: int) -> np.ndarray:
+    """uint8[rows, F, H, W, 3]."""
+    frames = len(self.examples[0].requests(0))
+    return np.zeros((rows, frames, *self.canvas, 3), np.uint8)
+
+  def _place(
+    self,
+    examples: Examples,
+    i: int,
+    epoch: int,
+    data: Sequence[bytes],
+    canvas: np.ndarray,
+  ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Fills one example's canvas; its frames' size int32[2], and its text."""
+    images, *text = examples.row(i, epoch, data)
+    where = examples.location(i)
+    return place_frames(images, where, canvas, self.resolution), text
 
   def _check_memory(self):
     """States what this host will hold, and refuses more than there is."""
@@ -188,7 +179,23 @@ class Loader:
       )
 
 
-def _options() -> tf.data.Options:
-  options = tf.data.Options()
-  options.autotune.enabled = False  # one owner of threads: `num_threads`
-  return options
+def _in_threads(
+  function: Callable[[int], Batch], steps: Iterable[int], num_threads: int
+) -> Iterator[concurrent.futures.Future[Batch]]:
+  """Starts `function` of each step ahead of its use; yields them in order."""
+  rest = iter(steps)
+  pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+  started = collections.deque(
+    pool.submit(function, step)
+    for step in itertools.islice(rest, _PREFETCH + num_threads)
+  )
+  try:
+    while started:
+      yield started.popleft()
+      started += (
+        pool.submit(function, step) for step in itertools.islice(rest, 1)
+      )
+  finally:
+    for batch in started:
+      batch.cancel()
+    pool.shutdown()
