@@ -20,8 +20,8 @@ QUICKSTART_ROLLOUT = $(RUN) launch/rollout.py --output=$(QUICKSTART)/rollouts \
   --flagfile=data/mini_concepts.flags $(QUICKSTART_TASKS) --episodes=20 \
   --suites=seen,objects_easy,symbol_understanding
 
-PLAN_3B := $(RUN) launch/plan.py --json --config=configs/rt2_paligemma_3b.py
-PLAN_55B := $(RUN) launch/plan.py --json --config=configs/rt2_pali_x_55b.py \
+ESTIMATE_3B := $(RUN) launch/estimate.py --json --config=configs/rt2_paligemma_3b.py
+ESTIMATE_55B := $(RUN) launch/estimate.py --json --config=configs/rt2_pali_x_55b.py \
   --batch_size=4096
 
 # The simulated tabletop is drawn without a screen by one of these libraries.
@@ -29,7 +29,7 @@ DRAWING := ldconfig -p | grep -qE 'lib(EGL|OSMesa)\.so'
 INSTALL_DRAWING := { apt-get -qq update && apt-get -qq install -y \
   libegl1 libegl-mesa0 libgl1-mesa-dri; }
 
-.PHONY: quickstart mini test lint format bench plans clean
+.PHONY: quickstart mini test lint format bench estimates clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -90,13 +90,13 @@ bench: .venv/installed-extras
 	$(RUN) launch/validation.py | tee runs/bench/validation.jsonl
 
 # What README says of slices that are not here.
-plans: .venv/installed-extras
+estimates: .venv/installed-extras
 	mkdir -p runs/bench
-	($(PLAN_3B) --mode=full && $(PLAN_3B) --mode=full --batch_size=8192 && \
-	  $(PLAN_3B) --topology=v6e:16x16,v5p:8x8x8 && $(PLAN_55B) && \
-	  $(PLAN_55B) --config.model.remat=dots && \
-	  $(PLAN_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1) \
-	  | tee runs/bench/plans.jsonl
+	($(ESTIMATE_3B) --mode=full && $(ESTIMATE_3B) --mode=full --batch_size=8192 && \
+	  $(ESTIMATE_3B) --topology=v6e:16x16,v5p:8x8x8 && $(ESTIMATE_55B) && \
+	  $(ESTIMATE_55B) --config.model.remat=dots && \
+	  $(ESTIMATE_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1) \
+	  | tee runs/bench/estimates.jsonl
 
 # All that the tests need: PyTorch, to compare with, and the TPU's compiler.
 .venv/installed-extras: .venv/installed-sim

@@ -4,8 +4,8 @@ import setuptools
 
 EXTRAS = {
   "tpu": ["jax[tpu]>=0.10"],
-  # The TPU's compiler, for launch/plan.py on machines without a TPU.
-  "plan": [
+  # The TPU's compiler, for launch/estimate.py on machines without a TPU.
+  "estimate": [
     "libtpu>=0.0.40; sys_platform == 'linux' and platform_machine == 'x86_64'"
   ],
   "gpu": ["jax[cuda12]>=0.10"],
@@ -27,7 +27,7 @@ EXTRAS = {
 # Alone, all that the tests import.
 EXTRAS["test"] = [
   *EXTRAS["lint"],
-  *EXTRAS["plan"],
+  *EXTRAS["estimate"],
   *EXTRAS["sim"],
   *EXTRAS["torch"],
   "hypothesis>=6.100",

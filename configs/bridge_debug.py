@@ -6,7 +6,7 @@ split in Octo's repository); pass `--config.sources.bridge.path=…` when they
 lie elsewhere.
 
 Fits on one chip, v5e:1x1, with 0.59 of 16.9 GB. A step there: 3.2 ms,
-compiler-predicted (launch/plan.py, fast mode).
+compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

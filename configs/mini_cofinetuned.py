@@ -5,7 +5,7 @@ things in one art style, the rest is known from the web alone. Two thirds are
 the robot share of RT-2-PaLM-E; RT-2-PaLI-X has a half.
 
 Fits on one chip, v5e:1x1, with 0.17 of 16.9 GB. A step there: 1.9 ms,
-compiler-predicted (launch/plan.py, fast mode).
+compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

@@ -6,7 +6,7 @@ model, from a few hundred thousand small pictures. Without this
 stage the VLM was still at chance after 500 steps.
 
 Fits on one chip, v5e:1x1, with 0.07 of 16.9 GB. A step there: 1.2 ms,
-compiler-predicted (launch/plan.py, fast mode).
+compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

@@ -7,7 +7,7 @@ taught by the web (skill `plan`), which asks for plans for its own pictures and
 knows no action.
 
 Fits on one chip, v5e:1x1, with 0.20 of 16.9 GB. A step there: 2.2 ms,
-compiler-predicted (launch/plan.py, fast mode).
+compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

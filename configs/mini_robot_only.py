@@ -3,7 +3,7 @@
 It sees as many robot steps, in half as large batches.
 
 Fits on one chip, v5e:1x1, with 0.10 of 16.9 GB. A step there: 1.3 ms,
-compiler-predicted (launch/plan.py, fast mode).
+compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

@@ -10,7 +10,7 @@ cores, and for `configs/mini_cofinetuned.py` to start from. It starts from
 names the folder of the runs and the data, as `make mini` fills it.
 
 Fits on one chip, v5e:1x1, with 0.17 of 16.9 GB. A step there: 2.5 ms,
-compiler-predicted (launch/plan.py, fast mode).
+compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

@@ -5,7 +5,7 @@ one family of tasks, and trains for 700 steps instead of 5,000, three quarters
 of each of them on robot data.
 
 Fits on one chip, v5e:1x1, with 0.17 of 16.9 GB. A step there: 1.9 ms,
-compiler-predicted (launch/plan.py, fast mode).
+compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

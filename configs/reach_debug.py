@@ -7,7 +7,7 @@ writes them in the format of RT-1's data. A small model of another shape than
 the mini ones, to measure and to plan with; too few pictures to learn to see.
 
 Fits on one chip, v5e:1x1, with 0.57 of 16.9 GB. A step there: 3.0 ms,
-compiler-predicted (launch/plan.py, fast mode).
+compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

@@ -6,7 +6,7 @@ to 10; here it is two rare tokens of 256 bins over the same ±0.1 m. Inferred:
 Adafactor with a constant rate; half of every batch web data.
 
 Smallest slice that it fits on: v5e:2x2, with 14.1 of 16.9 GB per chip. A step
-on v5e:8x8: 0.405 s, compiler-predicted (launch/plan.py, fast mode).
+on v5e:8x8: 0.405 s, compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

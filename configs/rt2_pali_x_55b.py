@@ -9,7 +9,7 @@ encoder-decoder; PaLI-X's weights are not public, so bring your own as
 
 Smallest slice that it fits on: v5p:4x4x8, with 50.8 of 102.8 GB per chip; with
 --config.model.remat=full --config.mesh.model=1 v5p:2x4x4, with 56.5. A step on
-v5p:8x8x16: 1.20 s, compiler-predicted (launch/plan.py, fast mode).
+v5p:8x8x16: 1.20 s, compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

@@ -4,7 +4,7 @@ From the paper: 270 k steps; all else as `rt2_pali_x_55b` (appendix E). The
 parts are PaLI-3's, a ViT-G/14 and a language model of 3 B.
 
 Smallest slice that it fits on: v5e:4x8, with 15.6 of 16.9 GB per chip. A step
-on v5e:16x16: 0.920 s, compiler-predicted (launch/plan.py, fast mode).
+on v5e:16x16: 0.920 s, compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

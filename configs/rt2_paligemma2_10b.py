@@ -3,7 +3,7 @@
 Expects `paligemma2-10b-pt-224/` from Hugging Face in the folder of data.
 
 Smallest slice that it fits on: v5e:8x8, with 10.8 of 16.9 GB per chip. A step
-on v5e:16x16: 1.66 s, compiler-predicted (launch/plan.py, fast mode).
+on v5e:16x16: 1.66 s, compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

@@ -3,7 +3,7 @@
 Expects `paligemma2-28b-pt-224/` from Hugging Face in the folder of data.
 
 Smallest slice that it fits on: v5p:2x2x4, with 87.8 of 102.8 GB per chip. A
-step on v5p:8x8x8: 1.25 s, compiler-predicted (launch/plan.py, fast mode).
+step on v5p:8x8x8: 1.25 s, compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

@@ -4,7 +4,7 @@ Expects `paligemma2-3b-pt-224/` from Hugging Face in the folder of data.
 
 Smallest slice that it fits on: v5e:4x8, with 12.6 of 16.9 GB per chip; with
 --config.microbatches=2 v5e:4x4, with 14.5. A step on v5e:16x16: 0.509 s,
-compiler-predicted (launch/plan.py, fast mode).
+compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

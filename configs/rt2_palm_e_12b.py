@@ -6,7 +6,7 @@ E). PaLM-E's weights are not public: e/14 and Gemma 7B stand in for ViT-4B and
 PaLM-8B. Optimizer and bounds as `rt2_pali_x_55b`.
 
 Smallest slice that it fits on: v5e:4x4, with 15.5 of 16.9 GB per chip. A step
-on v5e:16x16: 0.908 s, compiler-predicted (launch/plan.py, fast mode).
+on v5e:16x16: 0.908 s, compiler-predicted (launch/estimate.py, fast mode).
 """
 
 import ml_collections

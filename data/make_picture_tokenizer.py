@@ -22,9 +22,9 @@ from data import make_tokenizer
 from data.make_web_pictures import PICTURES
 from data.picture_questions import SKILLS, Question, Words
 from data.picture_scenes import Drawn
-from rt2_jax.envs import pictures
-from rt2_jax.envs.instructions import SIDES, TEMPLATES
-from rt2_jax.envs.pictures import Pictures
+from rt2_jax.envs.tabletop import pictures
+from rt2_jax.envs.tabletop.instructions import SIDES, TEMPLATES
+from rt2_jax.envs.tabletop.pictures import Pictures
 from rt2_jax.errors import UserError
 from rt2_jax.local_files import local_path, write
 from rt2_jax.prompt import PLAN_END, PLAN_START, ROBOT_TEMPLATE

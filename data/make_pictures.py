@@ -25,7 +25,7 @@ import tqdm
 from absl import app, flags
 from PIL import Image
 
-from rt2_jax.envs.pictures import ATLAS_COLUMNS, SIDE
+from rt2_jax.envs.tabletop.pictures import ATLAS_COLUMNS, SIDE
 from rt2_jax.errors import UserError
 from rt2_jax.local_files import local_path
 

@@ -6,7 +6,7 @@
 writes `DIR/tabletop/1.0.0/` with the splits `train` and `val`, through TFDS's
 own writer and on all CPUs. It ends by saying how often the expert solved each
 family of tasks; an episode that it does not solve is drawn again. By default
-the robot sees few things in one art style (rt2_jax/envs/seen.py).
+the robot sees few things in one art style (rt2_jax/envs/tabletop/seen.py).
 
 Now and then the hand is led astray (--wander) while the expert's own action is
 recorded, so that a policy sees how to come back. Every episode is a pure
@@ -37,9 +37,13 @@ from absl import app, flags, logging
 from PIL import Image
 
 from data.make_reach_episodes import check_settings, write_quietly
-from rt2_jax.envs import pictures, seen, tabletop
-from rt2_jax.envs.instructions import FAMILIES
-from rt2_jax.envs.tabletop import TabletopConfig, TabletopEnv
+from rt2_jax.envs.tabletop import pictures, seen
+from rt2_jax.envs.tabletop.environment import (
+  SUCCESS,
+  TabletopConfig,
+  TabletopEnv,
+)
+from rt2_jax.envs.tabletop.instructions import FAMILIES
 from rt2_jax.errors import UserError
 from rt2_jax.local_files import local_path
 
@@ -143,7 +147,7 @@ def episode(
     rng = np.random.default_rng(key)
     steps, info = record(env, rng, settings["wander"])
     outcomes.append((info["family"], info["outcome"]))
-    if info["outcome"] == tabletop.SUCCESS:
+    if info["outcome"] == SUCCESS:
       names = ("family", "target", "reference", "side")
       metadata = {name: info[name] for name in names} | {"style": env.style}
       return {"steps": steps, "episode_metadata": metadata}, outcomes
@@ -211,7 +215,7 @@ def jpeg(image: np.ndarray) -> bytes:
 
 
 # TFDS names the folder after the class. Episodes come from other processes,
-# since drawing and TensorFlow do not go together in one (envs/camera.py).
+# since drawing and TensorFlow do not go together: see envs/tabletop/camera.py.
 class Tabletop(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Writes the episodes that the processes of `pool` record."""
 
@@ -291,7 +295,7 @@ def report(outcomes: Mapping[tuple[str, str], int]) -> str:
   for family in FAMILIES:
     n = sum(count for (name, _), count in outcomes.items() if name == family)
     if n:
-      solved = outcomes[family, tabletop.SUCCESS]
+      solved = outcomes[family, SUCCESS]
       lines.append(f"expert: {family:<14} {solved}/{n} = {solved / n:.1%}")
   return "\n".join(lines)
 

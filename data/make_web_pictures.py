@@ -29,7 +29,7 @@ from PIL import Image
 
 from data import picture_scenes
 from data.picture_questions import SKILLS, Words
-from rt2_jax.envs import pictures
+from rt2_jax.envs.tabletop import pictures
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.local_files import local_path
 

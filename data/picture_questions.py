@@ -13,15 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from data.picture_scenes import Drawn
-from rt2_jax.envs.descriptions import (
+from rt2_jax.envs.tabletop.descriptions import (
   DESCRIBERS,
   LANGUAGES,
   Description,
   alike,
   sum_of,
 )
-from rt2_jax.envs.instructions import Task, instruct
-from rt2_jax.envs.pictures import Concept, Pictures
+from rt2_jax.envs.tabletop.instructions import Task, instruct
+from rt2_jax.envs.tabletop.pictures import Concept, Pictures
 from rt2_jax.errors import UserError
 from rt2_jax.prompt import PLAN_START, ROBOT_TEMPLATE
 from rt2_jax.tokenizer import loc_word, place_words

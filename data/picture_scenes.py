@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from rt2_jax.envs import scene, surfaces, tasks
-from rt2_jax.envs.camera import Camera
-from rt2_jax.envs.pictures import Pictures
-from rt2_jax.envs.scene import Thing, World
+from rt2_jax.envs.tabletop import scene, surfaces, tasks
+from rt2_jax.envs.tabletop.camera import Camera
+from rt2_jax.envs.tabletop.pictures import Pictures
+from rt2_jax.envs.tabletop.scene import Thing, World
 
 SCENES = ("card", "board", "table")
 _FINER = 2  # pictures are drawn so many times larger, then shrunk

@@ -7,7 +7,7 @@ All but `tabletop` take --config (default: configs/reach_debug.py).
 loader: read the config's sources, in examples per second of this process's
   CPU time, decoding on the host (`make bench` renders episodes for it).
 train: the config's training step on a synthetic batch. `mfu` is useful FLOP
-  (see `planning.useful_flops`) / (step_s * devices * matmul_flops), where
+  (see `tpu.train_step.useful_flops`) / (step_s * devices * matmul_flops), where
   matmul_flops is what one device reaches here on a large matrix product in the
   config's dtype. With --beside=torch also the same model, batch, loss and
   optimizer in PyTorch and transformers, in a process of its own, on as many
@@ -43,7 +43,7 @@ import numpy as np
 import psutil
 from absl import app, flags
 
-from rt2_jax import export, optimizer, planning, platforms, sharding
+from rt2_jax import optimizer, platforms, sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.errors import ends_in_one_message
@@ -51,8 +51,10 @@ from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.tpu import train_step
 from rt2_jax.train_config import TrainConfig, config_hash
 from rt2_jax.train_state import TrainState
+from rt2_jax.weights import export
 
 _CONFIG = flags.DEFINE_string(
   "config", "configs/reach_debug.py", "One experiment; file.py or file.py:data."
@@ -247,7 +249,7 @@ def train() -> dict:
     other["ratio"] = round(other["step_cpu_s"] / step_cpu_s, 3)
     other["losses"], ours = other["losses"][:4], losses[:4]
   flops = matmul_flops(config.model.llm.dtype)
-  useful = planning.useful_flops(config)
+  useful = train_step.useful_flops(config)
   return {
     **named(fields),
     "parameters": optimizer.count_parameters(state.params),
@@ -272,7 +274,7 @@ def beside_torch(
   state: TrainState,
   batch: Batch,
 ) -> dict:
-  """What `torch_step` measures of the same start; nothing without --beside.
+  """What `pytorch.train_step` measures of the same start, with --beside.
 
   It has ended before our own step is timed: the two runtimes never share a
   process, nor the CPUs.
@@ -294,7 +296,7 @@ def beside_torch(
     (folder / "settings.json").write_text(json.dumps(settings))
     np.savez(folder / "batch.npz", **batch._asdict())
     done = subprocess.run(
-      [sys.executable, "-m", "rt2_jax.torch_step", str(folder)],
+      [sys.executable, "-m", "rt2_jax.pytorch.train_step", str(folder)],
       stdout=subprocess.PIPE,
       check=True,
     )
@@ -351,8 +353,8 @@ def tabletop() -> dict:
 def drive_tabletop(episodes: int) -> dict:
   """CPU milliseconds of each part of the expert's episodes."""
   os.environ.setdefault("LP_NUM_THREADS", "1")  # one CPU draws
-  from rt2_jax.envs import pictures
-  from rt2_jax.envs.tabletop import TabletopEnv
+  from rt2_jax.envs.tabletop import pictures
+  from rt2_jax.envs.tabletop.environment import TabletopEnv
 
   env = TabletopEnv(pictures.load(_PICTURES))
   clock = time.process_time

@@ -25,25 +25,25 @@ import jax
 import psutil
 from absl import app, flags
 
-from rt2_jax import (
-  export,
-  huggingface,
-  platforms,
-  pretrained,
-  stored_checkpoint,
-  trees,
-  weight_files,
-)
+from rt2_jax import platforms, trees
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
-from rt2_jax.evaluators import agreement, processor_agreement
-from rt2_jax.evaluators.agreement import Inputs, Outputs
 from rt2_jax.local_files import local_path
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt
-from rt2_jax.stored_checkpoint import StoredCheckpoint
 from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.weights import (
+  agreement,
+  export,
+  files,
+  hf_names,
+  pretrained,
+  processor_agreement,
+  stored_checkpoint,
+)
+from rt2_jax.weights.agreement import Inputs, Outputs
+from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
 _FOLDER = flags.DEFINE_string("folder", None, "What to_hf wrote, for from_hf.")
@@ -133,7 +133,7 @@ def prove(checkpoint: StoredCheckpoint, folder: pathlib.Path):
   del policy  # room for the other side
   import transformers
 
-  from rt2_jax.torch_policy import TorchPolicy
+  from rt2_jax.pytorch.policy import TorchPolicy
 
   processor = transformers.AutoProcessor.from_pretrained(
     folder, local_files_only=True
@@ -306,8 +306,8 @@ def torch_ends(folder: pathlib.Path):
   )
   state = dict(model.model.named_parameters())
   loaded = set()
-  for stored, tensor in weight_files.open_safetensors(folder).items():
-    name = huggingface.table_name(stored)
+  for stored, tensor in files.open_safetensors(folder).items():
+    name = hf_names.table_name(stored)
     start = re.match(r".*\.layers\.\d+\.", name)
     if start:
       if start[0] not in layers:

@@ -13,8 +13,8 @@ from absl import app, flags
 from rt2_jax import platforms
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import ends_in_one_message
-from rt2_jax.stored_checkpoint import StoredCheckpoint
 from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 
 _STEP = flags.DEFINE_integer(
   "step", None, "Checkpoint; default: the newest.", 0

@@ -8,7 +8,7 @@ Every policy meets the same episodes. OUTPUT gets `{policy}.json` for each, and
 `report.html`, `success.svg` and `summary.md` about all that are in the folder,
 also from earlier calls; a run is called after its folder. A call that does not
 fit the results that are there already ends before the first episode; the same
-call again plays again. Suites are rows of rt2_jax/evaluators/suites.py.
+call again plays again. Suites are rows of rt2_jax/envs/tabletop/suites.py.
 
 Baselines: `null` rests, `random` moves at random, `guess` is the scripted
 expert who takes anything for the thing that a suite is about (chance for who
@@ -29,19 +29,11 @@ from absl import app, flags
 from tqdm import tqdm
 
 from rt2_jax.actions import TABLETOP
-from rt2_jax.envs import pictures
-from rt2_jax.envs.tabletop import SUCCESS, TabletopConfig
+from rt2_jax.envs.tabletop import pictures, suites
+from rt2_jax.envs.tabletop.environment import SUCCESS, TabletopConfig
 from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
-from rt2_jax.evaluators import (
-  films,
-  report,
-  rollout,
-  simulation,
-  suites,
-  summary,
-  trials,
-)
 from rt2_jax.local_files import local_path
+from rt2_jax.rollouts import films, report, runner, simulation, summary, trials
 
 _WORKDIR = flags.DEFINE_list("workdir", [], "Of training runs.")
 _POLICY = flags.DEFINE_list("policy", [], "Baselines: null, random, …")
@@ -90,18 +82,18 @@ class Tried(NamedTuple):
   """
 
   what: str
-  load: Callable[[], rollout.Policy] | None
-  expert: Callable = rollout.asked
+  load: Callable[[], runner.Policy] | None
+  expert: Callable = runner.asked
   config_hash: str = ""
   web: dict[str, float] = {}  # noqa: RUF012
   web_before: dict[str, float] = {}  # noqa: RUF012
 
 
 _BASELINES = {
-  "null": Tried("rests with an open hand", lambda: rollout.null),
-  "random": Tried("moves at random", lambda: rollout.random),
+  "null": Tried("rests with an open hand", lambda: runner.null),
+  "random": Tried("moves at random", lambda: runner.random),
   "guess": Tried(
-    "the expert, who guesses the described thing", None, rollout.guessed
+    "the expert, who guesses the described thing", None, runner.guessed
   ),
   "oracle": Tried("the scripted expert", None),
 }
@@ -260,7 +252,7 @@ def play(
 ) -> dict[str, Any]:
   """Runs all episodes, writes their films and returns their numbers."""
   start = time.monotonic()
-  ended = rollout.run(
+  ended = runner.run(
     tried.load and tried.load(),
     episodes,
     functools.partial(simulation.make_tabletop, _PICTURES.value, config),
@@ -269,7 +261,7 @@ def play(
     _FILMS.value,
     tried.expert,
   )
-  done: dict[str, list[rollout.Rollout]] = {e.suite: [] for e in episodes}
+  done: dict[str, list[runner.Rollout]] = {e.suite: [] for e in episodes}
   successes = 0
   bar = tqdm(ended, name, len(episodes), unit=" episodes")
   for i, one in enumerate(bar, 1):
@@ -280,7 +272,7 @@ def play(
       one.film = f"films/{name}/{one.episode.suite}_{one.episode.number}.gif"
       films.write_gif(one.images, folder / one.film)
       one.images = []
-  numbers = {suite: rollout.summarize(r) for suite, r in done.items()}
+  numbers = {suite: runner.summarize(r) for suite, r in done.items()}
   for suite, cell in numbers.items():
     print_line(suite, cell)
   return {

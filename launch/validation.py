@@ -1,11 +1,11 @@
-"""Compares what `launch/plan.py` predicts with step times that were published.
+"""Compares what `launch/estimate.py` predicts with published step times.
 
   python launch/validation.py                          (both cases, full mode)
   python launch/validation.py --cases=decoder_16b --mode=fast
 
 One JSON object per line: the published and the compiler-predicted step time,
-and the error as a part of the published one. No TPU is needed (extra `plan`).
-In full mode, which the claim is about, a case takes minutes of CPU time.
+and the error as a part of the published one. In full mode, which the claim is
+about, a case takes minutes of CPU time. No TPU is needed (extra `estimate`).
 
 Both cases are training steps on v5e:16x16, as they were timed:
 
@@ -52,25 +52,21 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import rt2_paligemma_3b
-from rt2_jax import (
-  ahead_of_time,
-  losses,
-  planning,
-  platforms,
-  prediction,
-  sharding,
-)
+from rt2_jax import losses, platforms, sharding
 from rt2_jax.errors import ends_in_one_message, unknown_name
 from rt2_jax.models import gemma
 from rt2_jax.models.gemma import Einsum, RMSNorm, rope
 from rt2_jax.models.remat import rematerialized
 from rt2_jax.models.vlm import abstract_params
 from rt2_jax.optimizer import OptimizerConfig, make_optimizer
+from rt2_jax.tpu import ahead_of_time, prediction, train_step
 from rt2_jax.train_config import TrainConfig, config_hash
 from rt2_jax.train_state import TrainState
 
 _CASES = flags.DEFINE_list("cases", None, "Names from above; default: all.")
-_MODE = flags.DEFINE_enum("mode", "full", ahead_of_time.MODES, "See plan.py.")
+_MODE = flags.DEFINE_enum(
+  "mode", "full", ahead_of_time.MODES, "See estimate.py."
+)
 
 _TOPOLOGY = "v5e:16x16"
 _MESH = {"slice": 1, "data": 1, "fsdp": 256, "model": 1}
@@ -239,7 +235,7 @@ def lower_paligemma(
     opt_state=jax.eval_shape(trainer.optimizer.init, params),
   )
   state = placed(state, mesh, longest)
-  batch = planning.abstract_batch(config, mesh)
+  batch = train_step.abstract_batch(config, mesh)
   plain = {"lookup": plain_lookup, "scores": plain_scores}
   with mock.patch.multiple(gemma, **plain):
     return lower(trainer.train_step, state, batch, mesh)
@@ -444,7 +440,7 @@ def lower(
     out_shardings=(shardings, sharding.replicated(mesh)),
     donate_argnums=0,
   )
-  facts = {"argument_bytes": planning.bytes_per_chip((state, batch))}
+  facts = {"argument_bytes": train_step.bytes_per_chip((state, batch))}
   with sharding.scope(mesh):
     return jitted.lower(state, batch), mesh, facts
 

@@ -182,8 +182,8 @@ RT2 = ActionSpace(
   ),
 )
 
-# The simulated tabletop of rt2_jax/envs: RT-2's numbers in the small steps of
-# 5 Hz, so that a bin is 0.4 mm or 2 mrad.
+# The simulated tabletop (rt2_jax/envs/tabletop): RT-2's numbers in the small
+# steps of 5 Hz, so that a bin is 0.4 mm or 2 mrad.
 TABLETOP = dataclasses.replace(RT2, name="tabletop").with_bounds(
   {
     **{name: _centred(0.05) for name in ("dx", "dy", "dz")},

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rt2_jax import matrices, ranges, trees
-from rt2_jax.adafactor import scale_by_adafactor
+from rt2_jax import ranges, trees
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.muon import scale_by_muon
+from rt2_jax.optimizers import matrices
+from rt2_jax.optimizers.adafactor import scale_by_adafactor
+from rt2_jax.optimizers.muon import scale_by_muon
 from rt2_jax.ranges import at_least, below
 
 # Weights of every matrix product; norms, biases and embeddings do not decay.

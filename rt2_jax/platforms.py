@@ -1,8 +1,8 @@
 """Prepares this process for the devices that JAX will compute on.
 
-With `libtpu` installed, for `launch/plan.py`, JAX loads it in every program. On
-a machine without a TPU it then writes its own error lines to stderr before JAX
-goes on with the CPU.
+With `libtpu` installed, for `launch/estimate.py`, JAX loads it in every
+program. On a machine without a TPU it then writes its own error lines to stderr
+before JAX goes on with the CPU.
 """
 
 from __future__ import annotations

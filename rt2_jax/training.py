@@ -14,14 +14,7 @@ import numpy as np
 import tensorboardX
 from jax.sharding import Mesh
 
-from rt2_jax import (
-  consensus,
-  local_files,
-  optimizer,
-  platforms,
-  pretrained,
-  sharding,
-)
+from rt2_jax import consensus, local_files, optimizer, platforms, sharding
 from rt2_jax import workdir as claim
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
@@ -34,6 +27,7 @@ from rt2_jax.progress import Progress
 from rt2_jax.saved_step import Damaged
 from rt2_jax.train_config import TrainConfig
 from rt2_jax.train_state import Trainer, TrainState
+from rt2_jax.weights import pretrained
 
 _LOG = logging.getLogger(__name__)
 

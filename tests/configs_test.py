@@ -11,9 +11,9 @@ from jax.sharding import AbstractMesh, AxisType
 
 from rt2_jax import optimizer, sharding
 from rt2_jax.augment import Augmentation
-from rt2_jax.chips import SLICES, chip_of
 from rt2_jax.models.vlm import init_params
 from rt2_jax.optimizer import make_optimizer
+from rt2_jax.tpu.chips import SLICES, chip_of
 from rt2_jax.train_config import TrainConfig
 from rt2_jax.train_state import Trainer
 from tests.conftest import ROOT

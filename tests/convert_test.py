@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from rt2_jax import checkpoint, pretrained, trees
+from rt2_jax import checkpoint, trees
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.errors import UserError
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.policy import Policy
-from rt2_jax.stored_checkpoint import StoredCheckpoint, average, write
-from rt2_jax.torch_policy import TorchPolicy
+from rt2_jax.pytorch.policy import TorchPolicy
+from rt2_jax.weights import pretrained
+from rt2_jax.weights.stored_checkpoint import StoredCheckpoint, average, write
 from tests import tiny_models
 from tests.conftest import ROOT
 

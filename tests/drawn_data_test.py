@@ -14,10 +14,10 @@ from data import (
   picture_scenes,
 )
 from data.picture_questions import SKILLS, Words
-from rt2_jax.envs import pictures
-from rt2_jax.envs.instructions import FAMILIES
+from rt2_jax.envs.tabletop import pictures
+from rt2_jax.envs.tabletop.instructions import FAMILIES
 from rt2_jax.tokenizer import Tokenizer
-from tests.envs.rendering import PICTURES, rendered
+from tests.envs.tabletop.rendering import PICTURES, rendered
 
 DEMONSTRATIONS = {
   "seed": 0,

@@ -20,7 +20,7 @@ from rt2_jax.input_pipeline import datasets, frames
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
-from rt2_jax.stored_checkpoint import StoredCheckpoint
+from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 from tests import tiny_datasets
 from tests.conftest import ROOT
 

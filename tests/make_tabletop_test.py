@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 from data import make_tabletop
 from rt2_jax.actions import ActionTokenizer
-from rt2_jax.envs.instructions import FAMILIES
+from rt2_jax.envs.tabletop.instructions import FAMILIES
 from rt2_jax.input_pipeline import datasets, frames
 from rt2_jax.tokenizer import Tokenizer
 from tests.conftest import ROOT

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from rt2_jax.evaluators import summary
+from rt2_jax.rollouts import summary
 from tests.conftest import ROOT
 
 MINI = ROOT / "docs/mini"
@@ -94,17 +94,17 @@ def test_the_figures_of_bridge_are_the_programs():
 
 
 def test_the_figures_of_slices_are_the_programs():
-  *steps, v5e, v6e = rows("plans")
+  *steps, v5e, v6e = rows("estimates")
   text = readme()
-  for plan in steps:
+  for step in steps:
     row = "| {topology} | {step_s:.3f} s | {mfu:.1%} | {hbm_gb_per_chip:.2f} GB"
-    assert row.format(**plan) in text, plan
+    assert row.format(**step) in text, step
   # In the table's order.
-  places = [text.index("| {step_s:.3f} s |".format(**plan)) for plan in steps]
+  places = [text.index("| {step_s:.3f} s |".format(**step)) for step in steps]
   assert places == sorted(places)
   hz = f"{v5e['hz']} / {v6e['hz']} per second"
   assert f"| one v5e / v6e chip | {hz}" in text
-  assert all(len(row["config_hash"]) == 16 for row in rows("plans"))
+  assert all(len(row["config_hash"]) == 16 for row in rows("estimates"))
 
 
 def test_the_errors_of_predictions_are_the_programs():

@@ -15,12 +15,13 @@ from PIL import Image
 
 from rt2_jax.actions import TABLETOP, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
-from rt2_jax.envs.pictures import Pictures
+from rt2_jax.envs.tabletop import suites
+from rt2_jax.envs.tabletop.pictures import Pictures
 from rt2_jax.errors import UserError
-from rt2_jax.evaluators import report, suites, summary, trials
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params
 from rt2_jax.prompt import ROBOT_TEMPLATE
+from rt2_jax.rollouts import report, summary, trials
 from tests.conftest import ROOT
 
 SUITES = "--suites=seen,symbols_numbers,people"

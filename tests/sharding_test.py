@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from rt2_jax import ahead_of_time, optimizer, sharding, trees
+from rt2_jax import optimizer, sharding, trees
 from rt2_jax.input_pipeline.mixture import Mixture
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params
 from rt2_jax.sharding import make_mesh
+from rt2_jax.tpu import ahead_of_time
 from rt2_jax.train_config import TrainConfig
 from tests.conftest import ROOT
 

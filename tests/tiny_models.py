@@ -9,8 +9,8 @@ import torch
 from rt2_jax import trees
 from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.models.variants import GemmaConfig, SiglipConfig, VLMConfig
-from rt2_jax.pretrained import EMBEDDING, parameter_shapes
 from rt2_jax.prompt import ROBOT_TEMPLATE
+from rt2_jax.weights.pretrained import EMBEDDING, parameter_shapes
 
 # The tests' processes share the cores already.
 torch.set_num_threads(1)

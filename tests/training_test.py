@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from configs import bridge_debug
 from data import make_reach_episodes
-from rt2_jax import export, train_config, training, workdir
+from rt2_jax import train_config, training, workdir
 from rt2_jax.augment import Augmentation
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.datasets import SourceConfig
@@ -24,6 +24,7 @@ from rt2_jax.models.vlm import init_params
 from rt2_jax.optimizer import OptimizerConfig
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig, config_hash
+from rt2_jax.weights import export
 from tests import tiny_datasets
 from tests.conftest import ROOT
 

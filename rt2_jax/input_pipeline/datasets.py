@@ -28,8 +28,8 @@ from rt2_jax.input_pipeline.episodes import (
 )
 from rt2_jax.input_pipeline.grippers import absolute_gripper, binary_gripper
 from rt2_jax.input_pipeline.step_index import StepIndex
-from rt2_jax.input_pipeline.storage import Storage, open_storage
 from rt2_jax.ranges import more_than
+from rt2_jax.storage import Storage, open_storage
 from rt2_jax.tokenizer import place_words
 
 _COMPARED: set[str] = set()  # hashes of functions that this process has too

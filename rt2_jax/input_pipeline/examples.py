@@ -18,9 +18,9 @@ from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets, records, unusable, web
 from rt2_jax.input_pipeline.rlds import StepSource
-from rt2_jax.input_pipeline.storage import Request, Storage
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.prompt import Prompt
+from rt2_jax.storage import Request, Storage
 
 
 class Row(NamedTuple):

@@ -23,8 +23,8 @@ from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import unusable
 from rt2_jax.input_pipeline.kept_index import Columns, KeptIndexes, Recipe
 from rt2_jax.input_pipeline.splits import Shard, Span, Split
-from rt2_jax.input_pipeline.storage import Storage, open_storage
 from rt2_jax.input_pipeline.unusable import Unusable
+from rt2_jax.storage import Storage, open_storage
 
 _LOG = logging.getLogger(__name__)
 

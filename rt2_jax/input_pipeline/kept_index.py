@@ -22,8 +22,8 @@ import google_crc32c
 import numpy as np
 
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline.storage import Request, Storage, open_storage
 from rt2_jax.local_files import local_path
+from rt2_jax.storage import Request, Storage, open_storage
 
 _LOG = logging.getLogger(__name__)
 

@@ -33,8 +33,8 @@ from rt2_jax.input_pipeline.kept_index import (
   to_column,
 )
 from rt2_jax.input_pipeline.step_index import StepIndex, check_plans
-from rt2_jax.input_pipeline.storage import Request, Storage
 from rt2_jax.input_pipeline.unusable import Unusable
+from rt2_jax.storage import Request, Storage
 
 
 class _Kept(NamedTuple):

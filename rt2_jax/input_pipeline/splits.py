@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline.storage import Storage
+from rt2_jax.storage import Storage
 
 _LOG = logging.getLogger(__name__)
 

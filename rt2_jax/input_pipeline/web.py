@@ -20,10 +20,10 @@ import numpy as np
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import index, kept_index, records, splits, unusable
 from rt2_jax.input_pipeline.code_hash import code_hash
-from rt2_jax.input_pipeline.storage import Request, Storage, open_storage
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.prompt import answer_ids, question_ids
 from rt2_jax.ranges import more_than
+from rt2_jax.storage import Request, Storage, open_storage
 from rt2_jax.tokenizer import Tokenizer
 
 

@@ -17,7 +17,7 @@ from rt2_jax.actions import RT2
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets, index, kept_index, splits
 from rt2_jax.input_pipeline.datasets import SourceConfig
-from rt2_jax.input_pipeline.storage import LocalStorage
+from rt2_jax.storage import LocalStorage
 from tests import tiny_datasets
 
 

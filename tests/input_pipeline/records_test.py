@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from rt2_jax.input_pipeline import records, splits
-from rt2_jax.input_pipeline.storage import LocalStorage
+from rt2_jax.storage import LocalStorage
 from tests import tiny_datasets
 
 STORAGE = LocalStorage()

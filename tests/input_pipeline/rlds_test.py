@@ -11,7 +11,7 @@ from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets
 from rt2_jax.input_pipeline.episodes import Canonical, Filters, make_filters
 from rt2_jax.input_pipeline.rlds import StepSource
-from rt2_jax.input_pipeline.storage import LocalStorage
+from rt2_jax.storage import LocalStorage
 from tests import tiny_datasets
 
 

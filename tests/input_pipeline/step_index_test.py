@@ -7,7 +7,7 @@ from rt2_jax.input_pipeline.index import Indexed
 from rt2_jax.input_pipeline.kept_index import to_column
 from rt2_jax.input_pipeline.rlds import StepSource
 from rt2_jax.input_pipeline.step_index import StepIndex
-from rt2_jax.input_pipeline.storage import LocalStorage
+from rt2_jax.storage import LocalStorage
 
 
 def shard(number: int, episodes=(1,), first=0, stop=10) -> Indexed:

@@ -1,0 +1,240 @@
+"""Says what a config needs and takes on a slice of TPUs, without a TPU.
+
+  python launch/estimate.py --config=configs/rt2_paligemma_3b.py
+  python launch/estimate.py --config=configs/rt2_paligemma_3b.py \\
+    --topology=v5e:16x16,v6e:16x16,v5p:8x8x8
+  python launch/estimate.py --config=configs/rt2_paligemma_3b.py --sweep
+  python launch/estimate.py --config=configs/rt2_paligemma_3b.py \\
+    --program=decode --topology=v5e:1x1,v6e:1x1 --mode=full
+
+The training step, or one action of a policy on one chip, is compiled by the
+TPU's own compiler (extra `estimate`), so memory is exact; times are
+compiler-predicted, see `rt2_jax/hlo_cost.py`. --mode=fast takes seconds and
+differs from --mode=full, which takes minutes, by a few percent for a training
+step; for decoding use full. No data, tokenizer or weights are read.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import absl.logging
+from absl import app, flags
+
+from launch import experiment_flag
+from rt2_jax import platforms
+from rt2_jax.errors import ends_in_one_message
+from rt2_jax.tpu import ahead_of_time, control_rate, train_step
+from rt2_jax.tpu.chips import chip_of
+from rt2_jax.tpu.control_rate import ControlRate
+from rt2_jax.tpu.hlo_cost import Cost
+from rt2_jax.tpu.train_step import Estimate
+from rt2_jax.train_config import TrainConfig, config_hash
+
+experiment_flag.define()
+_PROGRAM = flags.DEFINE_enum(
+  "program", "train", ["train", "decode"], "A training step, or one action."
+)
+_TOPOLOGY = flags.DEFINE_list(
+  "topology",
+  None,
+  "Slices, e.g. v5e:16x16,v5p:8x8x8*2; default: the config's, for decode the "
+  "smallest of that generation.",
+)
+_MESH = flags.DEFINE_string(
+  "mesh", None, "slice x data x fsdp x model, e.g. 1x2x128x1; -1 chooses."
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size",
+  None,
+  "Of all chips; for decode robots that one call serves, default 1.",
+  1,
+)
+_MODE = flags.DEFINE_enum("mode", "fast", ahead_of_time.MODES, "See above.")
+_SWEEP = flags.DEFINE_boolean(
+  "sweep", False, "Try other meshes and batch sizes, print the best."
+)
+_JSON = flags.DEFINE_boolean("json", False, "One object per line instead.")
+_PROFILE = flags.DEFINE_integer(
+  "profile", 0, "Print this many of the longest computations and stalls.", 0
+)
+
+_BEST = 5  # rows that a sweep prints
+_BATCH_FACTORS = (1, 2, 4)  # that a sweep tries
+
+
+@ends_in_one_message
+def main(argv):
+  platforms.prepare()
+  if len(argv) > 1:
+    raise app.UsageError(f"got {argv[1:]}, expected flags only")
+  absl.logging.set_verbosity(absl.logging.WARNING)
+  fields = overridden(experiment_flag.read())
+  config = TrainConfig.from_dict(fields)
+  if _PROGRAM.value == "decode":
+    found, lines = rates(config), rate_report
+  else:
+    found, lines = estimates(config), report
+  if _JSON.value:
+    named = {
+      "config": experiment_flag.path(),
+      "config_hash": config_hash(fields),
+    }
+    for one in found:
+      print(json.dumps(named | one.to_json()))
+    return
+  for line in lines(found, config):
+    print(line)
+
+
+def estimates(config: TrainConfig) -> list[Estimate]:
+  """Of the training step, on every slice asked for."""
+  found = []
+  for topology in _TOPOLOGY.value or [config.topology]:
+    if _SWEEP.value:
+      found += sweep(config, topology)
+    else:
+      found.append(train_step.estimate(config, topology, _MODE.value))
+  return found
+
+
+def rates(config: TrainConfig) -> list[ControlRate]:
+  """Of a policy, on one chip of every slice asked for."""
+  if _SWEEP.value or _MESH.value:
+    raise app.UsageError(
+      "got --program=decode with --sweep or --mesh, expected neither: a policy "
+      "is planned on one chip"
+    )
+  smallest = [control_rate.smallest_slice(config.topology)]
+  return [
+    control_rate.predict(config, topology, _MODE.value, _BATCH_SIZE.value or 1)
+    for topology in _TOPOLOGY.value or smallest
+  ]
+
+
+def overridden(fields: dict) -> dict:
+  """The config's fields with what the flags say instead."""
+  if _MESH.value:
+    fields["mesh"] = train_step.parse_mesh(_MESH.value)
+  if _BATCH_SIZE.value is not None:
+    fields["batch_size"] = _BATCH_SIZE.value
+  return fields
+
+
+def sweep(config: TrainConfig, topology: str) -> list[Estimate]:
+  """The best of all meshes and batch sizes: they fit, and use the chips most.
+
+  Where none fits, the one that comes nearest.
+  """
+  found = []
+  for mesh in train_step.meshes(config, topology):
+    for factor in _BATCH_FACTORS:
+      changed = dataclasses.replace(
+        config, mesh=mesh, batch_size=config.batch_size * factor
+      )
+      found.append(train_step.estimate(changed, topology, _MODE.value))
+  fitting = sorted((p for p in found if p.fits), key=lambda e: -e.mfu)
+  return fitting[:_BEST] or [min(found, key=lambda e: e.hbm_bytes)]
+
+
+def report(found: list[Estimate], config: TrainConfig) -> Iterator[str]:
+  """A table, and under it what the words and numbers mean."""
+  row = "{:<14}{:>6}  {:<13}{:>6} {:>13} {:>8}{:>9}{:>9}{:>7}{:>9}{:>7}{:>11}"
+  yield "compiler-predicted times; HBM as the compiler plans it"
+  yield row.format(
+    *("slice", "chips", "mesh", "batch", "HBM GB/chip", "step s"),
+    *("compute", "exposed", "MFU", "ex/s", "days", "chip-hours"),
+  )
+  for estimate in found:
+    fields = estimate.to_json()
+    used, limit = estimate.hbm_bytes / 1e9, estimate.hbm_limit_bytes / 1e9
+    start = (
+      *(estimate.topology, estimate.chips, fields["mesh"]),
+      *(estimate.batch_size, f"{used:.2f}/{limit:.1f}"),
+    )
+    if estimate.fits:
+      yield row.format(
+        *start,
+        f"{fields['step_s']:.3f}",
+        f"{fields['compute_s']:.3f}",
+        f"{fields['exposed_comm_s']:.3f}",
+        f"{100 * estimate.mfu:.1f}%",
+        f"{fields['examples_per_s']:.0f}",
+        f"{estimate.training_s / 86400:.2f}",
+        f"{estimate.chip_hours:.0f}",
+      )
+    else:
+      yield row.format(*start, "does not fit", *[""] * 6).rstrip()
+  yield ""
+  for estimate in found:
+    yield from details(estimate, config)
+
+
+def details(estimate: Estimate, config: TrainConfig) -> Iterator[str]:
+  """Where the memory and time go."""
+  if not estimate.fits:
+    yield f"{estimate.topology}: {train_step.advice(estimate, config)}"
+    return
+  split = ", ".join(
+    f"{name} {size / 1e9:.2f}" for name, size in estimate.hbm_split.items()
+  )
+  peak = chip_of(estimate.topology).peak_flops
+  mesh = estimate.to_json()["mesh"]
+  which = f"{estimate.topology}, mesh {mesh}, batch {estimate.batch_size}"
+  yield f"{which}, GB per chip: {split}"
+  yield (
+    f"  MFU = useful FLOP / (step s * chips * peak) = "
+    f"{estimate.useful_flops:.3g} / ({estimate.cost.step_s:.3f} * "
+    f"{estimate.chips} * {peak:.3g}); useful FLOP: see "
+    "tpu.train_step.useful_flops"
+  )
+  if "*" in estimate.topology:
+    yield "  the network between slices is not modelled: the time is a bound"
+  if estimate.cost.unknown_trip_counts:
+    yield (
+      f"  {estimate.cost.unknown_trip_counts} loops were counted once: nothing "
+      "says how often they run"
+    )
+  yield from profile(estimate.cost)
+
+
+def rate_report(found: list[ControlRate], config: TrainConfig) -> Iterator[str]:
+  """A table of control rates."""
+  row = "{:<14}{:>7} {:>13} {:>11}{:>7}"
+  columns = config.model.num_image_tokens + config.prompt.prefix_length
+  yield "compiler-predicted times; HBM as the compiler plans it; one chip"
+  yield (
+    f"one action: {columns} image and text tokens, then the action's tokens; "
+    f"parameters in {config.model.llm.dtype}"
+  )
+  yield row.format("slice", "robots", "HBM GB/chip", "s per call", "Hz")
+  for rate in found:
+    memory = f"{rate.hbm_bytes / 1e9:.2f}/{rate.hbm_limit_bytes / 1e9:.1f}"
+    times = ("does not fit", "")
+    if rate.fits:
+      times = (f"{rate.cost.step_s:.4f}", f"{rate.hz:.1f}")
+    yield row.format(rate.topology, rate.batch_size, memory, *times).rstrip()
+  yield ""
+  for rate in found:
+    parameters = rate.facts["parameters"]
+    yield (
+      f"{rate.topology}, GB: parameters {parameters / 1e9:.2f}, all "
+      f"else {(rate.hbm_bytes - parameters) / 1e9:.2f}"
+    )
+    if rate.fits:
+      yield from profile(rate.cost)
+
+
+def profile(cost: Cost) -> Iterator[str]:
+  """What takes longest, as many as --profile asks for."""
+  for title, sources in (
+    ("ms", cost.by_source),
+    ("ms stalled by", cost.exposed_by_source),
+  ):
+    for (kind, _, place), seconds in sources.most_common(_PROFILE.value):
+      yield f"  {1e3 * seconds:8.2f} {title} {kind} {place}"
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config"])
+  app.run(main)

@@ -1,0 +1,19 @@
+"""The simulated tabletop, drawn without a screen."""
+
+import ctypes.util
+import importlib.util
+import os
+
+for _package in ("gymnasium", "mujoco", "PIL"):
+  if importlib.util.find_spec(_package) is None:
+    raise ModuleNotFoundError(
+      f"got no package {_package!r}, expected the simulator's; run "
+      "`pip install -e '.[sim]'`"
+    )
+
+# MuJoCo reads this once, when it is imported; by itself it would ask for a
+# screen. Whoever sets it knows better.
+for _library, _backend in (("EGL", "egl"), ("OSMesa", "osmesa")):
+  if ctypes.util.find_library(_library):
+    os.environ.setdefault("MUJOCO_GL", _backend)
+    break

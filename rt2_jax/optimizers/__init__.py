@@ -1,0 +1,1 @@
+"""Updates of matrices that optax does not have."""

@@ -1,0 +1,1 @@
+"""The same policy with torch and transformers, without JAX."""

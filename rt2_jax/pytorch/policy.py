@@ -1,0 +1,225 @@
+"""An exported folder as a robot policy in PyTorch, without JAX.
+
+Needs torch, transformers and the words of this package: the same prompt, the
+same image path and the same action grammar as `policy.Policy`, which is why it
+gives the same action.
+
+Shapes: B robots, F frames (oldest first), H x W camera pixels, R x R encoder
+pixels, P prefix columns, S suffix columns, L tokens of an action, N tokens of a
+plan, D dimensions of an action, E decoder width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+import torch
+import transformers
+
+from rt2_jax.actions import ActionTokenizer
+from rt2_jax.errors import UserError
+from rt2_jax.images import as_frames, as_sizes, resize
+from rt2_jax.prompt import Prompt
+from rt2_jax.pytorch import decode
+from rt2_jax.pytorch.decode import vocab_size
+from rt2_jax.robot_policy import (
+  RobotPolicy,
+  check_finite,
+  choose_tokenizer,
+)
+from rt2_jax.tokenizer import Tokenizer
+
+
+class TorchPolicy(RobotPolicy):
+  """Acts on what a folder of `launch/convert.py to_hf` holds."""
+
+  def __init__(
+    self,
+    model: transformers.PaliGemmaForConditionalGeneration,
+    prompt: Prompt,
+    tokenizer: ActionTokenizer,
+    num_frames: int,
+  ):
+    self.model = model.eval()
+    self.prompt = prompt
+    self.tokenizer = tokenizer
+    self.num_frames = num_frames
+
+  @classmethod
+  def from_folder(
+    cls,
+    folder: str | pathlib.Path,
+    source: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+  ) -> TorchPolicy:
+    """Loads a policy.
+
+    Args:
+      folder: what `launch/convert.py to_hf` wrote.
+      source: whose action space and bounds to act in; may be left out when
+        the folder has one.
+      device: where to compute, e.g. "cuda".
+      dtype: what to compute in; the conversion is proven in "float32".
+
+    Raises:
+      UserError: not such a folder, or no such source in it.
+    """
+    _find_robot_file(folder)
+    model = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
+      folder, dtype=getattr(torch, dtype), local_files_only=True
+    )
+    return cls.around(model.to(device), folder, source)
+
+  @classmethod
+  def around(
+    cls,
+    model: transformers.PaliGemmaForConditionalGeneration,
+    folder: str | pathlib.Path,
+    source: str | None = None,
+  ) -> TorchPolicy:
+    """A policy of this model, with all else from a folder.
+
+    Args:
+      model: e.g. compiled, quantised or fine-tuned further.
+      folder: as in `from_folder`.
+      source: likewise.
+
+    Raises:
+      UserError: as `from_folder`.
+    """
+    file = _find_robot_file(folder)
+    robot = json.loads(file.read_text(encoding="utf-8"))
+    tokenizer = choose_tokenizer(robot["action_tokenizers"], source)
+    text = Tokenizer.from_file(file.parent / "tokenizer.model")
+    prompt = Prompt(text, **robot["prompt"])
+    return cls(model, prompt, tokenizer, robot["image"]["frames"])
+
+  @torch.inference_mode()
+  def image_tokens(self, image: np.ndarray) -> np.ndarray:
+    """What the decoder reads: uint8[B, F, H, W, 3] -> float32[B, F * n, E]."""
+    pixels = self.prepare(image, len(image))
+    features = self.model.get_image_features(pixels).pooler_output
+    return _numpy(features.reshape(len(image), -1, features.shape[-1]))
+
+  @torch.inference_mode()
+  def logits(
+    self,
+    image: np.ndarray,
+    prefix: np.ndarray,
+    mask_input: np.ndarray,
+    suffix: np.ndarray,
+  ) -> np.ndarray:
+    """The logits of an answer that is known, as `VLM` gives them in training.
+
+    Args:
+      image: uint8[B, F, H, W, 3].
+      prefix: int32[B, P], padded on the left.
+      mask_input: bool[B, P].
+      suffix: int32[B, S].
+
+    Returns:
+      float32[B, S, V]; `[:, i]` predicts `suffix[:, i]`.
+    """
+    inputs = self.inputs(prefix, mask_input, suffix[:, :-1])
+    outputs = self.model(
+      **inputs,
+      pixel_values=self.prepare(image, len(image)),
+      logits_to_keep=suffix.shape[1],
+    )
+    return _numpy(outputs.logits[..., : vocab_size(self.model)])
+
+  def prepare(
+    self,
+    image: np.ndarray,
+    batch: int,
+    image_size: np.ndarray | None = None,
+  ) -> torch.Tensor:
+    """Resizes images as the JAX side does, bit for bit.
+
+    Args:
+      image: uint8[B, F, H, W, 3].
+      batch: B.
+      image_size: as in `token_ids`.
+
+    Returns:
+      dtype[B * F, 3, R, R] in [-1, 1].
+
+    Raises:
+      UserError: images of another shape or type.
+    """
+    image = as_frames(image, batch, self.num_frames)
+    resolution = self.model.config.vision_config.image_size
+    resized = [
+      resize(frame[:height, :width], resolution)
+      for frames, (height, width) in zip(
+        image, as_sizes(image_size, image), strict=True
+      )
+      for frame in frames
+    ]
+    shape = len(resized), resolution, resolution, 3
+    pixels = self._tensor(np.reshape(np.asarray(resized, np.uint8), shape))
+    scaled = pixels.movedim(-1, 1).float() / 127.5 - 1.0
+    return scaled.to(self.model.dtype)
+
+  def inputs(
+    self,
+    prefix: np.ndarray,
+    mask_input: np.ndarray,
+    suffix: np.ndarray | None = None,
+  ) -> dict[str, torch.Tensor]:
+    """A row [image | prefix | suffix] in the words of transformers.
+
+    Token type 0 sees everything of its type, type 1 what came before. Positions
+    count real tokens only, so that the prefix's padding moves nothing.
+    """
+    batch, config = len(prefix), self.model.config
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2 * self.num_frames
+    if suffix is None:
+      suffix = np.empty((batch, 0), np.int32)
+    image = np.full((batch, patches), config.image_token_id)
+    real = [np.ones_like(image), mask_input, np.ones_like(suffix)]
+    types = [np.zeros_like(image), np.zeros_like(prefix), np.ones_like(suffix)]
+    real = self._tensor(np.concatenate(real, 1)).long()
+    return {
+      "input_ids": self._tensor(np.concatenate([image, prefix, suffix], 1)),
+      "attention_mask": real,
+      "token_type_ids": self._tensor(np.concatenate(types, 1)).long(),
+      "position_ids": real.cumsum(1),
+    }
+
+  @torch.inference_mode()
+  def _plans_and_ids(self, image, instructions, image_size):
+    pixels = self.prepare(np.asarray(image), len(instructions), image_size)
+    inputs = self.inputs(*self.prompt.robot_prefixes(instructions))
+    context = decode.prefill(self.model, inputs, pixels)
+    plans = np.empty((len(instructions), 0), np.int32)
+    if self.prompt.plan_length:
+      plans, context = decode.decode_plans(
+        self.model, context, self.prompt.plan_end, self.prompt.plan_length
+      )
+    ids, finite = decode.decode_actions(
+      self.model, context, self.tokenizer.grammar
+    )
+    check_finite(finite)
+    return plans, ids
+
+  def _tensor(self, array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+  return tensor.float().cpu().numpy()
+
+
+def _find_robot_file(folder: str | pathlib.Path) -> pathlib.Path:
+  file = pathlib.Path(folder) / "rt2.json"
+  if not file.is_file():
+    raise UserError(
+      f"got {folder} without rt2.json, expected a folder that "
+      "`launch/convert.py to_hf` wrote"
+    )
+  return file

@@ -1,0 +1,1 @@
+"""A policy tried in simulation: episodes, counts, films, a page."""

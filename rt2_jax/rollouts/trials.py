@@ -1,0 +1,197 @@
+"""Episodes drawn from suites.
+
+Everything about an episode follows from its suite's row and name, the seed and
+its number, so that all policies meet the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from rt2_jax.envs.tabletop import instructions
+from rt2_jax.envs.tabletop.descriptions import DESCRIBERS, Describer
+from rt2_jax.envs.tabletop.environment import EpisodeOptions
+from rt2_jax.envs.tabletop.instructions import Task
+from rt2_jax.envs.tabletop.pictures import Concept, Pictures
+from rt2_jax.envs.tabletop.suites import Suite
+from rt2_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+  """One trial.
+
+  Attributes:
+    suite: its name.
+    number: within the suite.
+    seed: of the environment: the places of the things.
+    options: of the environment's reset.
+    described: "target" or "reference": what the suite is about.
+  """
+
+  suite: str
+  number: int
+  seed: int
+  options: EpisodeOptions
+  described: str
+
+
+def draw(
+  suites: Sequence[Suite], pictures: Pictures, count: int, seed: int
+) -> list[Episode]:
+  """`count` episodes of each suite, round by round.
+
+  Args:
+    suites: what to draw from.
+    pictures: all things that there are.
+    count: of each suite; the first n are the same for every count.
+    seed: gives other episodes.
+
+  Raises:
+    UserError: a row that no things fit.
+  """
+  for suite in suites:
+    for family in suite.families:
+      instructions.check_family(family)
+  episodes = {s.name: _draw_suite(s, pictures, count, seed) for s in suites}
+  return [
+    episode
+    for together in zip(*episodes.values(), strict=True)
+    for episode in together
+  ]
+
+
+def _draw_suite(
+  suite: Suite, pictures: Pictures, count: int, seed: int
+) -> Iterator[Episode]:
+  for number in range(count):
+    # A suite's name, not its place: a new row changes no other's episodes.
+    key = (seed, zlib.crc32(suite.name.encode()), number)
+    rng = np.random.default_rng(key)
+    family = suite.families[number % len(suite.families)]
+    yield Episode(
+      suite.name,
+      number,
+      int(rng.integers(2**31)),
+      _draw_options(suite, family, pictures, rng),
+      suite.described if family.startswith("place") else "target",
+    )
+
+
+def _draw_options(
+  suite: Suite, family: str, pictures: Pictures, rng: np.random.Generator
+) -> EpisodeOptions:
+  """What an episode of a family shows, and how it is asked for."""
+  places = family.startswith("place")
+  described = suite.described if places else "target"
+  parts, others, words = _draw_things(suite, places, pictures, rng)
+  side = tuple(instructions.SIDES)[int(rng.integers(len(instructions.SIDES)))]
+  task = Task(
+    family,
+    parts["target"].name,
+    parts["reference"].name if places else "",
+    side if family == "push" else "",
+  )
+  return EpisodeOptions(
+    task,
+    instructions.instruct(task, rng, **{described: words}),
+    tuple(c.name for c in others),
+    suite.style,
+    suite.backgrounds[int(rng.integers(len(suite.backgrounds)))],
+    suite.environments[int(rng.integers(len(suite.environments)))],
+  )
+
+
+def _draw_things(
+  suite: Suite,
+  places: bool,
+  pictures: Pictures,
+  rng: np.random.Generator,
+) -> tuple[dict[str, Concept], list[Concept], str]:
+  """Target and reference, the other things, and words for the described."""
+  describer = DESCRIBERS[suite.words[int(rng.integers(len(suite.words)))]]
+  about = suite.described
+
+  def one_of(kind: str, fits: Callable[[Concept], bool]) -> Concept:
+    things = getattr(suite, f"{kind}s")
+    known = pictures.concepts.values()
+    return _pick(suite, [c for c in known if things.has(c) and fits(c)], rng)
+
+  first = one_of(about, lambda c: _can_describe(c, describer))
+  words = describer.describe(first, rng)
+  shown = [first]
+
+  def another(kind: str) -> Concept:
+    shown.append(
+      one_of(
+        kind,
+        lambda c: words.excludes(c) and not any(_is_a(c, s) for s in shown),
+      )
+    )
+    return shown[-1]
+
+  parts = {about if places else "target": first}
+  if places:
+    other = "target" if about == "reference" else "reference"
+    parts[other] = another(other)
+  count = int(rng.integers(*suite.distractors, endpoint=True))
+  # As `tabletop.lay` has it: the first lies there as the reference does.
+  kinds = ("reference" if places else about, "target")
+  return parts, [another(kinds[i % 2]) for i in range(count)], words.text
+
+
+def _can_describe(concept: Concept, describer: Describer) -> bool:
+  """False where a fact is missing, or is the name: "croissant" in French."""
+  fact = str(concept.facts.get(describer.fact, ""))
+  return describer.can(concept) and fact.lower() != concept.name.lower()
+
+
+def _is_a(concept: Concept, other: Concept) -> bool:
+  """True for a green apple, which is an apple, or a racing car and a car."""
+  return set(other.name.split()) <= set(concept.name.split())
+
+
+def _pick(
+  suite: Suite, concepts: Sequence[Concept], rng: np.random.Generator
+) -> Concept:
+  if not concepts:
+    raise UserError(
+      f"got suite {suite.name!r}, which no picture fits; widen the row's "
+      "targets, references or words"
+    )
+  return concepts[int(rng.integers(len(concepts)))]
+
+
+def fingerprint(
+  episodes: Sequence[Episode], pictures: Pictures, **settings: int
+) -> str:
+  """Hashes all that policies meet: results can be compared where these agree.
+
+  Args:
+    episodes: as drawn.
+    pictures: of the things that lie there.
+    **settings: of the environment, such as the size of its images.
+
+  Returns:
+    Sixteen hex digits.
+  """
+  rows = [dataclasses.asdict(episode) for episode in episodes]
+  text = json.dumps([settings, rows], sort_keys=True)
+  digest = hashlib.sha256(text.encode())
+  for name, style in sorted({s for e in episodes for s in _shown(e.options)}):
+    digest.update(pictures.picture(name, style).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def _shown(options: EpisodeOptions) -> Iterator[tuple[str, str]]:
+  """(concept, art style) of everything that lies there."""
+  task = options.task
+  for name in (task.target, task.reference, *options.distractors):
+    if name:
+      yield name, options.style

@@ -1,0 +1,1 @@
+"""What a compiled TPU program costs, on slices that are not here."""

@@ -1,0 +1,101 @@
+"""How often a policy on one TPU chip would act, without a TPU.
+
+One action is what `Policy` compiles: image path, encoder, prefill and the
+tokens of an action, with the compiler options that it sets. The training step
+has `train_step`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rt2_jax import sharding
+from rt2_jax.errors import UserError
+from rt2_jax.policy import Policy, held_params
+from rt2_jax.tpu import prediction, train_step
+from rt2_jax.tpu.chips import SLICES
+from rt2_jax.tpu.prediction import Prediction
+from rt2_jax.train_config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlRate(Prediction):
+  """A config's policy on one chip; its batch are the robots of one call."""
+
+  @property
+  def hz(self) -> float | None:
+    """Actions per second of each robot; host and camera not counted."""
+    return 1.0 / self.cost.step_s if self.fits else None
+
+  def to_json(self) -> dict[str, Any]:
+    return super().to_json() | {"hz": self.hz and round(self.hz, 1)}
+
+
+def smallest_slice(topology: str) -> str:
+  """Of the same generation, e.g. "v5e:1x1" for "v5e:16x16"."""
+  generation = topology.partition(":")[0] + ":"
+  return next(name for name in SLICES if name.startswith(generation))
+
+
+def predict(
+  config: TrainConfig, topology: str, mode: str, num_robots: int = 1
+) -> ControlRate:
+  """Compiles a config's acting for one chip of a slice.
+
+  Raises:
+    UserError: an unknown slice or mode, actions that are not written in rare
+      tokens, or plans before them.
+    RuntimeError: no `libtpu`, or the compiler failed.
+  """
+  action = prediction.predict(
+    topology, lower_action, (config, num_robots), num_robots, mode
+  )
+  return ControlRate(**vars(action))
+
+
+def lower_action(
+  devices: list[jax.Device], config: TrainConfig, num_robots: int
+) -> tuple[jax.stages.Lowered, Mesh, dict]:
+  """One call of a config's policy, for `ahead_of_time.compile_for`."""
+  tokenizers = train_step.stand_in_tokenizers(config)
+  if not tokenizers:
+    raise UserError(
+      f"got config.actions.route = {config.actions.route!r}, expected 'rare': "
+      "other routes depend on the tokenizer's file"
+    )
+  if config.prompt.plan_length:
+    raise UserError(
+      f"got config.prompt.plan_length = {config.prompt.plan_length}, expected "
+      "0: how many tokens a plan takes is not known ahead; pass "
+      "--config.prompt.plan_length=0 for the action alone"
+    )
+  mesh = sharding.make_mesh({}, devices[:1])
+  whole = sharding.replicated(mesh)
+  params = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+    held_params(config.model),
+  )
+  policy = Policy(
+    config.model, params, None, next(iter(tokenizers.values())), mesh
+  )
+
+  def array(dtype, *shape):
+    return jax.ShapeDtypeStruct((num_robots, *shape), dtype, sharding=whole)
+
+  columns = config.prompt.prefix_length
+  inputs = (
+    array(jnp.uint8, config.model.num_frames, *train_step.CAMERA, 3),
+    array(jnp.int32, 2),
+    array(jnp.int32, columns),
+    array(jnp.bool_, columns),
+  )
+  facts = {
+    "parameters": train_step.bytes_per_chip(params),
+    "argument_bytes": train_step.bytes_per_chip((params, inputs)),
+  }
+  return policy.lower_decode(*inputs), mesh, facts

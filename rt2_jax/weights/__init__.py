@@ -1,0 +1,1 @@
+"""Other people's formats of the same weights, read, written and proven."""

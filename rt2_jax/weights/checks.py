@@ -1,0 +1,159 @@
+"""Weights of another model are refused, with all that differs in one error."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rt2_jax.errors import UserError
+from rt2_jax.models.variants import VLMConfig
+from rt2_jax.weights.files import Path, Shape, Stored, read_json
+
+# Fields that a file cannot contradict: they change no parameter, or one that is
+# resampled or extended. big_vision trains PaliGemma 2 without final softcap.
+_CALLER_CHOSEN = ("image_size", "vocab_size", "final_softcap", "dtype", "remat")
+_GEMMA2_NORM = re.compile("post_ffw_norm|post_feedforward_layernorm")
+_OUTPUT_LAYERS = ("lm_head.weight", "language_model.lm_head.weight")
+
+
+def check_config(origin: Path, found: VLMConfig, asked: VLMConfig):
+  """Raises a UserError that lists the fields in which two models differ."""
+  differences = [
+    f"{name} is {value!r}, asked for {wanted!r}"
+    for (name, value), wanted in zip(
+      _decided(found).items(), _decided(asked).values(), strict=True
+    )
+    if value != wanted
+  ]
+  if differences:
+    raise UserError(
+      f"{origin}: got the weights of another model: {'; '.join(differences)}"
+      f"{_generations(found.llm.post_norms, asked.llm.post_norms)}"
+    )
+
+
+def _decided(config: VLMConfig) -> dict[str, Any]:
+  """The fields that a file decides, with defaults resolved."""
+  llm = dataclasses.replace(config.llm, query_scale=config.llm.query_factor)
+  parts = {"img": config.img, "llm": llm}
+  return {
+    f"{part}.{field}": value
+    for part, fields in parts.items()
+    for field, value in dataclasses.asdict(fields).items()
+    if field not in _CALLER_CHOSEN
+  }
+
+
+def _generations(found_gemma2: bool, asked_gemma2: bool) -> str:
+  """The end of an error message, when that is the reason."""
+  if found_gemma2 == asked_gemma2:
+    return ""
+  found, asked = 1 + found_gemma2, 1 + asked_gemma2
+  return f"; these are Gemma {found} weights, the model is a Gemma {asked}"
+
+
+def check_names(
+  origin: Path, found: Mapping[str, Stored], expected: Mapping[str, Shape]
+):
+  """Raises a UserError that lists all that is missing, extra or mis-shaped."""
+  problems = {
+    "missing": [name for name in expected if name not in found],
+    "extra": [name for name in found if name not in expected],
+    "mis-shaped": [
+      f"{name} {list(found[name].shape)} instead of {list(shape)}"
+      for name, shape in expected.items()
+      if name in found and found[name].shape != shape
+    ],
+  }
+  if not any(problems.values()):
+    return
+  listed = "; ".join(
+    f"{len(names)} {what}: {', '.join(names)}"
+    for what, names in problems.items()
+    if names
+  )
+  gemma2 = (any(map(_GEMMA2_NORM.search, names)) for names in (found, expected))
+  raise UserError(
+    f"{origin}: got the weights of another model: {listed}"
+    f"{_generations(*gemma2)}"
+  )
+
+
+def check_floats(origin: Path, weights: Mapping[str, Stored]):
+  """Raises a UserError that lists the arrays that are not of floats."""
+  others = [
+    f"{name} of {array.dtype}"
+    for name, array in weights.items()
+    if not jnp.issubdtype(array.dtype, jnp.floating)
+  ]
+  if others:
+    raise UserError(
+      f"{origin}: got {', '.join(others)}, expected floating-point numbers; "
+      "use weights that are not quantised"
+    )
+
+
+def check_finite(origin: Path, name: str, array: np.ndarray):
+  """Raises a UserError for an array that holds NaN or infinity."""
+  bad = array[~np.isfinite(array)]
+  if bad.size:
+    raise UserError(
+      f"{origin}: got {float(bad.flat[0])} in {name!r} ({bad.size:,} of "
+      f"{array.size:,} numbers are not finite), expected finite weights; use "
+      "an earlier checkpoint, or copy the file again"
+    )
+
+
+def check_padding(folder: pathlib.Path, tokens: int, rows: int):
+  """Raises a UserError if more than `<image>` uses a token table's last rows.
+
+  Args:
+    folder: of Hugging Face, with or without a tokenizer.
+    tokens: rows that are kept; `<image>` has the next one.
+    rows: of the table.
+  """
+  lost = {word: i for word, i in _added_tokens(folder) if tokens < i < rows}
+  if lost:
+    raise UserError(
+      f"{folder}: got the added tokens {lost} behind id {tokens} of <image>, "
+      "expected none: our vocabulary ends before it; use weights without them"
+    )
+
+
+def _added_tokens(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
+  """What users added to a tokenizer, in any of the files that say so."""
+  file = folder / "tokenizer.json"
+  if file.is_file():
+    for token in read_json(file).get("added_tokens", ()):
+      yield token["content"], token["id"]
+  file = folder / "added_tokens.json"
+  if file.is_file():
+    yield from read_json(file).items()
+  file = folder / "tokenizer_config.json"
+  if file.is_file():
+    decoder = read_json(file).get("added_tokens_decoder") or {}
+    for i, token in decoder.items():
+      yield token["content"], int(i)
+
+
+def check_tied(folder: Path, tensors: dict[str, Stored], table: str):
+  """Removes the output layer, which is the token table and nothing else.
+
+  Raises:
+    UserError: it is not.
+  """
+  for name in _OUTPUT_LAYERS:
+    output = tensors.pop(name, None)
+    if output is None or table not in tensors:
+      continue
+    if not np.array_equal(output.read(), tensors[table].read()):
+      raise UserError(
+        f"{folder}: got an output layer {name!r} that differs from the token "
+        f"table {table!r}, expected the same array: our decoder ties them"
+      )

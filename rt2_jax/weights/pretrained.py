@@ -1,0 +1,380 @@
+"""Weights in: public checkpoints as a parameter tree, leaf by leaf.
+
+Reads big_vision's `.npz` (layers stacked or one by one; float32, float16 or
+bfloat16) and Hugging Face folders of safetensors, of PaliGemma or of SigLIP and
+Gemma. The host holds one parameter at a time; each goes straight to where
+its sharding says.
+
+Shapes: n image tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.ndimage
+
+from rt2_jax import trees
+from rt2_jax.errors import UserError
+from rt2_jax.models.variants import VLMConfig
+from rt2_jax.models.vlm import abstract_params
+from rt2_jax.weights import hf_config, hf_names
+from rt2_jax.weights.checks import (
+  check_config,
+  check_finite,
+  check_floats,
+  check_names,
+  check_padding,
+  check_tied,
+)
+from rt2_jax.weights.files import (
+  Path,
+  Shape,
+  Stored,
+  open_big_vision,
+  open_safetensors,
+  read_json,
+  widest,
+)
+from rt2_jax.weights.hf_names import EMBEDDING, POSITIONS
+
+# A SigLIP file has a pooling head, which PaliGemma has no use for, and lacks
+# the projection into the decoder.
+_POOLING, _PROJECTION = "img/MAPHead_0/", ("img/head/kernel", "img/head/bias")
+# Gemma's own token table ends in 128 rows that no token uses.
+_GEMMA_ROWS, _GEMMA_TOKENS = 256_128, 256_000
+_NEW_ROW_STD = 0.02  # as in big_vision
+
+
+def load(
+  source: Path | Mapping[str, Path],
+  config: VLMConfig,
+  shardings: dict,
+  dtype: str = "float32",
+  seed: int = 0,
+) -> dict:
+  """Reads the parameters of a model.
+
+  Position embeddings are resampled to `config.img.image_size`, and the token
+  table gets new random rows up to `config.llm.vocab_size`; all else must be as
+  `config` says.
+
+  Args:
+    source: an `.npz` file or a Hugging Face folder; or those of a SigLIP and a
+      Gemma as {"img": path, "llm": path}, whose projection from one to the
+      other is then drawn at random.
+    config: the model to fill.
+    shardings: one for each parameter, as a tree.
+    dtype: of the parameters.
+    seed: of what is drawn at random.
+
+  Returns:
+    The parameter tree, of jax.Array.
+
+  Raises:
+    UserError: a file that cannot or must not be read, numbers that are not
+      finite, or the weights of another model; then every missing, extra and
+      mis-shaped name is listed.
+  """
+  weights = _open(source, config, seed)
+  fit = {
+    POSITIONS: _resample,
+    EMBEDDING: functools.partial(_add_rows, seed=seed),
+  }
+  flat, placements = {}, trees.flatten(shardings)
+  shapes = parameter_shapes(config)
+  # The largest first: its second copy is gone before the host fills up.
+  for name in sorted(shapes, key=lambda name: -math.prod(shapes[name])):
+    shape = shapes[name]
+    leaf = weights[name].read().astype(dtype, copy=False)
+    check_finite(_name(source), name, leaf)
+    if leaf.shape != shape:
+      leaf = fit[name](leaf, shape)
+    flat[name] = jax.make_array_from_callback(
+      shape, placements[name], leaf.__getitem__
+    )
+    del leaf  # before the next one is read
+  return trees.unflatten({name: flat[name] for name in shapes})
+
+
+def _name(source: Path | Mapping[str, Path]) -> str:
+  """Of the source, for error messages."""
+  if isinstance(source, Mapping):
+    return " and ".join(map(str, source.values()))
+  return str(source)
+
+
+def read_config(folder: Path, image_positions: int = 0) -> VLMConfig:
+  """The model in a Hugging Face folder.
+
+  Args:
+    folder: of PaliGemma.
+    image_positions: see `hf_config.from_config`.
+
+  Raises:
+    UserError: it is not PaliGemma, or not as our model assumes.
+  """
+  read = functools.partial(
+    hf_config.from_config, image_positions=image_positions
+  )
+  return _read_config(folder, read)
+
+
+def _read_config(folder: Path, read: Callable[[Mapping[str, Any]], Any]) -> Any:
+  path = pathlib.Path(folder) / "config.json"
+  if not path.is_file():
+    raise UserError(f"got no {path}, expected a Hugging Face folder")
+  fields = read_json(path)
+  try:
+    return read(fields)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from error
+
+
+def read_dtype(folder: Path) -> str:
+  """The type of the tensors in a Hugging Face folder.
+
+  Raises:
+    UserError: there is more than one.
+  """
+  tensors = open_safetensors(pathlib.Path(folder))
+  types = sorted({str(tensor.dtype) for tensor in tensors.values()})
+  if len(types) > 1:
+    raise UserError(
+      f"got {folder} with tensors of the types {', '.join(types)}, expected "
+      "one; save it in one type"
+    )
+  return types[0]
+
+
+@functools.lru_cache(maxsize=8)
+def parameter_shapes(config: VLMConfig) -> Mapping[str, Shape]:
+  """The name and shape of every parameter of a model."""
+  flat = trees.flatten(abstract_params(config))
+  shapes = {name: leaf.shape for name, leaf in flat.items()}
+  return MappingProxyType(shapes)
+
+
+def _open(
+  source: Path | Mapping[str, Path], config: VLMConfig, seed: int
+) -> dict[str, Stored]:
+  """All parameters under our names, checked, in the shapes of the file."""
+  if isinstance(source, Mapping):
+    weights = _open_parts(source, config, seed)
+  elif _existing(source).is_dir():
+    weights = _open_folder(pathlib.Path(source), config)
+  else:
+    weights = _open_file(pathlib.Path(source), config)
+  check_floats(_name(source), weights)
+  return weights
+
+
+def _open_file(path: pathlib.Path, config: VLMConfig) -> dict[str, Stored]:
+  """An `.npz` of PaliGemma 1 or 2."""
+  weights = open_big_vision(path)
+  stored = _as_stored(path, weights, config)
+  check_names(path, weights, parameter_shapes(stored))
+  return weights
+
+
+def _existing(source: Path) -> pathlib.Path:
+  path = pathlib.Path(source)
+  if not path.exists():
+    raise UserError(
+      f"got weights {str(path)!r}, which does not exist; pass an .npz file or "
+      "a Hugging Face folder"
+    )
+  return path
+
+
+def _open_parts(
+  paths: Mapping[str, Path], config: VLMConfig, seed: int
+) -> dict[str, Stored]:
+  """SigLIP and Gemma, each by itself; the projection between them is drawn."""
+  if set(paths) != {"img", "llm"}:
+    raise UserError(
+      f"got weights of {sorted(paths)}, expected the paths of 'img' and 'llm'"
+    )
+  weights = {}
+  for part in "img", "llm":
+    path = _existing(paths[part])
+    open_part = _open_part_folder if path.is_dir() else _open_part_file
+    weights |= open_part(path, part, config)
+  origin = _name(paths)
+  shapes = parameter_shapes(_as_stored(origin, weights, config))
+  for name in _PROJECTION:
+    weights[name] = _drawn(shapes[name], seed)
+  check_names(origin, weights, shapes)
+  return weights
+
+
+def _open_part_file(
+  path: pathlib.Path, part: str, config: VLMConfig
+) -> dict[str, Stored]:
+  """An `.npz` of SigLIP or Gemma; names are checked with the other part's."""
+  del config
+  found = open_big_vision(path)
+  if any(name.startswith(f"{part}/") for name in found):
+    # The rest is the other tower of a contrastive model.
+    found = {n: w for n, w in found.items() if n.startswith(f"{part}/")}
+  else:
+    found = {f"{part}/{n}": w for n, w in found.items()}
+  found = {n: w for n, w in found.items() if not n.startswith(_POOLING)}
+  if EMBEDDING in found:
+    found[EMBEDDING] = _without_idle_rows(found[EMBEDDING])
+  return found
+
+
+def _without_idle_rows(table: Stored) -> Stored:
+  """Gemma's own table without the rows that no token uses."""
+  idle = table.shape[0] == _GEMMA_ROWS
+  return _first_rows(table, _GEMMA_TOKENS) if idle else table
+
+
+def _open_part_folder(
+  folder: pathlib.Path, part: str, config: VLMConfig
+) -> dict[str, Stored]:
+  """A Hugging Face folder of SigLIP, with or without its text, or of Gemma."""
+  read = functools.partial(
+    hf_config.from_part_config,
+    part,
+    image_positions=config.num_image_tokens,
+  )
+  found = dataclasses.replace(config, **{part: _read_config(folder, read)})
+  check_config(folder, found, config)
+  tensors = {
+    hf_names.part_table_name(part, name): tensor
+    for name, tensor in open_safetensors(folder).items()
+  }
+  tensors.pop(None, None)
+  names = [n for n in parameter_shapes(config) if n.startswith(f"{part}/")]
+  names = [name for name in names if name not in _PROJECTION]
+  return _our_names(folder, tensors, config, names, _without_idle_rows)
+
+
+def _first_rows(table: Stored, rows: int) -> Stored:
+  return Stored(
+    (rows, *table.shape[1:]), table.dtype, lambda: table.read()[:rows]
+  )
+
+
+def _drawn(shape: Shape, seed: int) -> Stored:
+  """As in a new model: a kernel that keeps the scale, or a bias of zero."""
+  std = shape[0] ** -0.5 if len(shape) > 1 else 0.0
+
+  def read() -> np.ndarray:
+    return std * np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+  return Stored(shape, np.dtype(np.float32), read)
+
+
+def _open_folder(folder: pathlib.Path, config: VLMConfig) -> dict[str, Stored]:
+  """A folder of PaliGemma 1 or 2."""
+  found = read_config(folder, config.num_image_tokens)
+  check_config(folder, found, config)
+  tensors = {
+    hf_names.table_name(name): tensor
+    for name, tensor in open_safetensors(folder).items()
+  }
+  tokens = found.llm.vocab_size
+
+  def unpadded(table: Stored) -> Stored:
+    if table.shape[0] <= tokens:
+      return table
+    check_padding(folder, tokens, table.shape[0])
+    return _first_rows(table, tokens)
+
+  return _our_names(folder, tensors, config, parameter_shapes(config), unpadded)
+
+
+def _our_names(
+  folder: pathlib.Path,
+  tensors: dict[str, Stored],
+  config: VLMConfig,
+  names: Iterable[str],
+  unpadded: Callable[[Stored], Stored],
+) -> dict[str, Stored]:
+  """The parameters `names`, made of tensors by the table's names, checked.
+
+  `unpadded` takes the rows off the token table that stand for no token.
+  """
+  rules = {rule.ours: rule for rule in hf_names.rules(config)}
+  (table,), (positions,) = rules[EMBEDDING].theirs, rules[POSITIONS].theirs
+  check_tied(folder, tensors, table)
+  if table in tensors:
+    tensors[table] = unpadded(tensors[table])
+  sizes = {
+    ours: tensors[theirs]
+    for ours, theirs in ((EMBEDDING, table), (POSITIONS, positions))
+    if theirs in tensors
+  }
+  shapes = parameter_shapes(_as_stored(folder, sizes, config))
+  shapes = {name: shapes[name] for name in names}
+  expected = {}
+  for name, shape in shapes.items():
+    expected |= rules[name].shapes(shape)
+  check_names(folder, tensors, expected)
+  return {
+    name: _joined(rules[name], tensors, shape) for name, shape in shapes.items()
+  }
+
+
+def _joined(
+  rule: hf_names.Rule, tensors: Mapping[str, Stored], shape: Shape
+) -> Stored:
+  dtype = widest(tensors[name].dtype for name in rule.shapes(shape))
+  return Stored(
+    shape, dtype, lambda: rule.join(lambda n: tensors[n].read(), shape, dtype)
+  )
+
+
+# Fitting what is stored to what is asked for.
+
+
+def _as_stored(
+  origin: Path, weights: Mapping[str, Stored], config: VLMConfig
+) -> VLMConfig:
+  """`config` with the image size and the vocabulary of a file.
+
+  Raises:
+    UserError: more rows than the model's vocabulary has.
+  """
+  img, llm = config.img, config.llm
+  if POSITIONS in weights:
+    side = math.isqrt(weights[POSITIONS].shape[-2])
+    img = dataclasses.replace(img, image_size=side * img.patch_size)
+  if EMBEDDING in weights:
+    rows = weights[EMBEDDING].shape[0]
+    if rows > llm.vocab_size:
+      raise UserError(
+        f"{origin}: got a vocabulary of {rows} tokens, expected at most the "
+        f"model's {llm.vocab_size}; use the tokenizer of these weights"
+      )
+    llm = dataclasses.replace(llm, vocab_size=rows)
+  return dataclasses.replace(config, img=img, llm=llm)
+
+
+def _resample(leaf: np.ndarray, shape: Shape) -> np.ndarray:
+  """Positions dtype[1, n, D] for another image size, linearly (big_vision)."""
+  old, new = math.isqrt(leaf.shape[1]), math.isqrt(shape[1])
+  grid = leaf.reshape(old, old, -1).astype(np.float32)
+  grid = scipy.ndimage.zoom(grid, (new / old, new / old, 1), order=1)
+  return grid.reshape(shape).astype(leaf.dtype)
+
+
+def _add_rows(leaf: np.ndarray, shape: Shape, seed: int) -> np.ndarray:
+  """The token table dtype[V, D] with new random rows at its end."""
+  rows = len(leaf)
+  random = np.random.default_rng(seed)
+  new = random.standard_normal((shape[0] - rows, shape[1]), np.float32)
+  table = np.empty(shape, leaf.dtype)
+  table[:rows], table[rows:] = leaf, new * _NEW_ROW_STD
+  return table

@@ -1,0 +1,143 @@
+"""A checkpoint as it lies on disk: looked at, read, averaged, written anew.
+
+For programs that change or describe a checkpoint without training or acting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rt2_jax import trees
+from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.errors import UserError
+from rt2_jax.weights.checks import check_finite
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredCheckpoint:
+  """One step of a run.
+
+  Attributes:
+    folder: of this step.
+    meta: what the checkpoint says of itself.
+    tokenizer: the SentencePiece model.
+    shapes: jax.ShapeDtypeStruct of each parameter, by its flat name.
+    has_optimizer: whether training can go on from it.
+  """
+
+  folder: pathlib.Path
+  meta: dict[str, Any]
+  tokenizer: bytes
+  shapes: dict[str, jax.ShapeDtypeStruct]
+  has_optimizer: bool
+
+  @classmethod
+  def open(
+    cls, workdir: str | pathlib.Path, step: int | None = None
+  ) -> StoredCheckpoint:
+    """Reads all but the arrays.
+
+    Args:
+      workdir: of a run, or its folder `checkpoints`.
+      step: which checkpoint; default: the newest.
+
+    Raises:
+      UserError: no such checkpoint.
+    """
+    with contextlib.closing(Checkpoints.open_run(workdir)) as checkpoints:
+      meta, tokenizer = checkpoints.restore_meta(step)
+      return cls(
+        checkpoints.step_folder(step),
+        meta,
+        tokenizer,
+        trees.flatten(checkpoints.stored_params(step)),
+        checkpoints.has_optimizer(step),
+      )
+
+  @property
+  def step(self) -> int:
+    return int(self.folder.name)
+
+  def read_params(self) -> dict:
+    """The parameters in the types in which they are stored, on one device.
+
+    Raises:
+      UserError: a parameter that is not finite.
+    """
+    shapes = trees.unflatten(self.shapes)
+    with contextlib.closing(Checkpoints(self.folder.parent)) as checkpoints:
+      params = checkpoints.restore_params(shapes, self.step)
+    _check_finite(self.folder, params)
+    return params
+
+
+def write(
+  params: dict,
+  meta: Mapping[str, Any],
+  tokenizer: bytes,
+  step: int,
+  workdir: str | pathlib.Path,
+) -> pathlib.Path:
+  """Writes a checkpoint without optimizer state, to act from.
+
+  Returns:
+    Its folder.
+
+  Raises:
+    UserError: the workdir has checkpoints already, or a parameter is not
+      finite; then nothing is written.
+  """
+  folder = pathlib.Path(workdir) / "checkpoints"
+  if folder.exists():
+    raise UserError(f"got output {folder}, which exists; choose another")
+  _check_finite(folder, params)
+  with contextlib.closing(Checkpoints(folder)) as checkpoints:
+    checkpoints.save(step, params, None, meta, tokenizer)
+    checkpoints.wait()
+  return folder / str(step)
+
+
+def _check_finite(folder: pathlib.Path, params: dict):
+  for name, leaf in trees.flatten(params).items():
+    check_finite(folder, name, np.asarray(leaf))
+
+
+def average(checkpoints: Sequence[StoredCheckpoint]) -> dict:
+  """The mean of several checkpoints' parameters, in their types.
+
+  The sum is float32, whatever the type of the parameters, and takes the place
+  of one of them in memory.
+
+  Args:
+    checkpoints: of one model.
+
+  Raises:
+    UserError: fewer than two, or checkpoints of different models.
+  """
+  if len(checkpoints) < 2:
+    raise UserError("got one checkpoint to average, expected two or more")
+  *_, last = checkpoints
+  for other in checkpoints:
+    if other.shapes != last.shapes or other.meta["model"] != last.meta["model"]:
+      raise UserError(
+        f"got {other.folder} and {last.folder}, which are different models; "
+        "average checkpoints of one run"
+      )
+  total = None
+  for checkpoint in checkpoints:
+    params = jax.tree.map(
+      lambda x: np.asarray(x, np.float32), checkpoint.read_params()
+    )
+    total = params if total is None else jax.tree.map(np.add, total, params)
+  return jax.tree.map(
+    lambda x, like: (x / len(checkpoints)).astype(like.dtype),
+    total,
+    trees.unflatten(last.shapes),
+  )
