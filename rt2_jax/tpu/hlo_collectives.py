@@ -29,7 +29,7 @@ class Collective:
   """A collective, or a phase of one.
 
   Attributes:
-    kind: of `hlo.COLLECTIVES`, or "all-reduce-scatter".
+    kind: of `hlo_text.COLLECTIVES`, or "all-reduce-scatter".
     instruction: its own; the inner one of a fusion.
     phase: "start" and "done" of an asynchronous one; "middle", a computation
       that carries it on; "whole", a synchronous one.
