@@ -1,6 +1,6 @@
 """How often a loop runs, and how many operations a matrix product takes.
 
-Both are read from compiled HLO, see `hlo_text.py`: what `Compiled.cost_analysis`
+Both are read from compiled HLO (`hlo_text`): what `Compiled.cost_analysis`
 returns counts the body of a loop once.
 """
 
