@@ -59,7 +59,7 @@ setuptools.setup(
     "ml_dtypes>=0.5",
     "numpy>=2.0",
     "optax>=0.2.6",
-    "orbax-checkpoint>=0.11.20",
+    "orbax-checkpoint>=0.11.24",
     "pillow>=10.1",
     "protobuf>=5",
     "psutil>=5.9",

@@ -41,6 +41,7 @@ _ITEMS = {
   "meta": JSON,
   "tokenizer": ARRAYS,
 }
+_SMALLEST_SLICE = 1 << 20  # bytes
 _REFUSED = re.compile(
   "No space left on device|Disk quota exceeded|File too large|"
   "Read-only file system|Permission denied"
@@ -276,6 +277,12 @@ class Checkpoints:
       manager.close()
 
   def _make_manager(self) -> ocp.CheckpointManager:
+    # Orbax lets each replica write a slice of what is replicated, and compiles
+    # a program for each slice: seconds, for arrays that take no time to write.
+    handler = ocp.type_handlers.ArrayHandler(
+      min_slice_bytes_for_replica_parallel=_SMALLEST_SLICE
+    )
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
     return ocp.CheckpointManager(
       self._folder,
       item_handlers={name: handler() for name, handler in _ITEMS.items()},

@@ -8,10 +8,9 @@ import pathlib
 os.environ["XLA_FLAGS"] = " ".join(
   (
     "--xla_force_host_platform_device_count=8",
-    # Programs that run for a moment: LLVM's optimization takes longer than it
-    # saves. Which operations they are made of, and so the order of every sum,
-    # stays the same.
-    "--xla_backend_optimization_level=0",
+    # Programs that run for a moment: most of LLVM's optimization takes longer
+    # than it saves.
+    "--xla_backend_optimization_level=1",
   )
 )
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -24,8 +24,8 @@ from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 from tests import tiny_datasets
 from tests.conftest import ROOT
 
-NUM_STEPS = 24
-SAVED_EVERY = 6
+NUM_STEPS = 12
+SAVED_EVERY = 4
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,7 @@ def test_robots_and_web_are_learnt_in_one_batch(fields, tmp_path):
     split="val",
   )
   fields["web"]["pictures"]["eval_split"] = "val"
-  fields["evaluation"] = {"every": 20, "num_steps": 10, "batch_size": 8}
+  fields["evaluation"] = {"every": 20, "num_steps": 4, "batch_size": 4}
   fields["robot_share"] = 0.66
   fields["mesh"] = {"data": 8, "fsdp": 1, "model": 1}
   fields |= {"batch_size": 16, "num_steps": 24, "log_every": 6}
