@@ -155,33 +155,38 @@ def start_many(folder, workdir: str, count: int) -> list[subprocess.Popen]:
   ]
 
 
-def go_on(folder, workdir: str, count: int):
-  """Loses the last checkpoint, and goes on with another number of processes."""
-  shutil.rmtree(folder / workdir / "checkpoints" / str(NUM_STEPS))
-  if count == 1:
-    out = [finish(start(folder, workdir))]
-  else:
-    out = [finish(p) for p in start_many(folder, workdir, count)]
+def lose_last_checkpoint(workdir):
+  shutil.rmtree(workdir / "checkpoints" / str(NUM_STEPS))
+
+
+def assert_ends_like(workdir, whole):
+  np.testing.assert_allclose(
+    losses(workdir)[-SAVED_EVERY:], losses(whole)[-SAVED_EVERY:], rtol=1e-5
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+    final_params(workdir),
+    final_params(whole),
+  )
+
+
+def test_four_processes_train_like_one_and_one_goes_on(folder, whole):
+  out = [finish(p) for p in start_many(folder, "four", 4)]
+  assert f"step {NUM_STEPS}/{NUM_STEPS}" in out[0]
+  assert all(f"step {NUM_STEPS}" not in other for other in out[1:])
+  np.testing.assert_allclose(losses(folder / "four"), losses(whole), rtol=1e-6)
+  lose_last_checkpoint(folder / "four")
+  out = finish(start(folder, "four"))
+  assert f"from step {NUM_STEPS - SAVED_EVERY} of {NUM_STEPS}" in out
+  assert_ends_like(folder / "four", whole)
+
+
+def test_two_processes_go_on_with_what_one_has_saved(folder, whole):
+  shutil.copytree(whole, folder / "two")
+  lose_last_checkpoint(folder / "two")
+  out = [finish(p) for p in start_many(folder, "two", 2)]
   assert f"from step {NUM_STEPS - SAVED_EVERY} of {NUM_STEPS}" in out[0]
-
-
-def test_two_and_four_processes_train_like_one(folder, whole):
-  """The same losses, and the checkpoint of each restores on another."""
-  shutil.copytree(whole, folder / "one")
-  for count, workdir in ((2, "two"), (4, "four")):
-    out = [finish(p) for p in start_many(folder, workdir, count)]
-    assert f"step {NUM_STEPS}/{NUM_STEPS}" in out[0]
-    assert all(f"step {NUM_STEPS}" not in other for other in out[1:])
-    np.testing.assert_allclose(
-      losses(folder / workdir), losses(whole), rtol=1e-6
-    )
-  for workdir, count in (("one", 2), ("four", 1)):
-    go_on(folder, workdir, count)
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
-      final_params(folder / workdir),
-      final_params(whole),
-    )
+  assert_ends_like(folder / "two", whole)
 
 
 def test_processes_that_differ_are_named_before_the_first_step(folder):
