@@ -28,11 +28,11 @@ import absl.logging
 from absl import app, flags
 from tqdm import tqdm
 
+from rt2_jax import local_files
 from rt2_jax.actions import TABLETOP
 from rt2_jax.envs.tabletop import pictures, suites
 from rt2_jax.envs.tabletop.environment import SUCCESS, TabletopConfig
 from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
-from rt2_jax.local_files import local_path
 from rt2_jax.rollouts import films, report, runner, simulation, summary, trials
 
 _WORKDIR = flags.DEFINE_list("workdir", [], "Of training runs.")
@@ -105,7 +105,7 @@ def main(argv):
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   absl.logging.set_verbosity(absl.logging.WARNING)
   runs = check_names()
-  folder = local_path(_OUTPUT.value, "--output")
+  folder = local_files.local_path(_OUTPUT.value, "--output")
   known = pictures.load(_PICTURES.value).only(_CONCEPTS.value)
   chosen = suites.only(suites.choose(_SUITES.value), _FAMILIES.value)
   episodes = trials.draw(chosen, known, _EPISODES.value, _SEED.value)
@@ -284,10 +284,7 @@ def play(
 
 
 def write(result: dict[str, Any], path: pathlib.Path) -> None:
-  """Replaces a file as a whole: a call that is killed leaves no half of one."""
-  part = path.with_suffix(".part")
-  part.write_text(json.dumps(result, allow_nan=False) + "\n")
-  os.replace(part, path)
+  local_files.write(path, json.dumps(result, allow_nan=False) + "\n")
   print(f"numbers: {path}")
 
 

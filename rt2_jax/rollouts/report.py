@@ -13,6 +13,7 @@ import pathlib
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 
+from rt2_jax import local_files
 from rt2_jax.envs.tabletop.environment import SUCCESS
 from rt2_jax.envs.tabletop.suites import SUITES
 from rt2_jax.rollouts import films, plots, summary
@@ -56,7 +57,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     name: SUITES[name].title for name in SUITES if name in first["suites"]
   }
   success = plots.draw_success(summary.by_topic(results))
-  (folder / FIGURE).write_text(success, encoding="utf-8")
+  local_files.write(folder / FIGURE, success)
   sections = [
     _introduction(results),
     "<h2>Success</h2>",
@@ -78,12 +79,12 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     _how(results),
   ]
   path = folder / PAGE
-  path.write_text(
+  local_files.write(
+    path,
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
     "<title>Rollouts on the tabletop</title>"
     f"<style>{_STYLE}</style></head><body>\n" + "\n".join(sections) + "\n"
     "</body></html>\n",
-    encoding="utf-8",
   )
   return path
 

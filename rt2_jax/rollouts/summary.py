@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rt2_jax import local_files
 from rt2_jax.envs.tabletop import instructions
 from rt2_jax.envs.tabletop.environment import SUCCESS
 from rt2_jax.envs.tabletop.suites import GROUPS, SUITES, Suite
@@ -25,7 +26,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     UserError: as `read`.
   """
   path = folder / TABLE
-  path.write_text(table(read(folder)), encoding="utf-8")
+  local_files.write(path, table(read(folder)))
   return path
 
 

@@ -29,6 +29,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from rt2_jax import local_files
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.tpu.chips import SLICES
 
@@ -193,16 +194,16 @@ def _compile(folder, topology, lower, arguments, mode, options):
   jax.config.update("jax_platforms", "cpu")
   try:
     done = _compile_here(folder, topology, lower, arguments, mode, options)
-    _write(folder / "done", done)
+    local_files.write(folder / "done", pickle.dumps(done))
   except Exception as error:
-    _write(folder / "failure", _plain(error))
+    local_files.write(folder / "failure", pickle.dumps(_plain(error)))
 
 
 def _compile_here(folder, topology, lower, arguments, mode, options):
   lowered, mesh, facts = lower(devices(topology), *arguments)
   coords = [tuple(map(int, chip.coords)) for chip in mesh.devices.flat]
   where = dict(mesh.shape), coords, facts
-  _write(folder / "lowered", where)
+  local_files.write(folder / "lowered", pickle.dumps(where))
   if mode == "fast":
     options = options | {
       "xla_dump_to": str(folder),
@@ -243,10 +244,3 @@ def _plain(error: Exception) -> Exception:
     if isinstance(error, kind):
       return kind(str(error))
   return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def _write(path: pathlib.Path, value: Any):
-  """All or nothing: the other process may be stopped, or look, at any time."""
-  part = path.with_suffix(".part")
-  part.write_bytes(pickle.dumps(value))
-  part.rename(path)
