@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -219,6 +219,23 @@ LANGUAGE_TABLE = ActionSpace(
 )
 
 
+class Writing(NamedTuple):
+  """How actions are written; the same for spaces that differ in bounds only.
+
+  Attributes:
+    route: how numbers become ids.
+    sizes: how many different tokens each dimension can take.
+    firsts: the lowest number of each dimension.
+  """
+
+  route: RareTokens | IntegerTokens
+  sizes: tuple[int, ...]
+  firsts: tuple[int, ...]
+
+  def grammar(self) -> Grammar:
+    return self.route.grammar(self.sizes, self.firsts)
+
+
 @dataclasses.dataclass(frozen=True)
 class ActionTokenizer:
   """Actions in physical units <-> bins <-> text and vocabulary ids.
@@ -258,8 +275,13 @@ class ActionTokenizer:
     return self.route.answer_length(self.sizes)
 
   @property
+  def writing(self) -> Writing:
+    """What says how actions are written, whatever they mean in units."""
+    return Writing(self.route, self.sizes, tuple(self._firsts.tolist()))
+
+  @property
   def grammar(self) -> Grammar:
-    return self.route.grammar(self.sizes, self._firsts.tolist())
+    return self.writing.grammar()
 
   def to_bins(self, action: np.ndarray) -> np.ndarray:
     """float[..., D] physical units -> int32[..., D] bins.

@@ -5,8 +5,10 @@ The same model answers questions about images in free text.
 
 from __future__ import annotations
 
+import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,19 +65,18 @@ class Policy(RobotPolicy):
     self.prompt = prompt
     self.tokenizer = tokenizer
     self.mesh = mesh or one_device()
-    whole = sharding.replicated(self.mesh)
-    self._decode = jax.jit(
-      self._image_to_ids,
-      out_shardings=whole,
-      compiler_options=options_for(self.mesh, ACTING),
-    )
-    self._plan = jax.jit(
-      self._image_to_plan_and_ids,
-      out_shardings=whole,
-      compiler_options=options_for(self.mesh, ACTING),
-    )
-    self._answer = jax.jit(self._image_to_text, out_shardings=whole)
-    self._force = jax.jit(self._image_to_forced, out_shardings=whole)
+    sizes = model, self.mesh
+    if tokenizer:
+      self._decode = _program(_image_to_ids, *sizes, tokenizer.writing)
+    if prompt:
+      end, longest = prompt.plan_end, prompt.plan_length
+      room = prompt.suffix_length - 1  # for eos, as answers are taught
+      self._answer = _program(_image_to_text, *sizes, room)
+    if tokenizer and prompt:
+      self._plan = _program(
+        _image_to_plan_and_ids, *sizes, tokenizer.writing, end, longest
+      )
+    self._force = _program(_image_to_forced, *sizes)
 
   @classmethod
   def from_checkpoint(
@@ -218,55 +219,70 @@ class Policy(RobotPolicy):
     check_finite(finite)
     return results
 
-  def _image_to_ids(self, params, images, image_size, prefix, mask_input):
-    prepared = self._prepared(images, image_size)
-    return decode_actions(
-      VLM(self.model),
-      params,
-      prepared,
-      prefix,
-      mask_input,
-      self.tokenizer.grammar,
-    )
 
-  def _image_to_plan_and_ids(
-    self, params, images, image_size, prefix, mask_input
-  ):
-    prepared = self._prepared(images, image_size)
-    return decode_plans_and_actions(
-      VLM(self.model),
-      params,
-      prepared,
-      prefix,
-      mask_input,
-      self.tokenizer.grammar,
-      self.prompt.plan_end,
-      self.prompt.plan_length,
-    )
+@functools.lru_cache(maxsize=64)
+def _program(
+  function: Callable, model: VLMConfig, mesh: Mesh, *static: Any
+) -> jax.stages.Wrapped:
+  """A program that is compiled once for all policies of these sizes.
 
-  def _image_to_text(self, params, images, image_size, prefix, mask_input):
-    prepared = self._prepared(images, image_size)
-    return decode_text(
-      VLM(self.model),
-      params,
-      prepared,
-      prefix,
-      mask_input,
-      self.prompt.suffix_length - 1,  # room for eos, as answers are taught
-      EOS,
-    )
+  They may differ in parameters, words, and bounds of actions.
+  """
+  acts = function in (_image_to_ids, _image_to_plan_and_ids)
+  return jax.jit(
+    functools.partial(function, model, *static),
+    out_shardings=sharding.replicated(mesh),
+    compiler_options=options_for(mesh, ACTING) if acts else None,
+  )
 
-  def _image_to_forced(
-    self, params, images, image_size, prefix, mask_input, suffix
-  ):
-    prepared = self._prepared(images, image_size)
-    logits = VLM(self.model).apply(
-      {"params": params}, prepared, prefix, mask_input, suffix
-    )
-    return jnp.argmax(logits, -1), jnp.isfinite(logits).all((1, 2))
 
-  def _prepared(self, images, image_size):
-    return augment.prepare(images, self.model.img.image_size, image_size)
+def _image_to_ids(
+  model, writing, params, images, image_size, prefix, mask_input
+):
+  return decode_actions(
+    VLM(model),
+    params,
+    _prepared(model, images, image_size),
+    prefix,
+    mask_input,
+    writing.grammar(),
+  )
+
+
+def _image_to_plan_and_ids(
+  model, writing, end, longest, params, images, image_size, prefix, mask_input
+):
+  return decode_plans_and_actions(
+    VLM(model),
+    params,
+    _prepared(model, images, image_size),
+    prefix,
+    mask_input,
+    writing.grammar(),
+    end,
+    longest,
+  )
+
+
+def _image_to_text(model, room, params, images, image_size, prefix, mask_input):
+  prepared = _prepared(model, images, image_size)
+  return decode_text(
+    VLM(model), params, prepared, prefix, mask_input, room, EOS
+  )
+
+
+def _image_to_forced(
+  model, params, images, image_size, prefix, mask_input, suffix
+):
+  prepared = _prepared(model, images, image_size)
+  logits = VLM(model).apply(
+    {"params": params}, prepared, prefix, mask_input, suffix
+  )
+  return jnp.argmax(logits, -1), jnp.isfinite(logits).all((1, 2))
+
+
+def _prepared(model, images, image_size):
+  return augment.prepare(images, model.img.image_size, image_size)
 
 
 def held_params(model: VLMConfig) -> dict:

@@ -67,6 +67,25 @@ def policy(folder):
   return Policy.from_checkpoint(folder, "table")
 
 
+def test_robots_whose_bounds_differ_share_one_program(folder, policy, images):
+  kitchen = Policy.from_checkpoint(folder, "kitchen")
+  at_table = policy(images, INSTRUCTIONS)
+  events = []
+
+  def listen(event, *_, **__):
+    events.append(event.rpartition("/")[2])
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  in_kitchen = kitchen(images, INSTRUCTIONS)
+  assert "backend_compile_duration" not in events
+  kitchen(images[:1], INSTRUCTIONS[:1])
+  assert "backend_compile_duration" in events  # that is what it is called
+  jax.monitoring.unregister_event_duration_listener(listen)
+  # The same bins, 100 times as far apart.
+  np.testing.assert_allclose(in_kitchen[:, 1], 100 * at_table[:, 1], rtol=1e-5)
+  np.testing.assert_array_equal(in_kitchen[:, 2:], at_table[:, 2:])
+
+
 @pytest.fixture(scope="module")
 def images():
   rng = np.random.default_rng(0)
