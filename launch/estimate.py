@@ -9,7 +9,7 @@
 
 The training step, or one action of a policy on one chip, is compiled by the
 TPU's own compiler (extra `estimate`), so memory is exact; times are
-compiler-predicted, see `rt2_jax/hlo_cost.py`. --mode=fast takes seconds and
+compiler-predicted, see `rt2_jax/tpu/hlo_cost.py`. --mode=fast takes seconds and
 differs from --mode=full, which takes minutes, by a few percent for a training
 step; for decoding use full. No data, tokenizer or weights are read.
 """
