@@ -29,7 +29,7 @@ _END_S = 5.0
 _START_S = 180.0  # until the environments are made, which takes seconds
 _ANSWER_S = 60.0  # a step takes milliseconds
 _PROGRAM = (
-  "import sys; from rt2_jax.evaluators import simulation; "
+  "import sys; from rt2_jax.rollouts import simulation; "
   "simulation.serve(int(sys.argv[1]))"
 )
 
