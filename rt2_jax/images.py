@@ -156,12 +156,14 @@ def resize_weights(
   inputs = (2 * xp.arange(pixels) + 1) * resolution
   half_width = 2 * xp.maximum(length, resolution)
   heights = xp.maximum(half_width - xp.abs(output[:, None] - inputs), 0)
-  rest = heights * (xp.arange(pixels) < valid)
-  total = rest.sum(1, keepdims=True)
+  # Without a sign, and each remainder from its quotient: CPUs divide slowly.
+  rest = (heights * (xp.arange(pixels) < valid)).astype(xp.uint32)
+  total = rest.sum(1, keepdims=True, dtype=xp.uint32)
   parts = []
   for bits in _DIGITS[:-1]:  # long division, as 32 bits hold no quotient
-    parts.append((rest << bits) // total)
-    rest = (rest << bits) % total
+    shifted = rest << bits
+    parts.append(shifted // total)
+    rest = shifted - parts[-1] * total
   parts.append(((rest << (_DIGITS[-1] + 1)) + total) // (2 * total))
   return xp.stack(parts).astype(xp.float32)
 
