@@ -282,9 +282,12 @@ class Checkpoints:
     handler = ocp.type_handlers.ArrayHandler(
       min_slice_bytes_for_replica_parallel=_SMALLEST_SLICE
     )
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # of an override, which is meant
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    logging.disable(logging.NOTSET)
+    try:
+      ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    finally:
+      logging.disable(before)
     return ocp.CheckpointManager(
       self._folder,
       item_handlers={name: handler() for name, handler in _ITEMS.items()},
