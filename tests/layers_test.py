@@ -18,7 +18,8 @@ FLOORS = [
   | {"compiler_options", "cpu_memory", "hosts"},
   {"actions", "tokenizer", "augment", "models", "optimizers", "sharding"}
   | {"consensus", "platforms"},
-  {"prompt", "decode", "optimizer", "step_metrics", "saved_step", "envs"},
+  {"prompt", "decode", "optimizer", "step_metrics", "saved_step", "envs"}
+  | {"observation"},
   {"checkpoint", "input_pipeline", "robot_policy", "rollouts"},
   {"policy", "pytorch", "train_state", "workdir"},
   {"evaluators", "train_config", "weights"},
