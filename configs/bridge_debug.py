@@ -21,7 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
         "llm": "gemma_tiny",
         "image_size": 64,
         "vocab_size": 3200,
-        "num_frames": 1,
         "dtype": "float32",
         "remat": "none",
       },

@@ -39,7 +39,6 @@ def get_config(data: str = "runs/mini") -> ml_collections.ConfigDict:
         "llm": "gemma_mini",
         "image_size": 64,
         "vocab_size": 5504,
-        "num_frames": 1,
         "dtype": "float32",
         "remat": "dots",
       },

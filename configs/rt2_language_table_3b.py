@@ -17,7 +17,7 @@ from configs import rt2_paligemma_3b
 def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
   config = rt2_paligemma_3b.get_config(data)
   config.topology = "v5e:8x8"
-  config.model.num_frames = 2
+  config.observation = {"history": 2}
   config.sources = {
     "language_table": {
       "dataset": "language_table",

@@ -31,7 +31,6 @@ def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
         "llm": "gemma_2b",
         "image_size": 224,
         "vocab_size": 257_152,
-        "num_frames": 1,
         "dtype": "bfloat16",
         "remat": "full",
       },

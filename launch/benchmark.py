@@ -48,6 +48,7 @@ from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.errors import ends_in_one_message
 from rt2_jax.models.vlm import init_params
+from rt2_jax.observation import from_images
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Tokenizer
@@ -330,10 +331,13 @@ def policy() -> dict:
     jax.jit(lambda: init_params(config.model, jax.random.key(0)))(),
     prompt,
     next(iter(tokenizers.values())),
+    config.observation.spec,
   )
-  frames = (config.model.num_frames,) * (config.model.num_frames > 1)
-  image = np.zeros((*frames, *_CAMERA, 3), np.uint8)
-  action_s = seconds(lambda: actor(image, _INSTRUCTION))
+  seen = from_images(
+    np.zeros((1, config.model.num_images, *_CAMERA, 3), np.uint8),
+    [_INSTRUCTION],
+  )
+  action_s = seconds(lambda: actor.token_ids(seen))
   return {
     **named(fields),
     "dtype": config.model.llm.dtype,
@@ -404,14 +408,19 @@ def synthetic_batch(
   rng = np.random.default_rng(0)
   rows = config.batch_size
   actions = tokenizers[next(iter(config.sources))]
-  bins = rng.integers(0, actions.sizes, (rows, len(actions.space)))
-  suffixes = [prompt.suffix(actions.encode(actions.to_action(b))) for b in bins]
+  shape = rows, actions.horizon, len(actions.space)
+  bins = rng.integers(0, actions.sizes, (rows, len(actions.sizes)))
+  suffixes = [
+    prompt.suffix(actions.encode_bins(b)) for b in bins.reshape(shape)
+  ]
   suffix, mask_loss = map(np.stack, zip(*suffixes, strict=True))
-  prefix, mask_input = prompt.robot_prefixes([_INSTRUCTION] * rows)
-  frames = config.model.num_frames
-  image = rng.integers(0, 256, (rows, frames, *_CAMERA, 3), np.uint8)
+  prefix, mask_input = prompt.prefixes(
+    [prompt.robot_question(_INSTRUCTION)] * rows
+  )
+  count = config.model.num_images
+  image = rng.integers(0, 256, (rows, count, *_CAMERA, 3), np.uint8)
   source = np.zeros(rows, np.int32)
-  size = np.full((rows, 2), _CAMERA, np.int32)
+  size = np.full((rows, count, 2), _CAMERA, np.int32)
   return Batch(image, size, prefix, mask_input, suffix, mask_loss, source)
 
 

@@ -139,7 +139,7 @@ def prove(checkpoint: StoredCheckpoint, folder: pathlib.Path):
     folder, local_files_only=True
   )
   read = processor_agreement.compare(
-    processor, prompt, size.img, size.num_frames
+    processor, prompt, size.img, size.num_images
   )
   print(read)
   if not read.holds:

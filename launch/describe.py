@@ -69,7 +69,7 @@ def parameters(checkpoint: StoredCheckpoint) -> Iterator[str]:
   img, llm = model["img"], model["llm"]
   yield (
     f"SigLIP: width {img['width']}, {img['depth']} layers; "
-    f"{model['num_frames']} x {img['image_size']} px, patches of "
+    f"{model['num_images']} x {img['image_size']} px, patches of "
     f"{img['patch_size']} px"
   )
   yield (

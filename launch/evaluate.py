@@ -88,7 +88,7 @@ def evaluate_actions(policy, name, source, reading, folder):
     source.eval_split,
     policy.tokenizer,
     policy.prompt,
-    policy.model.num_frames,
+    policy.observation,
     reading.index_folder,
     reading.max_skipped,
   )
@@ -114,7 +114,7 @@ def evaluate_answers(policy, name, source, reading):
     source,
     source.eval_split,
     policy.prompt,
-    policy.model.num_frames,
+    policy.observation,
     reading.index_folder,
     reading.max_skipped,
   )

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from launch import experiment_flag
 from rt2_jax import platforms, sharding, training
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.actions import ActionTokenizer, Dimension
 from rt2_jax.batch import Batch
 from rt2_jax.errors import ends_in_one_message
 from rt2_jax.local_files import local_path, named_in_errors, output_folder
@@ -138,14 +138,19 @@ def robot_text(
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
   """The plan, if any, with the integers; the action with names and units."""
   plan, ids = prompt.split_plan(ids)
-  action = tokenizer.decode(ids)
-  values = tuple(
-    (d.name, f"{value:+.4f} {d.unit}" if not d.values else f"{value:g}")
-    for d, value in zip(tokenizer.space.dimensions, action, strict=True)
-  )
-  integers = tokenizer.to_text(action)
+  chunk = tokenizer.decode(ids)
+  dimensions = zip(tokenizer.space.dimensions, chunk.T, strict=True)
+  values = tuple((d.name, in_units(d, column)) for d, column in dimensions)
+  integers = tokenizer.to_text(chunk)
   answer = f"{PLAN_START}{plan}{PLAN_END} {integers}" if plan else integers
   return answer, values
+
+
+def in_units(d: Dimension, values: np.ndarray) -> str:
+  """One number of each action of a chunk, float32[H]."""
+  if d.values:
+    return ", ".join(f"{value:g}" for value in values)
+  return ", ".join(f"{value:+.4f}" for value in values) + f" {d.unit}"
 
 
 def draw(cards: list[Card], title: str) -> Figure:

@@ -7,7 +7,7 @@ actions into bins and bins into text or vocabulary ids.
 
 Numpy only: robots and converters import this file without JAX.
 
-Shapes: D dimensions, L tokens of an answer.
+Shapes: D dimensions, H actions of a chunk (the horizon), L tokens of an answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from rt2_jax.action_tokens import (
   Grammar,
   IntegerTokens,
   RareTokens,
-  parse_numbers,
 )
 from rt2_jax.errors import UserError, unknown_name
 
@@ -43,6 +42,7 @@ class Dimension:
     high: largest value told apart (continuous dimensions).
     values: the values that exist (discrete dimensions): class i is values[i].
     first: the number that the text form prints for bin or class 0.
+    at_end: the value after an episode's end; None holds the last one.
   """
 
   name: str
@@ -51,6 +51,7 @@ class Dimension:
   high: float = 1.0
   values: tuple[float, ...] = ()
   first: int = 0
+  at_end: float | None = 0.0
 
   def __post_init__(self):
     if not self.values and not self.low < self.high:
@@ -93,6 +94,15 @@ class ActionSpace:
   @property
   def names(self) -> tuple[str, ...]:
     return tuple(d.name for d in self.dimensions)
+
+  def after_end(self, last: np.ndarray) -> np.ndarray:
+    """Returns the action after an episode's end, given its last, float32[D].
+
+    It terminates, does not move, and holds the gripper.
+    """
+    ends = (d.at_end for d in self.dimensions)
+    pairs = zip(ends, last, strict=True)
+    return np.float32([held if end is None else end for end, held in pairs])
 
   def index(self, name: str) -> int:
     """Position of dimension `name`. Raises UserError when there is none."""
@@ -176,9 +186,9 @@ RT2 = ActionSpace(
   "rt2",
   "robot base",
   (
-    Dimension("terminate", "yes/no", values=(1.0, 0.0)),
+    Dimension("terminate", "yes/no", values=(1.0, 0.0), at_end=1.0),
     *_pose_deltas(_centred(1.0), _centred(math.pi / 2)),
-    Dimension("gripper", "open", 0.0, 1.0),
+    Dimension("gripper", "open", 0.0, 1.0, at_end=None),
   ),
 )
 
@@ -198,7 +208,7 @@ RT1 = ActionSpace(
   (
     Dimension("mode", "terminate/arm/base", values=(0.0, 1.0, 2.0)),
     *_pose_deltas((-1.0, 1.0), (-math.pi / 2, math.pi / 2)),
-    Dimension("gripper_closedness", "close", -1.0, 1.0),
+    Dimension("gripper_closedness", "close", -1.0, 1.0, at_end=None),
     Dimension("base_dyaw", "rad", -math.pi, math.pi),
     Dimension("base_dx", "m", -1.0, 1.0),
     Dimension("base_dy", "m", -1.0, 1.0),
@@ -224,8 +234,8 @@ class Writing(NamedTuple):
 
   Attributes:
     route: how numbers become ids.
-    sizes: how many different tokens each dimension can take.
-    firsts: the lowest number of each dimension.
+    sizes: how many different tokens each of a chunk's H * D numbers can take.
+    firsts: the lowest value of each number.
   """
 
   route: RareTokens | IntegerTokens
@@ -240,9 +250,10 @@ class Writing(NamedTuple):
 class ActionTokenizer:
   """Actions in physical units <-> bins <-> text and vocabulary ids.
 
-  A continuous dimension is cut into 256 equal *intervals* and decoded to their
-  centres: the error is at most half a bin, without bias, and
-  `encode(decode(ids)) == ids`. Values outside the bounds are clipped.
+  An answer is a chunk of H actions, written one after the other. A continuous
+  dimension is cut into 256 equal *intervals* and decoded to their centres: the
+  error is at most half a bin, without bias, and `encode(decode(ids)) == ids`.
+  Values outside the bounds are clipped.
 
   Attributes:
     space: what the numbers mean, with the bounds of one dataset.
@@ -250,11 +261,13 @@ class ActionTokenizer:
     rt1_compat: bin as RT-1 does: truncate to 255 steps and decode to the
       lower edge, which drifts by half a bin. Centred bounds become RT-1's own,
       so that the tokens are RT-1's, too.
+    horizon: H, actions of one answer; 1 in RT-2.
   """
 
   space: ActionSpace
   route: RareTokens | IntegerTokens
   rt1_compat: bool = False
+  horizon: int = 1
 
   def __post_init__(self):
     if self.rt1_compat:
@@ -262,16 +275,17 @@ class ActionTokenizer:
 
   @functools.cached_property
   def _firsts(self) -> np.ndarray:
-    return np.asarray([d.first for d in self.space.dimensions], np.int32)
+    firsts = [d.first for d in self.space.dimensions]
+    return np.asarray(firsts * self.horizon, np.int32)
 
   @property
   def sizes(self) -> tuple[int, ...]:
-    """How many different tokens each dimension can take."""
-    return tuple(d.size for d in self.space.dimensions)
+    """How many different tokens each of a chunk's H * D numbers can take."""
+    return tuple(d.size for d in self.space.dimensions) * self.horizon
 
   @property
   def answer_length(self) -> int:
-    """Most tokens that one action takes, `eos` not included."""
+    """Most tokens that a chunk takes, `eos` not included."""
     return self.route.answer_length(self.sizes)
 
   @property
@@ -341,39 +355,55 @@ class ActionTokenizer:
     """float32[D, NUM_BINS]: the physical value of every bin, NaN where none."""
     table = np.full((len(self.space), NUM_BINS), np.nan, np.float32)
     for b in range(NUM_BINS):
-      has = np.asarray(self.sizes) > b
+      has = np.asarray([d.size > b for d in self.space.dimensions])
       values = self.to_action(np.where(has, b, 0))
       table[has, b] = values[has]
     return table
 
-  def encode(self, action: np.ndarray) -> np.ndarray:
-    """float[D] -> int32[L] ids (`RareTokens` also take float[..., D])."""
-    return self.encode_bins(self.to_bins(action))
+  def encode(self, chunk: np.ndarray) -> np.ndarray:
+    """Writes a chunk, float[H, D] -> int32[L] ids.
+
+    `RareTokens` also take float[..., H, D].
+
+    Raises:
+      UserError: another number of actions or dimensions, or a value that is
+        not finite.
+    """
+    return self.encode_bins(self.to_bins(chunk))
 
   def encode_bins(self, bins: np.ndarray) -> np.ndarray:
-    """Writes an action that is in bins, int[D]; returns as `encode` does."""
-    return self.route.to_ids(bins + self._firsts, self._firsts)
+    """Writes a chunk that is in bins, int[H, D]; returns as `encode` does."""
+    return self.route.to_ids(self._numbers(bins), self._firsts)
 
-  def token_counts(self, action: np.ndarray) -> np.ndarray:
-    """float[D] -> int32[D], how many tokens each dimension takes.
+  def token_counts(self, chunk: np.ndarray) -> np.ndarray:
+    """float[H, D] -> int32[H * D], how many tokens each number takes.
 
     They add up to the ids of `encode`, with `eos` where it ends a number.
     """
-    return self.route.token_counts(self.to_bins(action) + self._firsts)
+    return self.route.token_counts(self._numbers(self.to_bins(chunk)))
 
   def decode(self, ids: np.ndarray) -> np.ndarray:
-    """int32[..., L] ids -> float32[..., D] physical units."""
-    numbers = self.route.to_numbers(ids, self._firsts)
-    return self.to_action(numbers - self._firsts)
+    """Reads chunks, int32[..., L] ids -> float32[..., H, D] physical units."""
+    bins = self.route.to_numbers(ids, self._firsts) - self._firsts
+    return self.to_action(self._chunks(bins))
 
-  def to_text(self, action: np.ndarray) -> str:
-    """float[D] -> `"1 128 91 241 5 101 127 217"`."""
-    numbers = self.to_bins(action) + self._firsts
-    return " ".join(str(int(n)) for n in numbers)
+  def to_text(self, chunk: np.ndarray) -> str:
+    """float[H, D] -> `"1 128 91 241 5 101 127 217"`, for H = 1."""
+    return " ".join(str(int(n)) for n in self._numbers(self.to_bins(chunk)))
 
-  def from_text(self, text: str) -> np.ndarray:
-    """Strict inverse of `to_text`, float32[D]; raises UserError otherwise."""
-    return self.to_action(parse_numbers(text, len(self.space)) - self._firsts)
+  def _numbers(self, bins: np.ndarray) -> np.ndarray:
+    """Flattens chunks, int[..., H, D] bins -> int32[..., H * D] numbers."""
+    shape = np.shape(bins)
+    if shape[-2:] != (self.horizon, len(self.space)):
+      raise UserError(
+        f"got actions of shape {shape}, expected [..., {self.horizon}, "
+        f"{len(self.space)}]: the horizon, and {', '.join(self.space.names)}"
+      )
+    return np.reshape(bins, (*shape[:-2], -1)) + self._firsts
+
+  def _chunks(self, bins: np.ndarray) -> np.ndarray:
+    """Inverts the flattening: int[..., H * D] -> int[..., H, D]."""
+    return bins.reshape(*bins.shape[:-1], self.horizon, len(self.space))
 
   def to_dict(self) -> dict[str, Any]:
     """JSON form, stored in checkpoints."""
@@ -382,6 +412,7 @@ class ActionTokenizer:
       "route": type(self.route).__name__,
       "route_args": dataclasses.asdict(self.route),
       "rt1_compat": self.rt1_compat,
+      "horizon": self.horizon,
     }
 
   @classmethod
@@ -399,7 +430,7 @@ class ActionTokenizer:
       characters = tuple((c, i) for c, i in args["characters"])
       route = IntegerTokens(characters, args["eos"])
     space = ActionSpace.from_dict(data["space"])
-    tokenizer = cls(space, route, data["rt1_compat"])
+    tokenizer = cls(space, route, data["rt1_compat"], data.get("horizon", 1))
     if tokenizer.space != space:
       raise UserError(
         f"got rt1_compat with the bounds of {space.name!r}, expected RT-1's, "

@@ -19,7 +19,8 @@ class Batch(NamedTuple):
   Attributes:
     image: uint8[B, F, H, W, 3] as decoded, on a canvas that fits all sizes;
       the devices crop and resize.
-    image_size: int32[B, 2], height and width of each example's images.
+    image_size: int32[B, F, 2], height and width of each image; 0 x 0 where the
+      source lacks the camera.
     prefix: int32[B, P].
     mask_input: bool[B, P], True on real tokens of the prefix.
     suffix: int32[B, S].

@@ -6,7 +6,7 @@ section 3.2, "Output constraint"). Plans and other questions have the whole
 vocabulary. The argmax of NaN is token 0, so each call also says whether the
 logits that it chose by were finite.
 
-Shapes: B examples, F frames, R x R encoder pixels, P prefix columns, L tokens
+Shapes: B examples, F images, R x R encoder pixels, P prefix columns, L tokens
 of an action, K candidate tokens, Q grammar states, E tokens that end a plan,
 N tokens of a plan with its end, D width.
 """
@@ -14,6 +14,7 @@ N tokens of a plan with its end, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,26 @@ from rt2_jax.models.vlm import VLM, DecodeState
 from rt2_jax.tokenizer import EOS, PAD
 
 
+class Prompts(NamedTuple):
+  """What a model answers to, in the order of `VLM.prefill`.
+
+  Attributes:
+    images: float32[B, F, R, R, 3] in [-1, 1].
+    prefix: int32[B, P], padded on the left.
+    mask_input: bool[B, P], True on real tokens.
+    mask_image: bool[B, F], False on images that do not exist; None: all do.
+  """
+
+  images: jax.Array
+  prefix: jax.Array
+  mask_input: jax.Array
+  mask_image: jax.Array | None = None
+
+
 def decode_actions(
   model: VLM,
   params: dict,
-  images: jax.Array,
-  prefix: jax.Array,
-  mask_input: jax.Array,
+  prompts: Prompts,
   grammar: Grammar,
 ) -> tuple[jax.Array, jax.Array]:
   """Decodes the most likely action tokens, greedily.
@@ -36,9 +51,7 @@ def decode_actions(
   Args:
     model: whose `prefill`, `extend` and `logits_of` are used.
     params: its parameters.
-    images: float32[B, F, R, R, 3] in [-1, 1].
-    prefix: int32[B, P], padded on the left.
-    mask_input: bool[B, P].
+    prompts: what the answers follow.
     grammar: which token may follow which.
 
   Returns:
@@ -47,9 +60,7 @@ def decode_actions(
   """
   hidden, state = model.apply(
     {"params": params},
-    images,
-    prefix,
-    mask_input,
+    *prompts,
     answer_len=grammar.length - 1,
     method="prefill",
   )
@@ -59,9 +70,7 @@ def decode_actions(
 def decode_plans_and_actions(
   model: VLM,
   params: dict,
-  images: jax.Array,
-  prefix: jax.Array,
-  mask_input: jax.Array,
+  prompts: Prompts,
   grammar: Grammar,
   plan_end: Sequence[int],
   plan_length: int,
@@ -71,9 +80,7 @@ def decode_plans_and_actions(
   Args:
     model: whose `prefill`, `extend`, `logits` and `logits_of` are used.
     params: its parameters.
-    images: float32[B, F, R, R, 3] in [-1, 1].
-    prefix: int32[B, P], padded on the left.
-    mask_input: bool[B, P].
+    prompts: what the answers follow.
     grammar: which token of an action may follow which.
     plan_end: E tokens, after which a plan ends and an action begins.
     plan_length: most tokens before them. What is missing of them is forced
@@ -85,9 +92,7 @@ def decode_plans_and_actions(
   """
   hidden, state = model.apply(
     {"params": params},
-    images,
-    prefix,
-    mask_input,
+    *prompts,
     answer_len=plan_length + len(plan_end) + grammar.length - 1,
     method="prefill",
   )
@@ -222,9 +227,7 @@ def _act(
 def decode_text(
   model: VLM,
   params: dict,
-  images: jax.Array,
-  prefix: jax.Array,
-  mask_input: jax.Array,
+  prompts: Prompts,
   length: int,
   eos: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -235,9 +238,7 @@ def decode_text(
   Args:
     model: whose `prefill`, `extend` and `logits` are used.
     params: its parameters.
-    images: float32[B, F, R, R, 3] in [-1, 1].
-    prefix: int32[B, P], padded on the left.
-    mask_input: bool[B, P].
+    prompts: what the answers follow.
     length: L, tokens at most.
     eos: the token that ends a text; it also fills what follows.
 
@@ -264,13 +265,11 @@ def decode_text(
 
   hidden, state = model.apply(
     variables,
-    images,
-    prefix,
-    mask_input,
+    *prompts,
     answer_len=length - 1,
     method="prefill",
   )
-  text = jnp.full((prefix.shape[0], length), eos, jnp.int32)
+  text = jnp.full((len(prompts.prefix), length), eos, jnp.int32)
   token, finite = choose(hidden, False)
   start = (jnp.int32(1), text.at[:, 0].set(token), finite, state)
   _, text, finite, _ = jax.lax.while_loop(is_open, step, start)

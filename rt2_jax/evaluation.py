@@ -39,25 +39,28 @@ class Evaluation:
     prompt = config.make_prompt()
     self._max_skipped = config.loader.max_skipped
     reading = config.loader.index_folder, config.loader.max_skipped
-    frames = config.model.num_frames
+    spec, specs = config.observation.spec, config.observation_specs()
     self._steps = {
       name: examples.open_robot(
-        source, source.eval_split, tokenizers[name], prompt, frames, *reading
+        source,
+        source.eval_split,
+        tokenizers[name],
+        prompt,
+        specs[name],
+        *reading,
       )
       for name, source in config.sources.items()
     }
     self._questions = {
-      name: examples.open_web(
-        source, source.eval_split, prompt, frames, *reading
-      )
+      name: examples.open_web(source, source.eval_split, prompt, spec, *reading)
       for name, source in config.web.items()
       if source.eval_split
     }
     self._policies = {
-      name: Policy(config.model, None, prompt, tokenizer, mesh)
+      name: Policy(config.model, None, prompt, tokenizer, specs[name], mesh)
       for name, tokenizer in tokenizers.items()
     }
-    self._answering = Policy(config.model, None, prompt, None, mesh)
+    self._answering = Policy(config.model, None, prompt, None, spec, mesh)
 
   @property
   def sources(self) -> dict[str, StepSource | WebSource]:

@@ -216,24 +216,25 @@ def as_sizes(image_size: np.ndarray | None, image: np.ndarray) -> np.ndarray:
   """Checks how much of each canvas is image.
 
   Args:
-    image_size: int[B, 2], height and width; None: no padding.
+    image_size: int[B, F, 2], height and width, 0 x 0 for an image that does not
+      exist; None: no padding.
     image: uint8[B, F, H, W, 3].
 
   Returns:
-    int32[B, 2].
+    int32[B, F, 2].
 
   Raises:
     UserError: sizes of another number, or larger than the canvas.
   """
-  canvas = image.shape[2:4]
+  shape, canvas = image.shape[:2], image.shape[2:4]
   if image_size is None:
-    return np.tile(np.int32(canvas), (len(image), 1))
+    return np.tile(np.int32(canvas), (*shape, 1))
   sizes = np.asarray(image_size)
-  fits = sizes.shape == (len(image), 2) and (sizes <= canvas).all()
-  if not fits or (sizes < 1).any():
+  fits = sizes.shape == (*shape, 2) and (sizes <= canvas).all()
+  if not fits or ((sizes < 1).any(-1) & (sizes != 0).any(-1)).any():
     raise UserError(
-      f"got image sizes {sizes.tolist()} for {len(image)} images on a canvas "
+      f"got image sizes {sizes.tolist()} for {list(shape)} images on a canvas "
       f"of {canvas[0]} x {canvas[1]} pixels, expected height and width of "
-      "each, at least 1 and at most the canvas"
+      "each, at least 1 and at most the canvas, or 0 x 0 for a missing camera"
     )
   return sizes.astype(np.int32)

@@ -1,4 +1,4 @@
-"""A checkpoint as a robot policy: image and instruction in, action out.
+"""A checkpoint as a robot policy: observations in, actions out.
 
 The same model answers questions about images in free text.
 """
@@ -20,6 +20,7 @@ from rt2_jax.actions import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints, abstract
 from rt2_jax.compiler_options import ACTING, options_for
 from rt2_jax.decode import (
+  Prompts,
   decode_actions,
   decode_plans_and_actions,
   decode_text,
@@ -27,11 +28,12 @@ from rt2_jax.decode import (
 from rt2_jax.images import as_frames, as_sizes
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, abstract_params
+from rt2_jax.observation import ONE_CAMERA, Batched, ObservationSpec
 from rt2_jax.prompt import Prompt
 from rt2_jax.robot_policy import (
   RobotPolicy,
   check_finite,
-  choose_tokenizer,
+  choose_robot,
   is_empty,
 )
 from rt2_jax.tokenizer import EOS, Tokenizer
@@ -40,7 +42,8 @@ from rt2_jax.tokenizer import EOS, Tokenizer
 class Policy(RobotPolicy):
   """Acts on what a checkpoint holds, and on nothing else.
 
-  Shapes: B robots, F frames (oldest first), H x W camera pixels, D dimensions.
+  Shapes: B robots or pictures, F images of each, H x W camera pixels, P prefix
+  and S suffix positions.
   """
 
   def __init__(
@@ -49,6 +52,7 @@ class Policy(RobotPolicy):
     params: dict,
     prompt: Prompt | None,
     tokenizer: ActionTokenizer | None,
+    observation: ObservationSpec = ONE_CAMERA,
     mesh: Mesh | None = None,
   ):
     """Takes over the parameters.
@@ -58,14 +62,16 @@ class Policy(RobotPolicy):
       params: its parameters, on the devices of the mesh.
       prompt: how robots and questions are put into words; None to lower only.
       tokenizer: what action tokens mean; None for a model that only answers.
+      observation: what the model reads of the robot's observations.
       mesh: where the model computes; default: one device.
     """
     self.model = model
     self.params = params
     self.prompt = prompt
     self.tokenizer = tokenizer
+    self.observation = observation
     self.mesh = mesh or one_device()
-    sizes = model, self.mesh
+    sizes = model, self.mesh, observation.several_cameras
     if tokenizer:
       self._decode = _program(_image_to_ids, *sizes, tokenizer.writing)
     if prompt:
@@ -101,7 +107,7 @@ class Policy(RobotPolicy):
     """
     checkpoints = Checkpoints.open_run(folder)
     meta, model_file = checkpoints.restore_meta(step)
-    tokenizer = choose_tokenizer(meta["action_tokenizers"], source)
+    tokenizer, observation = choose_robot(meta, source)
     model = VLMConfig.from_dict(meta["model"])
     mesh = mesh or one_device()
     shapes = held_params(model)
@@ -110,7 +116,7 @@ class Policy(RobotPolicy):
     )
     checkpoints.close()
     prompt = Prompt(Tokenizer(model_file), **meta["prompt"])
-    return cls(model, params, prompt, tokenizer, mesh)
+    return cls(model, params, prompt, tokenizer, observation, mesh)
 
   def answer(
     self,
@@ -118,13 +124,14 @@ class Policy(RobotPolicy):
     questions: Sequence[str],
     image_size: np.ndarray | None = None,
   ) -> tuple[str, ...]:
-    """Free text about B images, over the whole vocabulary.
+    """Answers questions about B images in free text.
 
     Args:
-      image: as in the call, with the leading B.
+      image: uint8[B, H, W, 3] for a model of one image, or
+        uint8[B, F, H, W, 3].
       questions: B whole prompts, such as "Answer in en: what is this?".
-      image_size: int32[B, 2], height and width of each image, when what lies
-        below and right of it is padding.
+      image_size: int32[B, F, 2], height and width of each image, when what
+        lies below and right of it is padding; 0 x 0 for a missing camera.
 
     Returns:
       B answers, each at most as long as the prompt's suffix.
@@ -148,17 +155,17 @@ class Policy(RobotPolicy):
   def forced_ids(
     self,
     image: np.ndarray,
+    image_size: np.ndarray | None,
     prompts: tuple[np.ndarray, np.ndarray],
     suffix: np.ndarray,
-    image_size: np.ndarray | None = None,
   ) -> np.ndarray:
     """The likeliest token at each place of a known answer (teacher forcing).
 
     Args:
-      image: as in the call, with the leading B.
+      image: as in `answer`.
+      image_size: likewise.
       prompts: prefix int32[B, P] and mask_input bool[B, P], from the prompt.
       suffix: int32[B, S], the answers.
-      image_size: as in `answer`.
 
     Returns:
       int32[B, S], over the whole vocabulary, as in training.
@@ -179,7 +186,7 @@ class Policy(RobotPolicy):
 
     Args:
       images: uint8[B, F, H, W, 3]; like all others a ShapeDtypeStruct.
-      image_size: int32[B, 2].
+      image_size: int32[B, F, 2].
       prefix: int32[B, P].
       mask_input: bool[B, P].
     """
@@ -188,11 +195,12 @@ class Policy(RobotPolicy):
         self.params, images, image_size, prefix, mask_input
       )
 
-  def _plans_and_ids(self, image, instructions, image_size):
-    prompts = self.prompt.robot_prefixes(instructions)
+  def _plans_and_ids(self, seen: Batched) -> tuple[np.ndarray, np.ndarray]:
+    images = seen.image, seen.image_size
+    prompts = self.prompts(seen)
     if self.prompt.plan_length:
-      return self._run(self._plan, image, image_size, *prompts)
-    (ids,) = self._run(self._decode, image, image_size, *prompts)
+      return self._run(self._plan, *images, *prompts)
+    (ids,) = self._run(self._decode, *images, *prompts)
     return ids[:, :0], ids
 
   def _run(self, call, image, image_size, *columns):
@@ -205,7 +213,7 @@ class Policy(RobotPolicy):
       UserError: they were not.
     """
     rows = len(columns[0])
-    images = as_frames(np.asarray(image), rows, self.model.num_frames)
+    images = as_frames(np.asarray(image), rows, self.model.num_images)
     image_size = as_sizes(image_size, images)
     missing = -rows % sharding.batch_shards(self.mesh.shape)
     filled = [
@@ -222,7 +230,11 @@ class Policy(RobotPolicy):
 
 @functools.lru_cache(maxsize=64)
 def _program(
-  function: Callable, model: VLMConfig, mesh: Mesh, *static: Any
+  function: Callable,
+  model: VLMConfig,
+  mesh: Mesh,
+  several_cameras: bool,
+  *static: Any,
 ) -> jax.stages.Wrapped:
   """A program that is compiled once for all policies of these sizes.
 
@@ -230,59 +242,48 @@ def _program(
   """
   acts = function in (_image_to_ids, _image_to_plan_and_ids)
   return jax.jit(
-    functools.partial(function, model, *static),
+    functools.partial(function, model, several_cameras, *static),
     out_shardings=sharding.replicated(mesh),
     compiler_options=options_for(mesh, ACTING) if acts else None,
   )
 
 
-def _image_to_ids(
-  model, writing, params, images, image_size, prefix, mask_input
-):
-  return decode_actions(
-    VLM(model),
-    params,
-    _prepared(model, images, image_size),
-    prefix,
-    mask_input,
-    writing.grammar(),
-  )
+def _image_to_ids(model, several_cameras, writing, params, *columns):
+  prompts = _prompts(model, several_cameras, *columns)
+  return decode_actions(VLM(model), params, prompts, writing.grammar())
 
 
 def _image_to_plan_and_ids(
-  model, writing, end, longest, params, images, image_size, prefix, mask_input
+  model, several_cameras, writing, end, longest, params, *columns
 ):
+  prompts = _prompts(model, several_cameras, *columns)
+  grammar = writing.grammar()
   return decode_plans_and_actions(
-    VLM(model),
-    params,
-    _prepared(model, images, image_size),
-    prefix,
-    mask_input,
-    writing.grammar(),
-    end,
-    longest,
+    VLM(model), params, prompts, grammar, end, longest
   )
 
 
-def _image_to_text(model, room, params, images, image_size, prefix, mask_input):
-  prepared = _prepared(model, images, image_size)
-  return decode_text(
-    VLM(model), params, prepared, prefix, mask_input, room, EOS
-  )
+def _image_to_text(model, several_cameras, room, params, *columns):
+  prompts = _prompts(model, several_cameras, *columns)
+  return decode_text(VLM(model), params, prompts, room, EOS)
 
 
-def _image_to_forced(
-  model, params, images, image_size, prefix, mask_input, suffix
-):
-  prepared = _prepared(model, images, image_size)
+def _image_to_forced(model, several_cameras, params, *columns):
+  *columns, suffix = columns
+  images, *text, mask_image = _prompts(model, several_cameras, *columns)
   logits = VLM(model).apply(
-    {"params": params}, prepared, prefix, mask_input, suffix
+    {"params": params}, images, *text, suffix, mask_image
   )
   return jnp.argmax(logits, -1), jnp.isfinite(logits).all((1, 2))
 
 
-def _prepared(model, images, image_size):
-  return augment.prepare(images, model.img.image_size, image_size)
+def _prompts(
+  model, several_cameras, images, image_size, prefix, mask_input
+) -> Prompts:
+  """Prepares images as training does, without its random changes."""
+  resized = augment.prepare(images, model.img.image_size, image_size)
+  mask_image = augment.shown(image_size) if several_cameras else None
+  return Prompts(resized, prefix, mask_input, mask_image)
 
 
 def held_params(model: VLMConfig) -> dict:

@@ -160,11 +160,14 @@ class Progress:
       if f"correct/{m}" not in total:
         continue
       accuracy = total[f"correct/{m}"] / examples[m]
-      l1 = total[f"l1/{m}"] / examples[m]
+      l1 = (total[f"l1/{m}"] / examples[m]).mean(0)
       for i, d in enumerate(self._spaces[source].dimensions):
-        scalars[f"{source}/accuracy/{d.name}"] = accuracy[i]
+        scalars[f"{source}/accuracy/{d.name}"] = accuracy[:, i].mean()
         unit = d.unit.replace("/", "_")
         scalars[f"{source}/l1/{d.name}_{unit}"] = l1[i]
+      if len(accuracy) > 1:  # a chunk
+        for h, mean in enumerate(accuracy.mean(1)):
+          scalars[f"{source}/accuracy/action_{h}"] = mean
     return {name: float(value) for name, value in scalars.items()}
 
   def _print(self, done: int, scalars: dict[str, float], steps_per_s: float):

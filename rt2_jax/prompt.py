@@ -3,7 +3,7 @@
 Training, evaluation, acting and export all call it, so that a robot is asked
 in exactly the words in which it was taught.
 
-Shapes: P prefix columns, S suffix columns.
+Shapes: P prefix and S suffix positions, D numbers of a robot's state.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from rt2_jax.actions import ActionSpace, ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
 
@@ -23,6 +24,9 @@ ROBOT_TEMPLATE = "Q: what action should the robot take to {instruction}? A:"
 # before it, so that decoding can look for them.
 PLAN_START = "Plan: "
 PLAN_END = ". Action:"
+
+
+STATE_FIELD = "{state}"  # a template's field
 
 
 def question_ids(tokenizer: Tokenizer, question: str) -> list[int]:
@@ -44,7 +48,8 @@ class Prompt:
     prefix_length: P, columns of the prefix, padded on the left so that every
       answer starts in the same column.
     suffix_length: S, columns of the suffix, padded on the right.
-    template: the question for a robot, with the field `{instruction}`.
+    template: the question for a robot, with the field `{instruction}`, and
+      `{state}` where the model reads a robot's state.
     plan_length: most tokens of the plan that precedes every action, those of
       `PLAN_END` not counted; 0 for a robot that acts at once.
   """
@@ -62,20 +67,54 @@ class Prompt:
         "'{instruction}' in it"
       )
 
-  def robot_prefix(self, instruction: str) -> tuple[np.ndarray, np.ndarray]:
-    """What a robot with `instruction` is asked; returns as `prefix` does."""
-    return self.prefix(self.robot_question(instruction))
+  def robot_prefix(
+    self, instruction: str, state: Sequence[int] = ()
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Asks a robot what to do; returns as `prefix` does.
+
+    Args:
+      instruction: fills the template.
+      state: ids of the robot's state, from `state_ids`; none leaves its field
+        empty.
+    """
+    question = self.robot_question(instruction)
+    if STATE_FIELD not in self.template:
+      return self.prefix(question)
+    parts = self.template.partition(STATE_FIELD)
+    before, after = (_fill(part, instruction) for part in parts[::2])
+    ids = [BOS, *self.tokenizer.encode(before), *map(int, state)]
+    return self._padded(ids + self.tokenizer.encode(after + "\n"), question)
 
   def robot_question(self, instruction: str) -> str:
-    """Puts an instruction into the template; spaces in it count once."""
-    words = " ".join(instruction.split())
-    return self.template.replace("{instruction}", words)
+    """Puts an instruction into the template, and no state."""
+    parts = self.template.partition(STATE_FIELD)
+    return "".join(_fill(part, instruction) for part in parts[::2])
 
   def robot_prefixes(
-    self, instructions: Sequence[str]
+    self, instructions: Sequence[str], states: Sequence[Sequence[int]]
   ) -> tuple[np.ndarray, np.ndarray]:
-    """B instructions: ids int32[B, P] and mask_input bool[B, P]."""
-    return _stacked(map(self.robot_prefix, instructions))
+    """B instructions and states: ids int32[B, P], mask_input bool[B, P]."""
+    return _stacked(map(self.robot_prefix, instructions, states))
+
+  def state_ids(
+    self, space: ActionSpace | None, state: np.ndarray
+  ) -> np.ndarray:
+    """Writes robots' states as one rare token for each number.
+
+    Args:
+      space: what the D numbers mean, with their bounds; None: there are none.
+      state: float[..., D] in physical units; values outside are clipped.
+
+    Returns:
+      int32[..., D].
+
+    Raises:
+      UserError: a number is not finite.
+    """
+    if space is None:
+      return np.zeros((*np.shape(state)[:-1], 0), np.int32)
+    tokens = ActionTokenizer(space, self.tokenizer.action_route("rare"))
+    return tokens.encode(np.asarray(state)[..., None, :])
 
   def prefixes(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """B questions: ids int32[B, P] and mask_input bool[B, P]."""
@@ -87,7 +126,12 @@ class Prompt:
     Raises:
       UserError: the question is longer than the prefix.
     """
-    ids = question_ids(self.tokenizer, question)
+    return self._padded(question_ids(self.tokenizer, question), question)
+
+  def _padded(
+    self, ids: Sequence[int], question: str
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Pads the ids of a question, see `prefix`."""
     pad = self.prefix_length - len(ids)
     if pad < 0:
       raise UserError(
@@ -96,7 +140,7 @@ class Prompt:
         "raise config.prompt.prefix_length"
       )
     mask_input = np.arange(self.prefix_length) >= pad
-    return np.asarray([PAD] * pad + ids, np.int32), mask_input
+    return np.asarray([*[PAD] * pad, *ids], np.int32), mask_input
 
   @functools.cached_property
   def plan_end(self) -> tuple[int, ...]:
@@ -159,6 +203,11 @@ class Prompt:
       )
     mask_loss = (np.arange(self.suffix_length) < len(ids)).astype(np.float32)
     return np.asarray(ids + [PAD] * pad, np.int32), mask_loss
+
+
+def _fill(template: str, instruction: str) -> str:
+  """Puts an instruction into a template; spaces in it count once."""
+  return template.replace("{instruction}", " ".join(instruction.split()))
 
 
 def _stacked(rows: Iterable[tuple]) -> tuple[np.ndarray, np.ndarray]:

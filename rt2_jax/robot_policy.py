@@ -1,95 +1,125 @@
 """What a policy offers a robot, whichever framework computes it.
 
-Shapes: B robots, F frames (oldest first), H x W camera pixels, D dimensions and
-L tokens of an action, N tokens of a plan.
+Shapes: B robots, T frames of a camera (oldest first), F images of all cameras,
+H x W camera pixels, A actions of a chunk (the horizon), D dimensions and L
+tokens of an answer, N tokens of a plan, P prefix positions.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from rt2_jax.actions import ActionSpace, ActionTokenizer
 from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.images import as_frames
+from rt2_jax.observation import (
+  Batched,
+  Observation,
+  ObservationSpec,
+  from_images,
+  to_batch,
+)
 from rt2_jax.prompt import Prompt
 
 
 class RobotPolicy(abc.ABC):
-  """Image and instruction in, action out.
+  """Observation in, actions out.
 
   Attributes:
     prompt: how robots and questions are put into words.
     tokenizer: what action tokens mean; None for a model that only answers.
+    observation: what the model reads of an observation.
   """
 
   prompt: Prompt
   tokenizer: ActionTokenizer | None
+  observation: ObservationSpec
 
   @property
   def action_space(self) -> ActionSpace:
-    """What the numbers of an action mean."""
+    """The meaning of the numbers of an action."""
     self._check_can_act()
     return self.tokenizer.space
 
   def __call__(
     self, image: np.ndarray, instruction: str | Sequence[str]
   ) -> np.ndarray:
-    """The action to take now, in physical units.
+    """Chooses the action to take now: `act` for robots of one camera.
 
     Args:
-      image: uint8[H, W, 3], or uint8[F, H, W, 3] for a model of F frames; with
-        a leading B for several robots.
+      image: uint8[H, W, 3], or uint8[T, H, W, 3] for a model with a history;
+        with a leading B for several robots.
       instruction: what to do; B of them for several robots.
 
     Returns:
-      float32[D], or float32[B, D] for several robots, of which there may be
-      none.
+      float32[D] in physical units, or float32[B, D] for several robots, of
+      which there may be none. The first action of a chunk.
 
     Raises:
       UserError: an image of another shape or type, an instruction that is
-        longer than the prompt, or parameters whose logits are not finite.
+        longer than the prompt, parameters whose logits are not finite, or a
+        model that reads several cameras or a state.
     """
     if isinstance(instruction, str):
       return self(np.asarray(image)[None], [instruction])[0]
-    return self.plan_and_act(image, instruction)[1]
-
-  def token_ids(
-    self,
-    image: np.ndarray,
-    instructions: Sequence[str],
-    image_size: np.ndarray | None = None,
-  ) -> np.ndarray:
-    """Decodes the tokens of B actions, int32[B, L].
-
-    Args:
-      image: as in the call, with the leading B.
-      instructions: B of them.
-      image_size: int32[B, 2], height and width of each robot's images, when
-        what lies below and right of them is padding.
-    """
     self._check_can_act()
-    if is_empty(image, instructions):
-      return np.empty((0, self.tokenizer.grammar.length), np.int32)
-    return self._plans_and_ids(image, instructions, image_size)[1]
+    if is_empty(image, instruction):
+      return np.empty((0, len(self.action_space)), np.float32)
+    spec = self.observation
+    if spec.several_cameras or spec.state:
+      raise UserError(
+        f"got one image for a model that reads the cameras {spec.cameras} and "
+        f"{'a' if spec.state else 'no'} state, expected all of them; call "
+        "policy.act([Observation(images, instruction, state)])"
+      )
+    image = as_frames(np.asarray(image), len(instruction), spec.history)
+    return self._decoded(from_images(image, instruction))[1][:, 0]
 
-  def plan_and_act(
-    self, image: np.ndarray, instructions: Sequence[str]
-  ) -> tuple[tuple[str, ...], np.ndarray]:
-    """B actions and the thoughts that led to them.
-
-    Args:
-      image: as in the call, with the leading B.
-      instructions: B of them.
+  def act(self, observations: Sequence[Observation]) -> np.ndarray:
+    """Chooses the next actions of B robots.
 
     Returns:
-      B plans in words, "" from a policy that acts at once; and float32[B, D].
+      float32[B, A, D] in physical units.
+
+    Raises:
+      UserError: an observation that does not fit `observation`, and as the
+        call.
+    """
+    return self.plan_and_act(observations)[1]
+
+  def plan_and_act(
+    self, observations: Sequence[Observation]
+  ) -> tuple[tuple[str, ...], np.ndarray]:
+    """Chooses the next actions of B robots, and the plans that lead to them.
+
+    Returns:
+      B plans in words, "" from a policy that acts at once; and
+      float32[B, A, D] in physical units.
     """
     self._check_can_act()
-    if is_empty(image, instructions):
-      return (), np.empty((0, len(self.action_space)), np.float32)
-    plans, ids = self._plans_and_ids(image, instructions, None)
+    if not observations:
+      shape = 0, self.tokenizer.horizon, len(self.action_space)
+      return (), np.empty(shape, np.float32)
+    return self._decoded(to_batch(observations, self.observation))
+
+  def token_ids(self, seen: Batched) -> np.ndarray:
+    """Decodes the tokens of B chunks, int32[B, L]."""
+    self._check_can_act()
+    if not len(seen.instruction):
+      return np.empty((0, self.tokenizer.grammar.length), np.int32)
+    return self._plans_and_ids(seen)[1]
+
+  def prompts(self, seen: Batched) -> tuple[np.ndarray, np.ndarray]:
+    """Asks B robots: ids int32[B, P] and mask_input bool[B, P]."""
+    states = self.prompt.state_ids(self.observation.state, seen.state)
+    return self.prompt.robot_prefixes(seen.instruction, states)
+
+  def _decoded(self, seen: Batched) -> tuple[tuple[str, ...], np.ndarray]:
+    plans, ids = self._plans_and_ids(seen)
     words = tuple(self.prompt.split_plan(row)[0] for row in plans)
     return words, self.tokenizer.decode(ids)
 
@@ -101,12 +131,7 @@ class RobotPolicy(abc.ABC):
       )
 
   @abc.abstractmethod
-  def _plans_and_ids(
-    self,
-    image: np.ndarray,
-    instructions: Sequence[str],
-    image_size: np.ndarray | None,
-  ) -> tuple[np.ndarray, np.ndarray]:
+  def _plans_and_ids(self, seen: Batched) -> tuple[np.ndarray, np.ndarray]:
     """Plans int32[B, N] with their ends, N = 0 without, and int32[B, L]."""
 
 
@@ -152,24 +177,25 @@ def check_finite(finite: np.ndarray) -> None:
     )
 
 
-def choose_tokenizer(
-  tokenizers: Mapping[str, dict], source: str | None
-) -> ActionTokenizer | None:
-  """Reads the action tokenizer of a robot source.
+def choose_robot(
+  meta: Mapping[str, Any], source: str | None
+) -> tuple[ActionTokenizer | None, ObservationSpec]:
+  """Reads how the robot of a source acts and what it sees.
 
   Args:
-    tokenizers: each source's `ActionTokenizer.to_dict`, as checkpoints and
-      exported folders hold them.
-    source: may be None where there is one source, or none: then None comes
-      back, and the model answers and cannot act.
+    meta: what checkpoints and exported folders say of themselves.
+    source: may be None where there is one source, or none: then no tokenizer
+      comes back, and the model answers and cannot act.
 
   Raises:
     UserError: no such source.
   """
+  tokenizers = meta["action_tokenizers"]
   if source is None and not tokenizers:
-    return None
+    return None, ObservationSpec.from_dict(meta["observation"])
   if source is None and len(tokenizers) == 1:
     source = next(iter(tokenizers))
   if source not in tokenizers:
     raise unknown_name("the source to act as", str(source), tokenizers)
-  return ActionTokenizer.from_dict(tokenizers[source])
+  spec = ObservationSpec.from_dict(meta["observations"][source])
+  return ActionTokenizer.from_dict(tokenizers[source]), spec

@@ -1,11 +1,12 @@
 """What a training step reports of its batch.
 
-Shapes: B examples, S suffix columns, V vocabulary, D action dimensions, M
-sources of the mixture.
+Shapes: B examples, S suffix columns, V vocabulary, H actions of a chunk, D
+dimensions of an action, M sources of the mixture.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -34,9 +35,9 @@ def per_source(
   Returns:
     examples, loss and token_accuracy (of the answer, over the whole
     vocabulary) float32[M]; for robot sources that write one token per
-    dimension, last before eos, `correct/{m}` float32[D], right tokens, and
-    `l1/{m}` float32[D], distance in physical units between the likeliest valid
-    bin and the recorded one.
+    number, last before eos, `correct/{m}` float32[H, D], right tokens, and
+    `l1/{m}` float32[H, D], distance in physical units between the likeliest
+    valid bin and the recorded one.
   """
   member = batch.source[:, None] == jnp.arange(len(tokenizers))
   member = member.astype(jnp.float32)
@@ -53,20 +54,22 @@ def per_source(
     if tokenizer is None or not isinstance(tokenizer.route, RareTokens):
       continue
     candidates = logits[..., jnp.asarray(tokenizer.route.ids)]
-    columns = _action_columns(batch.mask_loss, len(tokenizer.space))
+    shape = tokenizer.horizon, len(tokenizer.space)
+    columns = _action_columns(batch.mask_loss, math.prod(shape))
     right_numbers, scores, suffix = (
       jax.vmap(lambda row, at: row[at])(x, columns)
       for x in (right, candidates, batch.suffix)
     )
-    metrics[f"correct/{m}"] = member[:, m] @ right_numbers
-    metrics[f"l1/{m}"] = member[:, m] @ _bin_errors(scores, suffix, tokenizer)
+    errors = _bin_errors(scores, suffix, tokenizer)
+    for name, each in (("correct", right_numbers), ("l1", errors)):
+      metrics[f"{name}/{m}"] = (member[:, m] @ each).reshape(shape)
   return metrics
 
 
 def _action_columns(mask_loss: jax.Array, width: int) -> jax.Array:
-  """float32[B, S] -> int32[B, D], the last columns of the answers before eos.
+  """float32[B, S] -> int32[B, H * D], an answer's last columns before eos.
 
-  A plan may precede an action, so that rows begin theirs in other columns. A
+  A plan may precede a chunk, so that rows begin theirs in other columns. A
   shorter answer, which is no action, repeats its first column.
   """
   end = mask_loss.sum(-1).astype(jnp.int32) - 1
@@ -76,11 +79,11 @@ def _action_columns(mask_loss: jax.Array, width: int) -> jax.Array:
 def _bin_errors(
   scores: jax.Array, suffix: jax.Array, tokenizer: ActionTokenizer
 ) -> jax.Array:
-  """|likeliest valid bin - target bin| in physical units, float32[B, D].
+  """|likeliest valid bin - target bin| in physical units, float32[B, H * D].
 
   Args:
-    scores: float32[B, D, NUM_BINS], logits of the action tokens.
-    suffix: int32[B, D], the recorded tokens.
+    scores: float32[B, H * D, NUM_BINS], logits of the action tokens.
+    suffix: int32[B, H * D], the recorded tokens.
     tokenizer: says what they mean.
   """
   ids = jnp.asarray(tokenizer.route.ids)
@@ -88,7 +91,7 @@ def _bin_errors(
   valid = np.arange(NUM_BINS) < np.asarray(tokenizer.sizes)[:, None]
   predicted = jnp.argmax(jnp.where(valid, scores, -jnp.inf), -1)
   target = jnp.argmax(suffix[..., None] == ids, -1)
-  dimension = jnp.arange(len(tokenizer.space))
+  dimension = np.arange(suffix.shape[1]) % len(tokenizer.space)
   error = values[dimension, predicted] - values[dimension, target]
   # Rows of other sources may hold ids that no bin has.
   return jnp.nan_to_num(jnp.abs(error))

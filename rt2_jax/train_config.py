@@ -20,8 +20,9 @@ from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.input_pipeline import datasets, web
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import abstract_params
+from rt2_jax.observation import PRIMARY, ObservationSpec
 from rt2_jax.optimizer import OptimizerConfig, make_optimizer
-from rt2_jax.prompt import ROBOT_TEMPLATE, Prompt
+from rt2_jax.prompt import ROBOT_TEMPLATE, STATE_FIELD, Prompt
 from rt2_jax.ranges import at_least, between
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.train_state import OBJECTIVES, Trainer
@@ -36,6 +37,42 @@ class PromptConfig:
   template: str = ROBOT_TEMPLATE
   plan_length: Annotated[int, at_least(0)] = 0
 
+  @property
+  def writes_state(self) -> bool:
+    """Whether the template has a field for a robot's state."""
+    return STATE_FIELD in self.template
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservationConfig:
+  """What the model reads of a robot: see `observation.ObservationSpec`.
+
+  Attributes:
+    cameras: names in the order in which images enter the model. A source
+      without one of them takes part; its image is masked.
+    history: frames of each camera, the newest included.
+    uncropped: cameras that augmentation does not crop, such as "wrist".
+    state: whether the prompt holds the robot's state; `prompt.template` then
+      has the field `{state}`.
+    state_dropout: fraction of the training examples whose prompt holds none,
+      so that a policy cannot act by its state alone.
+  """
+
+  cameras: Sequence[str] = (PRIMARY,)
+  history: Annotated[int, at_least(1)] = 1
+  uncropped: Sequence[str] = ()
+  state: bool = False
+  state_dropout: Annotated[float, between(0, 1)] = 0.0
+
+  @property
+  def spec(self) -> ObservationSpec:
+    """The cameras and history of the model; a robot adds what it has."""
+    return ObservationSpec(
+      cameras=tuple(self.cameras),
+      history=self.history,
+      uncropped=tuple(self.uncropped),
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class ActionConfig:
@@ -43,6 +80,7 @@ class ActionConfig:
 
   route: str = "rare"
   rt1_compat: bool = False
+  horizon: Annotated[int, at_least(1)] = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +131,7 @@ class TrainConfig:
       from scratch.
     tokenizer_file: the SentencePiece model.
     prompt: lengths of the text fields and the robot's question.
+    observation: cameras, history and state that the model reads.
     actions: how actions are written.
     sources: robot data, by name; may be empty, to pretrain.
     web: image-text data, by name; may be empty.
@@ -121,6 +160,7 @@ class TrainConfig:
   pretrained: str | Mapping[str, str]
   tokenizer_file: str
   prompt: PromptConfig
+  observation: ObservationConfig
   actions: ActionConfig
   sources: Mapping[str, datasets.SourceConfig]
   web: Mapping[str, web.WebConfig]
@@ -150,6 +190,9 @@ class TrainConfig:
     fields = dict(fields)
     for name, part in _PARTS.items():
       fields[name] = construct(part, name, fields.get(name, {}))
+    fields["model"] = dataclasses.replace(
+      fields["model"], num_images=fields["observation"].spec.num_images
+    )
     for group, part in _GROUPS.items():
       fields[group] = {
         name: construct(part, f"{group}.{name}", source)
@@ -175,18 +218,27 @@ class TrainConfig:
     for axis in self.mesh:
       if axis not in sharding.MESH_AXES:
         raise unknown_name("an axis of config.mesh", axis, sharding.MESH_AXES)
+    if self.observation.state != self.prompt.writes_state:
+      raise UserError(
+        f"got config.observation.state = {self.observation.state} with "
+        f"config.prompt.template = {self.prompt.template!r}, expected the "
+        "field '{state}' in the template of a model that reads a robot's "
+        "state, and in no other; change one of them"
+      )
     self._check_objective()
 
   def _check_objective(self):
     if self.objective not in OBJECTIVES:
       raise unknown_name("config.objective", self.objective, OBJECTIVES)
     tokens, room = self.model.num_image_tokens, self.prompt.suffix_length
-    if self.objective == "patches" and (self.sources or room <= tokens):
+    unfit = self.sources or self.model.num_images > 1 or room <= tokens
+    if self.objective == "patches" and unfit:
       raise UserError(
         f"got config.objective = 'patches' with robot sources "
-        f"{sorted(self.sources)} and config.prompt.suffix_length = {room}, "
-        f"expected web sources alone and more than the {tokens} image tokens, "
-        "whose names the answers are"
+        f"{sorted(self.sources)}, {self.model.num_images} images and "
+        f"config.prompt.suffix_length = {room}, expected web sources alone, "
+        f"one image and more than its {tokens} image tokens, whose names the "
+        "answers are"
       )
 
   @functools.cached_property
@@ -251,21 +303,50 @@ class TrainConfig:
       frozen=tuple(self.optimizer.frozen),
       ema_decay=self.optimizer.ema_decay,
       objective=self.objective,
+      observation=self.observation.spec,
     )
 
   def action_tokenizers(self) -> dict[str, ActionTokenizer]:
     """One per robot source: the same tokens, each with its dataset's bounds."""
     route = self.tokenizer.action_route(self.actions.route)
     return {
-      name: ActionTokenizer(source.space, route, self.actions.rt1_compat)
+      name: ActionTokenizer(
+        source.space, route, self.actions.rt1_compat, self.actions.horizon
+      )
       for name, source in self.sources.items()
     }
+
+  def observation_specs(self) -> dict[str, ObservationSpec]:
+    """What the model reads of each robot source.
+
+    Raises:
+      UserError: a source has none of the cameras, or no source has one of
+        them.
+    """
+    spec, reads_state = self.observation.spec, self.observation.state
+    specs = {
+      name: source.observation_spec(spec, reads_state)
+      for name, source in self.sources.items()
+    }
+    present = {camera for each in specs.values() for camera in each.present}
+    if specs and (absent := set(spec.cameras) - present):
+      raise UserError(
+        f"got config.observation.cameras = {list(spec.cameras)}, of which no "
+        f"source has {sorted(absent)}; remove it, or add a source that has it"
+      )
+    if reads_state and specs and not any(s.state for s in specs.values()):
+      raise UserError(
+        "got config.observation.state = True with sources "
+        f"{sorted(specs)}, none of which has a state; set it to False"
+      )
+    return specs
 
 
 # What builds each part of a config, and each member of a group of sources.
 _PARTS = {
   "model": variants.vlm,
   "prompt": PromptConfig,
+  "observation": ObservationConfig,
   "actions": ActionConfig,
   "augmentation": Augmentation,
   "optimizer": OptimizerConfig,

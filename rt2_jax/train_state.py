@@ -2,7 +2,7 @@
 
 Free of TensorFlow and files: the same step runs on synthetic batches.
 
-Shapes: B examples, F frames, R x R pixels, S suffix columns, V vocabulary.
+Shapes: B examples, F images, R x R pixels, S suffix columns, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rt2_jax.batch import Batch
 from rt2_jax.compiler_options import TRAINING, options_for
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, init_params
+from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 
 
 @flax.struct.dataclass
@@ -77,6 +78,7 @@ class Trainer:
     frozen: patterns of parameter names that do not train.
     ema_decay: of the running mean of the parameters, 0 for none.
     objective: one of `OBJECTIVES`.
+    observation: cameras of the model, and which of them may be cropped.
   """
 
   model: VLMConfig
@@ -89,6 +91,7 @@ class Trainer:
   frozen: tuple[str, ...] = ()
   ema_decay: float = 0.0
   objective: str = "answers"
+  observation: ObservationSpec = ONE_CAMERA
 
   def abstract_state(self) -> TrainState:
     """ShapeDtypeStructs with shardings; allocates nothing.
@@ -135,12 +138,14 @@ class Trainer:
     A constant key and the step's number: the same images after a restart.
     """
     key = jax.random.fold_in(jax.random.key(self.seed), step)
+    spec = self.observation
     return augment.augment(
       batch.image,
       self.model.img.image_size,
       self.augmentation,
       key,
       batch.image_size,
+      [camera not in spec.uncropped for camera in spec.cameras],
     )
 
   def train_step(
@@ -193,8 +198,10 @@ class Trainer:
   def _loss(self, trained, frozen, images, batch):
     """The mean loss of the examples, and their metrics."""
     params = trees.join(frozen, trained)
+    several_cameras = self.observation.several_cameras
+    mask_image = augment.shown(batch.image_size) if several_cameras else None
     logits, batch = OBJECTIVES[self.objective](
-      VLM(self.model), params, images, batch
+      VLM(self.model), params, images, mask_image, batch
     )
     loss = losses.answer_loss(logits, batch.suffix, batch.mask_loss)
     return loss.mean(), step_metrics.per_source(
@@ -257,15 +264,23 @@ class Trainer:
 
 
 def answer(
-  model: VLM, params: Any, images: jax.Array, batch: Batch
+  model: VLM,
+  params: Any,
+  images: jax.Array,
+  mask_image: jax.Array | None,
+  batch: Batch,
 ) -> tuple[jax.Array, Batch]:
   """The decoder gives the answer: logits float32[B, S, V], and the batch."""
   text = (batch.prefix, batch.mask_input, batch.suffix)
-  return model.apply({"params": params}, images, *text), batch
+  return model.apply({"params": params}, images, *text, mask_image), batch
 
 
 def name_patches(
-  model: VLM, params: Any, images: jax.Array, batch: Batch
+  model: VLM,
+  params: Any,
+  images: jax.Array,
+  mask_image: jax.Array | None,
+  batch: Batch,
 ) -> tuple[jax.Array, Batch]:
   """The image tokens are the answer's words: the encoder learns alone.
 
@@ -273,6 +288,7 @@ def name_patches(
     logits float32[B, N, V] of N image tokens, and the batch with an answer of
     N columns.
   """
+  del mask_image  # web pictures: no image is missing
   logits = model.apply({"params": params}, images, method="name_patches")
   tokens = logits.shape[1]
   return logits, batch._replace(

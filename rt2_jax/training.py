@@ -31,6 +31,9 @@ from rt2_jax.weights import pretrained
 
 _LOG = logging.getLogger(__name__)
 
+# What a run that goes on may not change.
+_SAME = ("model", "action_tokenizers", "observation", "observations")
+
 
 def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
   """Trains from the newest checkpoint in `workdir`, or from the start.
@@ -158,15 +161,23 @@ def make_loader(
   """This host's part of the mixture; opens and checks every source."""
   prompt = config.make_prompt()
   reading = config.loader.index_folder, config.loader.max_skipped
-  frames = config.model.num_frames
+  specs, dropout = config.observation_specs(), config.observation.state_dropout
   robots = [
     examples.open_robot(
-      source, source.split, tokenizers[name], prompt, frames, *reading
+      source,
+      source.split,
+      tokenizers[name],
+      prompt,
+      specs[name],
+      *reading,
+      state_dropout=dropout,
     )
     for name, source in config.sources.items()
   ]
   webs = [
-    examples.open_web(source, source.split, prompt, frames, *reading)
+    examples.open_web(
+      source, source.split, prompt, config.observation.spec, *reading
+    )
     for source in config.web.values()
   ]
   order = mixture.Mixture(
@@ -180,6 +191,7 @@ def make_loader(
     config.batch_size,
     sharding.host_rows(config.batch_size, mesh, config.microbatches),
     config.model.img.image_size,
+    config.model.num_images,
     config.loader.num_threads,
     config.loader.max_skipped,
   )
@@ -207,6 +219,10 @@ def make_meta(
     "model": dataclasses.asdict(config.model),
     "prompt": dataclasses.asdict(config.prompt),
     "action_tokenizers": {n: t.to_dict() for n, t in tokenizers.items()},
+    "observation": config.observation.spec.to_dict(),
+    "observations": {
+      name: spec.to_dict() for name, spec in config.observation_specs().items()
+    },
     "statistics": {
       name: source.read_statistics()
       for name, source in config.sources.items()
@@ -244,7 +260,7 @@ def restore_or_init(
   damaged: dict[int, Damaged] = {}
   for step in reversed(steps):
     try:
-      check_same(checkpoints, meta, ("model", "action_tokenizers"), step)
+      check_same(checkpoints, meta, _SAME, step)
       check_data(checkpoints, meta, step)
       found = checkpoints.restore_state(*abstract.to_items(), step)
     except Damaged as error:

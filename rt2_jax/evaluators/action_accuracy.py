@@ -4,7 +4,8 @@ Two readings: teacher-forced (each token is predicted from the recorded ones
 before it, over the whole vocabulary, as in training) and decoded (the policy
 acts freely, as on a robot).
 
-Shapes: N steps, b steps of one chunk, D dimensions, F frames.
+Shapes: N recorded steps, b of them in one call, H actions of a chunk, D
+dimensions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from rt2_jax.action_tokens import NUM_BINS
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
+from rt2_jax.observation import Batched
 from rt2_jax.policy import Policy
 
 NEAR = 2  # bins: "close to the recorded action"
@@ -28,10 +30,10 @@ class ActionAccuracy:
 
   Attributes:
     tokenizer: what bins and dimensions mean.
-    recorded: float32[N, D] physical units.
-    decoded: float32[N, D] physical units.
-    forced: bool[N, D], the teacher-forced tokens of a number are right, those
-      of a written one with the space or eos that ends it; None where an action
+    recorded: float32[N, H, D] physical units.
+    decoded: float32[N, H, D] physical units.
+    forced: bool[N, H, D], whether the teacher-forced tokens of a number are
+      right, with the space or eos that ends a written one; None where an action
       follows a plan, which the recorded steps do not hold.
   """
 
@@ -42,7 +44,7 @@ class ActionAccuracy:
 
   @property
   def bin_distance(self) -> np.ndarray:
-    """int32[N, D], bins between the decoded and the recorded action.
+    """int32[N, H, D], bins between the decoded and the recorded action.
 
     Classes of a discrete dimension have no order: another one is far.
     """
@@ -53,20 +55,28 @@ class ActionAccuracy:
 
   @property
   def near(self) -> float:
-    """Part of the steps whose action is near in every dimension."""
+    """Fraction of the actions that are near in every dimension."""
     return float((self.bin_distance <= NEAR).all(-1).mean())
 
   def metrics(self) -> dict[str, float]:
-    """Everything as `name/dimension` -> number; L1 in physical units."""
+    """Everything as `name/dimension` -> number; L1 in physical units.
+
+    Numbers are means over the actions of a chunk; of a chunk of several,
+    `within_2_bins/action_{h}` says how near its action h comes.
+    """
     distance = self.bin_distance
+    near = distance <= NEAR
     columns = {
-      "decoded_accuracy": (distance == 0).mean(0),
-      f"within_{NEAR}_bins": (distance <= NEAR).mean(0),
-      "l1": np.abs(self.decoded - self.recorded).mean(0),
+      "decoded_accuracy": (distance == 0).mean((0, 1)),
+      f"within_{NEAR}_bins": near.mean((0, 1)),
+      "l1": np.abs(self.decoded - self.recorded).mean((0, 1)),
     }
     metrics = {f"within_{NEAR}_bins/all": self.near}
+    if self.tokenizer.horizon > 1:
+      for h, mean in enumerate(near.all(-1).mean(0)):
+        metrics[f"within_{NEAR}_bins/action_{h}"] = float(mean)
     if self.forced is not None:
-      columns["forced_accuracy"] = self.forced.mean(0)
+      columns["forced_accuracy"] = self.forced.mean((0, 1))
       metrics["forced_accuracy/mean"] = float(self.forced.mean())
     for name, values in columns.items():
       for dimension, value in zip(
@@ -104,27 +114,25 @@ class ActionAccuracy:
 
 
 def evaluate(
-  policy: Policy,
-  steps: Iterable[tuple[np.ndarray, np.ndarray, list[str], np.ndarray]],
+  policy: Policy, steps: Iterable[tuple[Batched, np.ndarray]]
 ) -> ActionAccuracy:
   """Runs a policy over recorded steps.
 
   Args:
     policy: what to evaluate.
-    steps: chunks of (images uint8[b, F, H, W, 3], their sizes int32[b, 2], b
-      instructions, actions float32[b, D]), from `in_order.read_steps`.
+    steps: b observations and the recorded chunks float32[b, H, D], from
+      `in_order.read_steps`.
 
   Raises:
     UserError: there are none.
   """
   recorded, decoded, forced = [], [], []
   forces = not policy.prompt.plan_length
-  for images, sizes, instructions, actions in steps:
-    recorded.append(actions)
-    ids = policy.token_ids(images, instructions, sizes)
-    decoded.append(policy.tokenizer.decode(ids))
+  for seen, chunks in steps:
+    recorded.append(chunks)
+    decoded.append(policy.tokenizer.decode(policy.token_ids(seen)))
     if forces:
-      forced.append(_forced(policy, images, sizes, instructions, actions))
+      forced.append(_forced(policy, seen, chunks))
   if not recorded:
     raise UserError(
       "got no recorded steps, expected at least one; choose another eval_split "
@@ -138,18 +146,16 @@ def evaluate(
   )
 
 
-def _forced(policy, images, sizes, instructions, actions) -> np.ndarray:
-  """bool[b, D]: whose tokens are right, given the recorded ones before."""
-  prompts = policy.prompt.robot_prefixes(instructions)
-  ids = [policy.tokenizer.encode(action) for action in actions]
+def _forced(policy: Policy, seen: Batched, chunks: np.ndarray) -> np.ndarray:
+  """bool[b, H, D]: whose tokens are right, given the recorded ones before."""
+  tokenizer = policy.tokenizer
+  ids = [tokenizer.encode(chunk) for chunk in chunks]
   suffix = np.stack([policy.prompt.suffix(row)[0] for row in ids])
-  right = policy.forced_ids(images, prompts, suffix, sizes) == suffix
-  starts = [
-    np.cumsum([0, *policy.tokenizer.token_counts(action)]) for action in actions
+  images = seen.image, seen.image_size
+  right = policy.forced_ids(*images, policy.prompts(seen), suffix) == suffix
+  starts = [np.cumsum([0, *tokenizer.token_counts(chunk)]) for chunk in chunks]
+  numbers = [
+    np.logical_and.reduceat(row[: at[-1]], at[:-1])
+    for row, at in zip(right, starts, strict=True)
   ]
-  return np.stack(
-    [
-      np.logical_and.reduceat(row[: at[-1]], at[:-1])
-      for row, at in zip(right, starts, strict=True)
-    ]
-  )
+  return np.reshape(numbers, chunks.shape)

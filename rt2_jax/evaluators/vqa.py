@@ -43,7 +43,7 @@ def evaluate(
 
   Args:
     policy: what to evaluate.
-    chunks: images uint8[b, F, H, W, 3], their sizes int32[b, 2] and b
+    chunks: images uint8[b, F, H, W, 3], their sizes int32[b, F, 2] and b
       examples, from `in_order.read_questions`.
 
   Returns:
@@ -99,7 +99,7 @@ def _forced_share(policy, images, size, examples) -> np.ndarray:
   suffixes = [prompt.suffix(encode(e.answers[0])) for e in examples]
   suffix, counted = map(np.stack, zip(*suffixes, strict=True))
   prompts = prompt.prefixes([e.question for e in examples])
-  predicted = policy.forced_ids(images, prompts, suffix, size)
+  predicted = policy.forced_ids(images, size, prompts, suffix)
   return ((predicted == suffix) * counted).sum(-1) / counted.sum(-1)
 
 

@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 
-from rt2_jax.actions import LANGUAGE_TABLE, RT2, TABLETOP, ActionSpace
+from rt2_jax.actions import (
+  LANGUAGE_TABLE,
+  RT2,
+  TABLETOP,
+  ActionSpace,
+  Dimension,
+)
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.input_pipeline import index, kept_index, rlds, splits
 from rt2_jax.input_pipeline.code_hash import code_hash
@@ -28,6 +35,7 @@ from rt2_jax.input_pipeline.episodes import (
 )
 from rt2_jax.input_pipeline.grippers import absolute_gripper, binary_gripper
 from rt2_jax.input_pipeline.step_index import StepIndex
+from rt2_jax.observation import ONE_CAMERA, PRIMARY, ObservationSpec
 from rt2_jax.ranges import more_than
 from rt2_jax.storage import Storage, open_storage
 from rt2_jax.tokenizer import place_words
@@ -167,38 +175,75 @@ def tabletop_with_plan(episode: Episode) -> Canonical:
   return tabletop(episode)._replace(plan=plan)
 
 
+def _pose(episode: Episode) -> np.ndarray:
+  """Bridge's state, [T, 7]: position, Euler angles, gripper with 1 = open."""
+  return episode.numbers("observation/state", 7)
+
+
+def _pose_and_fingers(episode: Episode) -> np.ndarray:
+  """LIBERO's state, [T, 8]: position, axis times angle, two fingers."""
+  return episode.numbers("observation/state", 8)
+
+
+def _pose_space(name: str, *gripper: Dimension) -> ActionSpace:
+  """Where a gripper is, in bounds that hold a table-top arm's reach."""
+  position = (Dimension(axis, "m", -1.5, 1.5) for axis in "xyz")
+  angles = ("roll", "pitch", "yaw")
+  rotation = (Dimension(a, "rad", -math.pi, math.pi) for a in angles)
+  return ActionSpace(name, "robot base", (*position, *rotation, *gripper))
+
+
+_BRIDGE_STATE = rlds.RobotState(
+  _pose_space("bridge_state", Dimension("gripper", "open")), _pose
+)
+_LIBERO_STATE = rlds.RobotState(
+  _pose_space(
+    "libero_state",
+    Dimension("finger_1", "m", -0.05, 0.05),
+    Dimension("finger_2", "m", -0.05, 0.05),
+  ),
+  _pose_and_fingers,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class RobotDataset:
   """What a dataset's records mean.
 
   Attributes:
     space: what the numbers of `standardize`'s actions are.
-    camera: the image feature that the robot acts on.
+    cameras: the image feature of each camera, by the camera's name.
     standardize: an episode's small features in canonical form.
+    state: the robot's state; None where the records hold none.
   """
 
   space: ActionSpace
-  camera: str
+  cameras: Mapping[str, str]
   standardize: Callable[[Episode], Canonical]
+  state: rlds.RobotState | None = None
 
 
+_IMAGE = {PRIMARY: "observation/image"}
+_IMAGES = {
+  PRIMARY: "observation/image_0",
+  "secondary": "observation/image_1",
+  "tertiary": "observation/image_2",
+}
 DATASETS: Mapping[str, RobotDataset] = {
-  "fractal20220817_data": RobotDataset(
-    RT2, "observation/image", fractal20220817_data
-  ),
-  "bridge_dataset": RobotDataset(RT2, "observation/image_0", bridge_dataset),
+  "fractal20220817_data": RobotDataset(RT2, _IMAGE, fractal20220817_data),
+  "bridge_dataset": RobotDataset(RT2, _IMAGES, bridge_dataset, _BRIDGE_STATE),
   "bridge_dataset_relabelled": RobotDataset(
-    RT2, "observation/image_0", bridge_dataset_relabelled
+    RT2, _IMAGES, bridge_dataset_relabelled, _BRIDGE_STATE
   ),
-  "bridge": RobotDataset(RT2, "observation/image", bridge),
+  "bridge": RobotDataset(RT2, _IMAGE, bridge),
   "language_table": RobotDataset(
-    LANGUAGE_TABLE, "observation/rgb", language_table
+    LANGUAGE_TABLE, {PRIMARY: "observation/rgb"}, language_table
   ),
-  "libero": RobotDataset(RT2, "observation/image", libero),
-  "tabletop": RobotDataset(TABLETOP, "observation/image", tabletop),
-  "tabletop_with_plan": RobotDataset(
-    TABLETOP, "observation/image", tabletop_with_plan
+  "libero": RobotDataset(
+    RT2, _IMAGE | {"wrist": "observation/wrist_image"}, libero, _LIBERO_STATE
   ),
+  "tabletop": RobotDataset(TABLETOP, _IMAGE, tabletop),
+  "tabletop_with_plan": RobotDataset(TABLETOP, _IMAGE, tabletop_with_plan),
 }
 
 
@@ -216,6 +261,7 @@ class SourceConfig:
     bounds: [low, high] in physical units for dimensions whose bins should
       span another range than the action space's own; or "q01_q99", those that
       `statistics` suggests.
+    state_bounds: [low, high] in physical units of the robot's state, likewise.
     statistics: file that `data/compute_stats.py` wrote for this dataset, which
       checkpoints keep; "" names none.
     filters: episodes and steps to leave out, see `episodes.Filters`.
@@ -227,6 +273,9 @@ class SourceConfig:
   eval_split: str = "train"
   weight: Annotated[float, more_than(0)] = 1.0
   bounds: Mapping[str, Sequence[float]] | str = dataclasses.field(
+    default_factory=dict
+  )
+  state_bounds: Mapping[str, Sequence[float]] = dataclasses.field(
     default_factory=dict
   )
   statistics: str = ""
@@ -251,6 +300,32 @@ class SourceConfig:
         "source's `statistics`"
       )
     return space.with_bounds(self.read_statistics()["bounds"])
+
+  def observation_spec(
+    self, wanted: ObservationSpec, reads_state: bool
+  ) -> ObservationSpec:
+    """Says what a model reads of this source's robot.
+
+    Args:
+      wanted: cameras and history of the model.
+      reads_state: whether the model reads a robot's state, if it has one.
+
+    Raises:
+      UserError: the dataset has none of the cameras, or bounds that do not fit
+        its state.
+    """
+    known = robot_dataset(self.dataset)
+    missing = [name for name in wanted.cameras if name not in known.cameras]
+    if len(missing) == len(wanted.cameras):
+      raise UserError(
+        f"got cameras {list(wanted.cameras)} for dataset {self.dataset!r}, "
+        f"expected at least one of {list(known.cameras)}; change "
+        "config.observation.cameras"
+      )
+    state = None
+    if reads_state and known.state:
+      state = known.state.space.with_bounds(self.state_bounds)
+    return dataclasses.replace(wanted, missing=tuple(missing), state=state)
 
   def read_statistics(self) -> dict[str, Any]:
     """What the file `statistics` holds; empty when none is named.
@@ -286,32 +361,42 @@ def robot_dataset(name: str) -> RobotDataset:
 def open_source(
   config: SourceConfig,
   split: str,
-  num_frames: int = 1,
+  spec: ObservationSpec = ONE_CAMERA,
   index_folder: str | None = None,
   num_workers: int | None = None,
   max_skipped: int = 0,
 ) -> rlds.StepSource:
   """Indexes one split of a dataset, or loads its index.
 
-  See `index.load_or_build` for the last three arguments.
+  Args:
+    config: the source.
+    split: which of its splits.
+    spec: what is read of an observation, from `SourceConfig.observation_spec`.
+    index_folder: see `index.load_or_build`, as of the last two.
+    num_workers: likewise.
+    max_skipped: likewise.
 
   Raises:
     UserError: bad data, or nothing is left after the filters.
   """
   known = robot_dataset(config.dataset)
+  cameras = [known.cameras[name] for name in spec.present]
+  state = known.state if spec.state else None
+  reading = rlds.Reading(tuple(cameras), known.standardize, known.space, state)
   chosen = make_filters(config.filters)
   chosen.check(known.space)
   # All fields: the index of a config that spells defaults out is the same.
   filters = dataclasses.asdict(chosen)
   storage = open_storage(config.path)
-  function = code_hash(known.standardize)
+  function = _functions_hash(reading)
   recipe = kept_index.Recipe(
     index_shard,
-    arguments=(known, filters, function),
-    name=(config.dataset, filters),
+    arguments=(reading, filters, function),
+    name=(config.dataset, filters, cameras, bool(state)),
     depends={
-      "camera": known.camera,
+      "cameras": cameras,
       "action space": _conventions(known.space),
+      "state": _conventions(state.space) if state else None,
       "dataset function": function,
       "reader": code_hash(rlds.index_episodes, Filters),
     },
@@ -327,7 +412,14 @@ def open_source(
       f"got no step in split {split!r} of {config.path} after the filters "
       f"{filters}; relax them{''.join(problems)}"
     )
-  return rlds.StepSource(storage, steps, num_frames)
+  return rlds.StepSource(storage, steps, known.space, spec.history)
+
+
+def _functions_hash(reading: rlds.Reading) -> str:
+  """Names the code that reads the records."""
+  if reading.state is None:
+    return code_hash(reading.standardize)
+  return code_hash(reading.standardize, reading.state.read)
 
 
 def _conventions(space: ActionSpace) -> list[Any]:
@@ -339,18 +431,18 @@ def _conventions(space: ActionSpace) -> list[Any]:
 def index_shard(
   storage: Storage,
   path: str,
-  dataset: RobotDataset,
+  reading: rlds.Reading,
   filters: Mapping[str, Any],
   function: str,
 ) -> kept_index.Columns:
   """One shard's columns, see `rlds.index_episodes`.
 
   Raises:
-    UserError: `function` is not the hash of the dataset's function: another
-      process has found other code under its name.
+    UserError: `function` is not the hash of the dataset's functions: another
+      process has found other code under their names.
   """
   # Before the first shard: a function may keep what it has met in a global.
-  found = function if function in _COMPARED else code_hash(dataset.standardize)
+  found = function if function in _COMPARED else _functions_hash(reading)
   _COMPARED.add(found)
   if found != function:
     raise UserError(
@@ -358,11 +450,4 @@ def index_shard(
       f"indexes, expected {function} as in the program; define the function in "
       "a module that both import"
     )
-  return rlds.index_episodes(
-    storage,
-    path,
-    dataset.camera,
-    dataset.standardize,
-    dataset.space,
-    make_filters(filters),
-  )
+  return rlds.index_episodes(storage, path, reading, make_filters(filters))

@@ -3,7 +3,7 @@
 Texts that are too long for the prompt are known when a source is opened, so
 that they stop the run at its start.
 
-Shapes: F frames, P prefix and S suffix columns.
+Shapes: F images, P prefix and S suffix positions, H actions of a chunk.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets, records, unusable, web
 from rt2_jax.input_pipeline.rlds import StepSource
 from rt2_jax.input_pipeline.unusable import Unusable
+from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.prompt import Prompt
 from rt2_jax.storage import Request, Storage
 
 
 class Row(NamedTuple):
-  """One example before its images are decoded; text as in `Batch`."""
+  """One example before its images are decoded; text as in `Batch`.
 
-  images: tuple[bytes, ...]
+  `images` has F files, None where a camera is missing.
+  """
+
+  images: tuple[bytes | None, ...]
   prefix: np.ndarray
   mask_input: np.ndarray
   suffix: np.ndarray
@@ -60,6 +64,8 @@ class RobotExamples:
     source: StepSource,
     tokenizer: ActionTokenizer,
     prompt: Prompt,
+    spec: ObservationSpec = ONE_CAMERA,
+    state_dropout: float = 0.0,
     max_skipped: int = 0,
   ):
     """Tokenizes every distinct instruction and plan.
@@ -70,6 +76,8 @@ class RobotExamples:
       source: all steps.
       tokenizer: writes actions.
       prompt: says how long texts may be.
+      spec: what the model reads, as the source was opened with.
+      state_dropout: fraction of the examples whose prompt holds no state.
       max_skipped: steps that may be left out.
 
     Raises:
@@ -79,7 +87,10 @@ class RobotExamples:
     _check_plans(source, prompt)
     prompt.suffix([0] * tokenizer.answer_length)  # raises if it is too short
     index = source.index
-    self._prefixes, unfit = _written(index.texts, prompt.robot_prefix)
+    longest = prompt.state_ids(spec.state, np.zeros(index.state.shape[1]))
+    self._prefixes, unfit = _written(
+      index.texts, lambda text: prompt.robot_prefix(text, longest)
+    )
 
     def write_plan(plan: str) -> np.ndarray:
       ids = prompt.plan_ids(plan)
@@ -103,20 +114,45 @@ class RobotExamples:
     self.largest_image = source.largest_image
     self.requests = self.source.requests
     self.location = self.source.location
-    # Once: of a single step it takes most of the time that its text takes.
-    self._bins = tokenizer.to_bins(self.source.index.action).astype(np.uint8)
     self._tokenizer = tokenizer
+    # Once: of a single step it takes most of the time that its text takes.
+    self._bins = tokenizer.to_bins(self.recorded_chunks()).astype(np.uint8)
+    self._states = prompt.state_ids(spec.state, self.source.index.state)
+    self._dropout = state_dropout
+    self._spec = spec
     self._prompt = prompt
 
   def __len__(self) -> int:
     return len(self.source)
 
+  def recorded_chunks(self) -> np.ndarray:
+    """The actions of all steps, float32[N, H, D] in physical units."""
+    return self.source.chunks(self._tokenizer.horizon)
+
   def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
-    del epoch  # a step has one action
-    prefix = self._prefixes[self.source.instruction(i)]
+    prefix = self._prefix(i, epoch)
     action = self._tokenizer.encode_bins(self._bins[i])
     answer = np.concatenate([self._plans[self.source.plan(i)], action])
-    return Row(tuple(data), *prefix, *self._prompt.suffix(answer))
+    return Row(self._images(data), *prefix, *self._prompt.suffix(answer))
+
+  def _prefix(self, i: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Asks for step `i`, with its state or, by dropout, without."""
+    instruction = self.source.instruction(i)
+    if not self._spec.state:
+      return self._prefixes[instruction]
+    # A function of (step, epoch), so that a run that goes on asks the same.
+    dropped = np.random.default_rng((i, epoch)).random() < self._dropout
+    state = () if dropped else self._states[i]
+    return self._prompt.robot_prefix(instruction, state)
+
+  def _images(self, data: Sequence[bytes]) -> tuple[bytes | None, ...]:
+    """Puts the images of the cameras that there are into the model's order."""
+    spec, files = self._spec, iter(data)
+    return tuple(
+      None if camera in spec.missing else next(files)
+      for camera in spec.cameras
+      for _ in range(spec.history)
+    )
 
 
 def open_robot(
@@ -124,9 +160,10 @@ def open_robot(
   split: str,
   tokenizer: ActionTokenizer,
   prompt: Prompt,
-  num_frames: int,
+  spec: ObservationSpec,
   index_folder: str,
   max_skipped: int,
+  state_dropout: float = 0.0,
 ) -> RobotExamples:
   """Opens one split of a robot source, for training and evaluation alike.
 
@@ -135,24 +172,27 @@ def open_robot(
     split: which of its splits.
     tokenizer: writes its actions.
     prompt: writes its instructions.
-    num_frames: F, images that the model sees.
+    spec: what the model reads of this source's robot.
     index_folder: where indexes are kept; "" keeps none.
     max_skipped: damaged examples that may be left out.
+    state_dropout: as in `RobotExamples`; evaluation drops none.
 
   Raises:
     UserError: bad data, or text that is too long.
   """
   source = datasets.open_source(
-    config, split, num_frames, index_folder or None, max_skipped=max_skipped
+    config, split, spec, index_folder or None, max_skipped=max_skipped
   )
-  return RobotExamples(source, tokenizer, prompt, max_skipped)
+  return RobotExamples(
+    source, tokenizer, prompt, spec, state_dropout, max_skipped
+  )
 
 
 def open_web(
   config: web.WebConfig,
   split: str,
   prompt: Prompt,
-  num_frames: int,
+  spec: ObservationSpec,
   index_folder: str,
   max_skipped: int,
 ) -> WebExamples:
@@ -163,7 +203,7 @@ def open_web(
     index_folder or None,
     max_skipped=max_skipped,
   )
-  return WebExamples(source, prompt, num_frames, max_skipped)
+  return WebExamples(source, prompt, spec, max_skipped)
 
 
 def _written(
@@ -212,7 +252,7 @@ class WebExamples:
     self,
     source: web.WebSource,
     prompt: Prompt,
-    num_frames: int,
+    spec: ObservationSpec = ONE_CAMERA,
     max_skipped: int = 0,
   ):
     """Leaves out the examples whose text is too long.
@@ -220,7 +260,8 @@ class WebExamples:
     Args:
       source: all examples.
       prompt: says how long texts may be.
-      num_frames: F, images that the model sees.
+      spec: what the model reads. A picture stands for each frame of the first
+        camera; the others are missing.
       max_skipped: examples that may be left out.
 
     Raises:
@@ -237,17 +278,18 @@ class WebExamples:
     self.requests = self.source.requests
     self.location = self.source.location
     self._prompt = prompt
-    self._num_frames = num_frames
+    self._spec = spec
 
   def __len__(self) -> int:
     return len(self.source)
 
   def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
-    """Each epoch takes the next answer. A model of F frames sees F copies."""
+    """Each epoch takes the next answer."""
     example = self.parse(i, data)
     answer = example.answers[epoch % len(example.answers)]
     ids = self._prompt.tokenizer.encode(answer)
-    images = (example.image,) * self._num_frames
+    shown = (example.image,) * self._spec.history
+    images = shown + (None,) * (self._spec.num_images - len(shown))
     prefix = self._prompt.prefix(example.question)
     return Row(images, *prefix, *self._prompt.suffix(ids))
 

@@ -4,8 +4,8 @@ Images lie whole on a canvas, and the devices resize them. One that does not fit
 on it is resized on the host, by the function that the devices compute
 (`images.resize`): the encoder sees the same pixels either way.
 
-Shapes: F frames of an example, H x W pixels of the canvas, R x R pixels of the
-encoder.
+Shapes: F images of an example (its cameras' frames), H x W pixels of the
+canvas, R x R pixels of the encoder.
 """
 
 from __future__ import annotations
@@ -31,31 +31,35 @@ def canvas_for(examples: Sequence[Any], resolution: int) -> tuple[int, int]:
 
 
 def place_frames(
-  encoded: Sequence[bytes], where: str, canvas: np.ndarray, resolution: int
+  encoded: Sequence[bytes | None],
+  where: str,
+  canvas: np.ndarray,
+  resolution: int,
 ) -> np.ndarray:
   """Decodes the frames of an example and lays them on the canvas.
 
   Args:
-    encoded: F image files.
+    encoded: F image files; None where a camera is missing.
     where: they lie, for errors.
     canvas: uint8[F, H, W, 3], black; filled from its upper left corner.
-    resolution: R; frames that do not fit on the canvas, or that differ in size,
-      are resized to R x R.
+    resolution: R; a frame that does not fit on the canvas is resized to R x R.
 
   Returns:
-    int32[2], height and width of the frames.
+    int32[F, 2], height and width of each frame; 0 x 0 where there is none.
 
   Raises:
     UserError: see `decode_image`.
   """
-  frames = [decode_image(image, where) for image in encoded]
-  sizes = np.array([frame.shape[:2] for frame in frames])
-  if (sizes != sizes[0]).any() or (sizes > canvas.shape[1:3]).any():
-    frames = [images.resize(frame, resolution) for frame in frames]
-  height, width = frames[0].shape[:2]
-  for placed, frame in zip(canvas, frames, strict=True):
-    placed[:height, :width] = frame
-  return np.array([height, width], np.int32)
+  sizes = np.zeros((len(canvas), 2), np.int32)
+  for placed, size, image in zip(canvas, sizes, encoded, strict=True):
+    if image is None:
+      continue
+    frame = decode_image(image, where)
+    if frame.shape[0] > len(placed) or frame.shape[1] > placed.shape[1]:
+      frame = images.resize(frame, resolution)
+    size[:] = frame.shape[:2]
+    placed[: size[0], : size[1]] = frame
+  return sizes
 
 
 def decode_image(image: bytes, where: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Sources read once, in order, for evaluation: the same rows as in training.
 
-Shapes: b examples of a chunk, F frames, H x W pixels of the canvas, D
-dimensions of an action.
+Shapes: b examples of one call, F images, H x W pixels of the canvas, A actions
+of a chunk (the horizon), D dimensions of an action.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rt2_jax.input_pipeline.examples import (
 )
 from rt2_jax.input_pipeline.frames import canvas_for, place_frames
 from rt2_jax.input_pipeline.web import WebExample
+from rt2_jax.observation import Batched
 
 
 def read_steps(
@@ -27,26 +28,26 @@ def read_steps(
   batch_size: int,
   limit: int | None = None,
   max_skipped: int = 0,
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[str], np.ndarray]]:
+) -> Iterator[tuple[Batched, np.ndarray]]:
   """Reads the steps of a source once, in order, for evaluation.
 
   Args:
     examples: what to read.
     resolution: of the encoder.
-    batch_size: b, but for the last chunk.
+    batch_size: b, but for the last call.
     limit: how many steps, evenly spread over the source; None: all.
     max_skipped: damaged steps that may be left out.
 
   Yields:
-    images uint8[b, F, H, W, 3] on a canvas, their sizes int32[b, 2], b
-    instructions, actions float32[b, D].
+    b observations, and the recorded chunks float32[b, A, D].
   """
+  source, recorded = examples.source, examples.recorded_chunks()
   for chosen, _, pixels, sizes in _in_order(
     examples, resolution, batch_size, limit, max_skipped
   ):
-    source = examples.source
     instructions = [source.instruction(i) for i in chosen]
-    yield pixels, sizes, instructions, source.index.action[chosen]
+    state = source.index.state[chosen]
+    yield Batched(pixels, sizes, instructions, state), recorded[chosen]
 
 
 def read_questions(
@@ -61,7 +62,7 @@ def read_questions(
   Args: as `read_steps`.
 
   Yields:
-    images uint8[b, F, H, W, 3] on a canvas, their sizes int32[b, 2], and b
+    images uint8[b, F, H, W, 3] on a canvas, their sizes int32[b, F, 2], and b
     examples.
   """
   for chosen, data, pixels, sizes in _in_order(
@@ -78,10 +79,10 @@ def _in_order(
   limit: int | None,
   max_skipped: int,
 ) -> Iterator[tuple[list[int], list[list[bytes]], np.ndarray, np.ndarray]]:
-  """Yields chunks of (numbers, bytes as read, images, sizes)."""
+  """Yields (numbers, bytes as read, images, sizes) of b examples."""
   canvas = canvas_for([examples], resolution)
   damage = Damage(max_skipped)
-  for numbers in _chunks(len(examples), batch_size, limit):
+  for numbers in _calls(len(examples), batch_size, limit):
     rows = []
     for i in map(int, numbers):
       try:
@@ -98,7 +99,7 @@ def _in_order(
       yield list(chosen), list(data), np.stack(pixels), np.stack(sizes)
 
 
-def _chunks(
+def _calls(
   size: int, batch_size: int, limit: int | None
 ) -> Iterator[np.ndarray]:
   """Numbers below `size`, at most `limit` of them, evenly spread."""

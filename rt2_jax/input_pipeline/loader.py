@@ -1,6 +1,6 @@
 """Batches from sources: reads in parallel, decodes after selection.
 
-Shapes: B rows of the batch that this host loads, F frames, H x W pixels of the
+Shapes: B rows of the batch that this host loads, F images, H x W pixels of the
 canvas on which images of all sizes lie, P and S columns of the text.
 """
 
@@ -38,6 +38,7 @@ class Loader:
     batch_size: int,
     rows: np.ndarray,
     resolution: int,
+    num_images: int = 1,
     num_threads: int = 2,
     max_skipped: int = 0,
   ):
@@ -49,6 +50,7 @@ class Loader:
       batch_size: rows of the global batch.
       rows: int[n], the rows of the global batch that this host loads.
       resolution: of the encoder; the canvas is at least as large.
+      num_images: F, images of every example.
       num_threads: batches that are read and decoded at the same time.
       max_skipped: damaged examples that may be left out, or replaced by the
         next one of their source; 0 makes the first one an error.
@@ -63,6 +65,7 @@ class Loader:
     self.rows = np.asarray(rows)
     self.num_threads = num_threads
     self.resolution = resolution
+    self.num_images = num_images
     self.damage = Damage(max_skipped)
     for each in examples:
       for loss in each.skipped:
@@ -89,7 +92,7 @@ class Loader:
     """Reads and decodes the batch of a step."""
     drawn = self._draw(step)
     pixels = self._black_canvas(len(self.rows))
-    sizes = np.zeros((len(self.rows), 2), np.int32)
+    sizes = np.zeros((len(self.rows), self.num_images, 2), np.int32)
     text: list[Any] = [None] * len(self.rows)
     for s, examples in enumerate(self.examples):
       mine = np.flatnonzero(drawn.source == s)
@@ -132,15 +135,14 @@ class Loader:
     raise UserError(f"got no readable example in source {source}")
 
   def _load_row(self, examples: Examples, i: int, epoch: int):
-    """pixels uint8[F, H, W, 3], size int32[2] and the text of one example."""
+    """pixels uint8[F, H, W, 3], sizes int32[F, 2] and text of one example."""
     data = examples.storage.read(examples.requests(i))
     (pixels,) = self._black_canvas(1)
     return pixels, *self._place(examples, i, epoch, data, pixels)
 
   def _black_canvas(self, rows: int) -> np.ndarray:
     """uint8[rows, F, H, W, 3]."""
-    frames = len(self.examples[0].requests(0))
-    return np.zeros((rows, frames, *self.canvas, 3), np.uint8)
+    return np.zeros((rows, self.num_images, *self.canvas, 3), np.uint8)
 
   def _place(
     self,
@@ -150,7 +152,7 @@ class Loader:
     data: Sequence[bytes],
     canvas: np.ndarray,
   ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Fills one example's canvas; its frames' size int32[2], and its text."""
+    """Fills one example's canvas; its images' sizes int32[F, 2], its text."""
     images, *text = examples.row(i, epoch, data)
     where = examples.location(i)
     return place_frames(images, where, canvas, self.resolution), text
@@ -158,8 +160,8 @@ class Loader:
   def _check_memory(self):
     """States what this host will hold, and refuses more than there is."""
     index = sum(e.source.index.nbytes for e in self.examples)
-    frames = len(self.examples[0].requests(0))
-    batch = len(self.rows) * frames * self.canvas[0] * self.canvas[1] * 3
+    pixels = self.num_images * self.canvas[0] * self.canvas[1]
+    batch = len(self.rows) * pixels * 3
     buffers = batch * (_PREFETCH + self.num_threads + 1)
     available = psutil.virtual_memory().available
     _LOG.info(

@@ -4,8 +4,8 @@ The index holds where each image lies and everything small (actions,
 instructions), 60 bytes per step; images stay in the shards, encoded, until a
 step is drawn. So there is no shuffle buffer, and memory is flat.
 
-Shapes: T steps of an episode, n of them kept, N steps in all, D action
-dimensions, F frames.
+Shapes: T steps of an episode, n of them kept, N steps in all, C cameras, D
+action dimensions, S numbers of a state, H actions of a chunk.
 """
 
 from __future__ import annotations
@@ -37,44 +37,67 @@ from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.storage import Request, Storage
 
 
+class RobotState(NamedTuple):
+  """Where a robot's state stands in its records.
+
+  Attributes:
+    space: what the S numbers mean.
+    read: an episode's states, float32[T, S] in physical units.
+  """
+
+  space: ActionSpace
+  read: Callable[[Episode], np.ndarray]
+
+
+class Reading(NamedTuple):
+  """What an index takes from a dataset's records.
+
+  Attributes:
+    cameras: C image features, such as "observation/image_0".
+    standardize: the dataset's conventions, from `datasets.DATASETS`.
+    space: what the D numbers of an action mean.
+    state: the robot's state; None reads none.
+  """
+
+  cameras: tuple[str, ...]
+  standardize: Callable[[Episode], Canonical]
+  space: ActionSpace
+  state: RobotState | None = None
+
+
 class _Kept(NamedTuple):
   """What an index takes from one episode.
 
   Attributes:
     record: its number in the shard.
-    images: (offset, length, checksum) of every image.
+    images: uint64[3, T, C], offset, length and checksum of every image.
     size: height and width that hold them.
     steps: int[n], the steps that are kept.
     instruction: n texts.
     plan: n texts, or none.
     action: float32[n, D].
+    state: float32[n, S].
   """
 
   record: int
-  images: list[tuple[int, int, int]]
+  images: np.ndarray
   size: tuple[int, int]
   steps: np.ndarray
   instruction: list[str]
   plan: list[str]
   action: np.ndarray
+  state: np.ndarray
 
 
 def index_episodes(
-  storage: Storage,
-  path: str,
-  camera: str,
-  standardize: Callable[[Episode], Canonical],
-  space: ActionSpace,
-  filters: Filters,
+  storage: Storage, path: str, reading: Reading, filters: Filters
 ) -> Columns:
   """Reads every record's small features once; decodes no image.
 
   Args:
     storage: where the shard lies.
     path: a shard, from `splits.find_split`.
-    camera: the image feature to use, e.g. "observation/image_0".
-    standardize: the dataset's conventions, from `datasets.DATASETS`.
-    space: what the D numbers of an action mean.
+    reading: what to take from a record.
     filters: what to leave out.
 
   Returns:
@@ -93,7 +116,7 @@ def index_episodes(
     seen = record.number + 1
     try:
       if filters.keep_episode(record):
-        kept.append(_read(Episode(record), camera, standardize, space, filters))
+        kept.append(_read(Episode(record), reading, filters))
     except WrongFunctionError:
       raise
     except UserError as problem:
@@ -101,50 +124,85 @@ def index_episodes(
   broken = [loss.record + 1 for loss in damaged if loss.records]
   kept = [each for each in kept if len(each.steps)]
   return {
-    **_columns(kept, len(space)),
+    **_columns(kept, reading),
     "num_records": np.asarray(max([seen, *broken])),
     "damaged": unusable.to_column(damaged),
   }
 
 
-def _read(
-  episode: Episode,
-  camera: str,
-  standardize: Callable[[Episode], Canonical],
-  space: ActionSpace,
-  filters: Filters,
-) -> _Kept:
+def _read(episode: Episode, reading: Reading, filters: Filters) -> _Kept:
   """Takes from an episode what an index holds.
 
   Raises:
-    UserError: the episode is damaged, or `standardize` contradicts itself.
+    UserError: the episode is damaged, or the dataset's functions contradict
+      themselves.
   """
   record = episode.record
   if not episode.length:
-    if f"steps/{camera}" in record.names:
-      episode.image_spans(camera)  # raises where there are steps after all
-    return _Kept(record.number, [], (0, 0), np.arange(0), [], [], np.empty(0))
+    for camera in reading.cameras:
+      if f"steps/{camera}" in record.names:
+        episode.image_spans(camera)  # raises where there are steps after all
+    none = np.empty(0)
+    return _Kept(record.number, none, (0, 0), np.arange(0), [], [], none, none)
+  canonical, state = _standardized(episode, reading)
+  steps = canonical.check(episode.length, reading.space, episode.where)
+  rows = np.flatnonzero(filters.keep_steps(canonical.action, reading.space))
+  images, size = _images(episode, reading.cameras)
+  return _Kept(
+    record.number,
+    images,
+    size,
+    steps[rows],
+    [canonical.instruction[row] for row in rows],
+    [canonical.plan[row] for row in rows] if canonical.plan else [],
+    canonical.action[rows],
+    state[steps[rows]],
+  )
+
+
+def _standardized(
+  episode: Episode, reading: Reading
+) -> tuple[Canonical, np.ndarray]:
+  """The episode in canonical form, and its states float32[T, S].
+
+  Raises:
+    UserError: the episode is damaged, or its states are of another shape or
+      not finite.
+  """
   try:
-    canonical = standardize(episode)
+    canonical = reading.standardize(episode)
+    if reading.state is None:
+      return canonical, np.empty((episode.length, 0), np.float32)
+    state = np.asarray(reading.state.read(episode), np.float32)
   except UserError:
     raise
   except Exception as error:
     error.add_note(f"in the dataset's function, for {episode.where}")
     raise
-  steps = canonical.check(episode.length, space, episode.where)
-  rows = np.flatnonzero(filters.keep_steps(canonical.action, space))
-  spans = episode.image_spans(camera)
-  images = [record.view(span) for span in spans]
-  checksums = [google_crc32c.value(bytes(image)) for image in images]
-  return _Kept(
-    record.number,
-    [(*span, crc) for span, crc in zip(spans, checksums, strict=True)],
-    image_size.largest_size(images),
-    steps[rows],
-    [canonical.instruction[row] for row in rows],
-    [canonical.plan[row] for row in rows] if canonical.plan else [],
-    canonical.action[rows],
-  )
+  names = reading.state.space.names
+  if state.shape != (episode.length, len(names)):
+    raise WrongFunctionError(
+      f"{episode.where}: got states {list(state.shape)} from the dataset's "
+      f"function, expected [{episode.length}, {len(names)}]: one for each step "
+      f"of the episode, of {', '.join(names)}; correct the function"
+    )
+  return canonical, state
+
+
+def _images(
+  episode: Episode, cameras: Sequence[str]
+) -> tuple[np.ndarray, tuple[int, int]]:
+  """Where all images lie, uint64[3, T, C], and the size that holds them."""
+  columns, views = [], []
+  for camera in cameras:
+    spans = episode.image_spans(camera)
+    images = [episode.record.view(span) for span in spans]
+    checksums = [google_crc32c.value(bytes(image)) for image in images]
+    offset, length = zip(*spans, strict=True)
+    columns.append([offset, length, checksums])
+    views += images
+  placed = np.moveaxis(np.asarray(columns, np.uint64), 0, -1)
+  return placed, image_size.largest_size(views)
 
 
 def _damaged(record: records.Record, problem: UserError) -> Unusable:
@@ -157,17 +215,20 @@ def _damaged(record: records.Record, problem: UserError) -> Unusable:
   )
 
 
-def _columns(kept: Sequence[_Kept], num_dimensions: int) -> Columns:
+def _columns(kept: Sequence[_Kept], reading: Reading) -> Columns:
   """The episodes of a shard as columns."""
-  images = [image for each in kept for image in each.images]
-  offset, length, checksum = np.asarray(images, np.uint64).reshape(-1, 3).T
-  starts = np.cumsum([0, *(len(each.images) for each in kept)])[:-1]
+  none = np.empty((3, 0, len(reading.cameras)), np.uint64)
+  images = [none, *(each.images for each in kept)]
+  offset, length, checksum = np.concatenate(images, axis=1)
+  starts = np.cumsum([0, *(each.images.shape[1] for each in kept)])[:-1]
   frames = [s + each.steps for s, each in zip(starts, kept, strict=True)]
   steps = [len(each.steps) for each in kept]
   text, texts = _numbered([t for each in kept for t in each.instruction])
   plan, plans = _numbered([t for each in kept for t in each.plan])
   check_plans(len(plan), sum(steps))
-  action = [np.empty((0, num_dimensions)), *(each.action for each in kept)]
+  action = [np.empty((0, len(reading.space))), *(each.action for each in kept)]
+  width = len(reading.state.space) if reading.state else 0
+  state = [np.empty((0, width)), *(each.state for each in kept)]
   return {
     "offset": offset,
     "length": length.astype(np.uint32),
@@ -182,6 +243,7 @@ def _columns(kept: Sequence[_Kept], num_dimensions: int) -> Columns:
     "plan": plan,
     "plans": to_column(plans),
     "action": np.concatenate(action).astype(np.float32),
+    "state": np.concatenate(state).astype(np.float32),
   }
 
 
@@ -195,18 +257,33 @@ def _numbered(texts: Sequence[str]) -> tuple[np.ndarray, dict[str, int]]:
 class StepSource:
   """Random access to the steps of an index; images stay encoded."""
 
-  def __init__(self, storage: Storage, index: StepIndex, num_frames: int = 1):
-    """`num_frames` F: the step's own image and the F-1 before it."""
+  def __init__(
+    self,
+    storage: Storage,
+    index: StepIndex,
+    space: ActionSpace,
+    history: int = 1,
+  ):
+    """Takes an index.
+
+    Args:
+      storage: where its shards lie.
+      index: of all steps.
+      space: what the D numbers of an action mean.
+      history: frames of each camera, the step's own included.
+    """
     self.storage = storage
     self.index = index
-    self.num_frames = num_frames
+    self.space = space
+    self.history = history
 
   def __len__(self) -> int:
     return len(self.index)
 
   def only(self, kept: np.ndarray) -> StepSource:
     """The steps where bool[N] says so, in their order."""
-    return StepSource(self.storage, self.index.only(kept), self.num_frames)
+    index = self.index.only(kept)
+    return StepSource(self.storage, index, self.space, self.history)
 
   @property
   def largest_image(self) -> tuple[int, int]:
@@ -219,15 +296,38 @@ class StepSource:
     return int(height), int(width)
 
   def requests(self, i: int) -> list[Request]:
-    """The F images shown at step `i`, oldest first.
+    """The images shown at step `i`: camera by camera, each oldest first.
 
     They are the camera's own last images, also where a filter leaves out the
     steps before. Before an episode's start its first image is repeated.
     """
     index = self.index
     last, first = int(index.frame[i]), int(index.start[index.episode[i]])
-    frames = range(last - self.num_frames + 1, last + 1)
-    return [self._image(i, max(first, frame)) for frame in frames]
+    frames = range(last - self.history + 1, last + 1)
+    return [
+      self._image(i, max(first, frame), camera)
+      for camera in range(index.offset.shape[1])
+      for frame in frames
+    ]
+
+  def chunks(self, horizon: int) -> np.ndarray:
+    """The actions of every step and of those that follow it in its episode.
+
+    Steps that the filters left out do not count. After the episode's end the
+    robot has terminated, see `ActionSpace.after_end`.
+
+    Returns:
+      float32[N, H, D] in physical units.
+    """
+    episode, action = self.index.episode, self.index.action
+    chunks = np.repeat(action[:, None], horizon, axis=1)
+    for h in range(1, horizon):
+      same = np.zeros(len(self), bool)
+      same[:-h] = episode[h:] == episode[:-h]
+      chunks[same, h] = action[np.flatnonzero(same) + h]
+      for i in np.flatnonzero(~same):
+        chunks[i, h] = self.space.after_end(chunks[i, h - 1])
+    return chunks
 
   def instruction(self, i: int) -> str:
     return self.index.texts[self.index.text[i]]
@@ -239,17 +339,17 @@ class StepSource:
 
   def location(self, i: int) -> str:
     """Where step `i`'s image lies, for error messages."""
-    image = self._image(i, int(self.index.frame[i]))
+    image = self._image(i, int(self.index.frame[i]), 0)
     return f"{image.path}, byte {image.offset}"
 
-  def _image(self, i: int, frame: int) -> Request:
+  def _image(self, i: int, frame: int, camera: int) -> Request:
     """An image of step `i`'s episode."""
     index = self.index
     return Request(
       index.files[index.file[index.episode[i]]],
-      int(index.offset[frame]),
-      int(index.length[frame]),
-      int(index.checksum[frame]),
+      int(index.offset[frame, camera]),
+      int(index.length[frame, camera]),
+      int(index.checksum[frame, camera]),
     )
 
   @functools.cached_property
@@ -257,5 +357,5 @@ class StepSource:
     """Names the examples and their order, wherever the files lie."""
     i = self.index
     images = (i.offset, i.length, i.checksum, i.file, i.start)
-    steps = (i.frame, i.episode, i.text, i.plan, i.action)
+    steps = (i.frame, i.episode, i.text, i.plan, i.action, i.state)
     return fingerprint((*images, *steps, i.texts, i.plans))

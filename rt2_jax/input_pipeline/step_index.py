@@ -1,7 +1,7 @@
 """The index of a split's robot steps: plain columns, joined from its shards.
 
-Shapes: N steps in all, M images of their episodes, E episodes, D action
-dimensions.
+Shapes: N steps in all, M frames of their episodes, C cameras, E episodes, D
+action dimensions, S numbers of a state.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from rt2_jax.input_pipeline.index import Indexed
 from rt2_jax.input_pipeline.kept_index import Columns, from_column
 from rt2_jax.input_pipeline.unusable import Unusable
 
-# The columns of a shard that have a row per image, per episode and per step.
+# The columns of a shard that have a row per frame, per episode and per step.
 _OF_IMAGES = ("offset", "length", "checksum")
 _OF_EPISODES = ("record", "start", "size")
-_OF_STEPS = ("frame", "episode", "text", "plan", "action")
+_OF_STEPS = ("frame", "episode", "text", "plan", "action", "state")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +31,21 @@ class StepIndex:
 
   Attributes:
     files: the shards.
-    offset: uint64[M], where an image begins.
-    length: uint32[M], bytes of an image.
-    checksum: uint32[M], crc32c of an image.
+    offset: uint64[M, C], where each camera's image begins.
+    length: uint32[M, C], bytes of an image.
+    checksum: uint32[M, C], crc32c of an image.
     file: uint32[E], which shard holds the episode.
-    start: uint32[E], which image is the episode's first.
+    start: uint32[E], which frame is the episode's first.
     size: uint16[E, 2], height and width in pixels that hold the episode's
       images.
-    frame: uint32[N], which image a step shows.
+    frame: uint32[N], which frame a step shows.
     episode: uint32[N], numbered over all shards.
     text: uint32[N], which of `texts` is the instruction.
     texts: the different instructions.
     plan: uint32[N], which of `plans` precedes the action; empty without plans.
     plans: the different plans.
     action: float32[N, D] in physical units.
+    state: float32[N, S] in physical units; S is 0 where none is read.
     damaged: what was left out because it cannot be used.
   """
 
@@ -62,6 +63,7 @@ class StepIndex:
   plan: np.ndarray
   plans: tuple[str, ...]
   action: np.ndarray
+  state: np.ndarray
   damaged: tuple[Unusable, ...]
 
   def __len__(self) -> int:
@@ -97,12 +99,13 @@ class StepIndex:
       plan=plan,
       plans=plans,
       action=_joined(parts, "action"),
+      state=_joined(parts, "state"),
       damaged=tuple(damaged),
     )
 
   def only(self, kept: np.ndarray) -> StepIndex:
     """The steps where bool[N] says so, in their order."""
-    names = ("frame", "episode", "text", "action")
+    names = ("frame", "episode", "text", "action", "state")
     names += ("plan",) * bool(self.plans)
     columns = {name: getattr(self, name)[kept] for name in names}
     return dataclasses.replace(self, **columns)

@@ -127,22 +127,23 @@ class GemmaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VLMConfig:
-  """An encoder, a decoder, and the images per example (oldest first)."""
+  """An encoder, a decoder, and F, the images of one example."""
 
   img: SiglipConfig
   llm: GemmaConfig
-  num_frames: int = 1
+  num_images: int = 1
 
   @classmethod
   def from_dict(cls, data: Mapping[str, Any]) -> "VLMConfig":
     """The inverse of `dataclasses.asdict`, for what a checkpoint stores."""
     img, llm = SiglipConfig(**data["img"]), GemmaConfig(**data["llm"])
-    return cls(img, llm, data["num_frames"])
+    # Called so in checkpoints of format 1.
+    return cls(img, llm, data.get("num_images") or data["num_frames"])
 
   @property
   def num_image_tokens(self) -> int:
     """Columns that the images of one example take, before any text."""
-    return self.num_frames * self.img.num_tokens
+    return self.num_images * self.img.num_tokens
 
 
 # Width, depth, mlp_dim, num_heads, patch_size. So400m is PaliGemma's encoder;
@@ -193,7 +194,6 @@ def vlm(
   *,
   image_size: Annotated[int, at_least(1)] = 224,
   vocab_size: Annotated[int, at_least(1)] = 257152,
-  num_frames: Annotated[int, at_least(1)] = 1,
   dtype: str = "float32",
   remat: str = "none",
   final_softcap: Annotated[float | None, at_least(0)] = None,
@@ -205,7 +205,7 @@ def vlm(
     llm: a key of `DECODERS`.
     image_size: side of the square images, in pixels.
     vocab_size: rows of the token table.
-    num_frames: images per example.
+
     dtype: what matrix products compute in; parameters are float32.
     remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
     final_softcap: bound on the output logits, 0 for none; None keeps the
@@ -226,4 +226,4 @@ def vlm(
   )
   if final_softcap is not None:
     decoder = dataclasses.replace(decoder, final_softcap=final_softcap)
-  return VLMConfig(encoder, decoder, num_frames)
+  return VLMConfig(encoder, decoder)

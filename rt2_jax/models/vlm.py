@@ -4,7 +4,7 @@ A row of the model is [image | prefix | suffix]. The prefix is padded on the
 left and the suffix on the right, so the answer starts at the same column in
 every example, and the hidden states that predict it are a plain slice.
 
-Shapes: B examples, F frames, H x W pixels, N image tokens of all frames,
+Shapes: B examples, F images, H x W pixels, N image tokens of all F,
 P prefix columns, S suffix columns, T columns of one `extend`, C cache slots,
 D decoder width, V vocabulary, A chosen tokens.
 """
@@ -74,7 +74,7 @@ class VLM(nn.Module):
     self.llm = Gemma(self.config.llm)
 
   def embed_images(self, images: jax.Array) -> jax.Array:
-    """Encodes every frame alone and lays their tokens out one after the other.
+    """Encodes every image alone and lays their tokens out one after the other.
 
     Args:
       images: float32[B, F, H, W, 3] in [-1, 1].
@@ -83,16 +83,17 @@ class VLM(nn.Module):
       dtype[B, N, D].
 
     Raises:
-      UserError: another number of frames or another image size than
+      UserError: another number of images or another image size than
         configured.
     """
-    if images.ndim != 5 or images.shape[1] != self.config.num_frames:
+    if images.ndim != 5 or images.shape[1] != self.config.num_images:
       raise UserError(
         f"got images of shape {images.shape}, expected [B, F, H, W, 3] with "
-        f"F = {self.config.num_frames}: change the input, or set num_frames"
+        f"F = {self.config.num_images}: change the input, or the cameras and "
+        "history of config.observation"
       )
-    batch, frames = images.shape[:2]
-    tokens = self.img(images.reshape(batch * frames, *images.shape[2:]))
+    batch, count = images.shape[:2]
+    tokens = self.img(images.reshape(batch * count, *images.shape[2:]))
     tokens = tokens.reshape(batch, -1, self.config.llm.width)
     return tokens.astype(self.config.llm.dtype)
 
@@ -102,6 +103,7 @@ class VLM(nn.Module):
     prefix: jax.Array,
     mask_input: jax.Array,
     suffix: jax.Array,
+    mask_image: jax.Array | None = None,
   ) -> jax.Array:
     """The logits of an answer that is known, for training.
 
@@ -111,12 +113,14 @@ class VLM(nn.Module):
       mask_input: bool[B, P], True on the prefix's real tokens.
       suffix: int32[B, S], padded on the right. Padding needs no mask: it comes
         after everything that counts.
+      mask_image: bool[B, F], False on images that do not exist: nobody attends
+        to them, and they take no positions. None: all exist.
 
     Returns:
       float32[B, S, V]; `[:, i]` predicts `suffix[:, i]`.
     """
     answered = jnp.ones_like(suffix[:, :-1])
-    prompt, real = self._prompt(images, prefix, mask_input)
+    prompt, real = self._prompt(images, prefix, mask_input, mask_image)
     x = jnp.concatenate([prompt, self.llm.embed(suffix[:, :-1])], axis=1)
     mask_ar = jnp.concatenate([jnp.zeros_like(real, int), answered], axis=1)
     real = jnp.concatenate([real, answered.astype(bool)], axis=1)
@@ -146,6 +150,8 @@ class VLM(nn.Module):
     images: jax.Array,
     prefix: jax.Array,
     mask_input: jax.Array,
+    mask_image: jax.Array | None = None,
+    *,
     answer_len: int,
     cache_dtype: str | None = None,
   ) -> tuple[jax.Array, DecodeState]:
@@ -155,6 +161,7 @@ class VLM(nn.Module):
       images: float32[B, F, H, W, 3] in [-1, 1].
       prefix: int32[B, P], padded on the left, one real token at least.
       mask_input: bool[B, P], True on the prefix's real tokens.
+      mask_image: bool[B, F], as in the call.
       answer_len: how many tokens `extend` may add.
       cache_dtype: of keys and values; None is the decoder's compute dtype, in
         which nothing is rounded.
@@ -162,7 +169,7 @@ class VLM(nn.Module):
     Returns:
       dtype[B, D], which predicts the answer's first token, and the state.
     """
-    x, real = self._prompt(images, prefix, mask_input)
+    x, real = self._prompt(images, prefix, mask_input, mask_image)
     slots = jnp.pad(real, ((0, 0), (0, answer_len)))
     cache = KVCache.empty(
       self.config.llm, *slots.shape, cache_dtype or self.config.llm.dtype
@@ -203,11 +210,14 @@ class VLM(nn.Module):
     """dtype[..., D], int32[A] -> float32[..., A], the logits of `ids` only."""
     return self.llm.logits_of(hidden, ids)
 
-  def _prompt(self, images, prefix, mask_input):
+  def _prompt(self, images, prefix, mask_input, mask_image):
     """[image | prefix] embedded, and which of its columns hold real tokens."""
     image_tokens = self.embed_images(images)
     x = jnp.concatenate([image_tokens, self.llm.embed(prefix)], axis=1)
-    shown = jnp.ones(image_tokens.shape[:2], bool)
+    if mask_image is None:
+      shown = jnp.ones(image_tokens.shape[:2], bool)
+    else:
+      shown = jnp.repeat(mask_image, self.config.img.num_tokens, axis=1)
     return x, jnp.concatenate([shown, mask_input.astype(bool)], axis=1)
 
 
@@ -223,7 +233,7 @@ def init_params(config: VLMConfig, rng: jax.Array) -> dict:
   `out_shardings` to draw each shard where it will live.
   """
   size = config.img.image_size
-  images = jnp.zeros((1, config.num_frames, size, size, 3))
+  images = jnp.zeros((1, config.num_images, size, size, 3))
   token = jnp.zeros((1, 1), jnp.int32)
   mask_input = jnp.ones((1, 1), bool)
   return VLM(config).init(rng, images, token, mask_input, token)["params"]

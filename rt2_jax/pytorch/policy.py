@@ -4,7 +4,7 @@ Needs torch, transformers and the words of this package: the same prompt, the
 same image path and the same action grammar as `policy.Policy`, which is why it
 gives the same action.
 
-Shapes: B robots, F frames (oldest first), H x W camera pixels, R x R encoder
+Shapes: B robots, F images of each, H x W camera pixels, R x R encoder
 pixels, P prefix columns, S suffix columns, L tokens of an action, N tokens of a
 plan, D dimensions of an action, E decoder width, V vocabulary.
 """
@@ -21,13 +21,14 @@ import transformers
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.images import as_frames, as_sizes, resize
+from rt2_jax.observation import Batched, ObservationSpec
 from rt2_jax.prompt import Prompt
 from rt2_jax.pytorch import decode
 from rt2_jax.pytorch.decode import vocab_size
 from rt2_jax.robot_policy import (
   RobotPolicy,
   check_finite,
-  choose_tokenizer,
+  choose_robot,
 )
 from rt2_jax.tokenizer import Tokenizer
 
@@ -39,13 +40,13 @@ class TorchPolicy(RobotPolicy):
     self,
     model: transformers.PaliGemmaForConditionalGeneration,
     prompt: Prompt,
-    tokenizer: ActionTokenizer,
-    num_frames: int,
+    tokenizer: ActionTokenizer | None,
+    observation: ObservationSpec,
   ):
     self.model = model.eval()
     self.prompt = prompt
     self.tokenizer = tokenizer
-    self.num_frames = num_frames
+    self.observation = observation
 
   @classmethod
   def from_folder(
@@ -92,15 +93,17 @@ class TorchPolicy(RobotPolicy):
     """
     file = _find_robot_file(folder)
     robot = json.loads(file.read_text(encoding="utf-8"))
-    tokenizer = choose_tokenizer(robot["action_tokenizers"], source)
+    tokenizer, observation = choose_robot(robot, source)
     text = Tokenizer.from_file(file.parent / "tokenizer.model")
     prompt = Prompt(text, **robot["prompt"])
-    return cls(model, prompt, tokenizer, robot["image"]["frames"])
+    return cls(model, prompt, tokenizer, observation)
 
   @torch.inference_mode()
-  def image_tokens(self, image: np.ndarray) -> np.ndarray:
+  def image_tokens(
+    self, image: np.ndarray, image_size: np.ndarray | None = None
+  ) -> np.ndarray:
     """What the decoder reads: uint8[B, F, H, W, 3] -> float32[B, F * n, E]."""
-    pixels = self.prepare(image, len(image))
+    pixels = self.prepare(image, len(image), image_size)
     features = self.model.get_image_features(pixels).pooler_output
     return _numpy(features.reshape(len(image), -1, features.shape[-1]))
 
@@ -111,6 +114,7 @@ class TorchPolicy(RobotPolicy):
     prefix: np.ndarray,
     mask_input: np.ndarray,
     suffix: np.ndarray,
+    image_size: np.ndarray | None = None,
   ) -> np.ndarray:
     """The logits of an answer that is known, as `VLM` gives them in training.
 
@@ -119,14 +123,16 @@ class TorchPolicy(RobotPolicy):
       prefix: int32[B, P], padded on the left.
       mask_input: bool[B, P].
       suffix: int32[B, S].
+      image_size: as in `prepare`.
 
     Returns:
       float32[B, S, V]; `[:, i]` predicts `suffix[:, i]`.
     """
-    inputs = self.inputs(prefix, mask_input, suffix[:, :-1])
+    shown = self.shown(image, image_size)
+    inputs = self.inputs(shown, prefix, mask_input, suffix[:, :-1])
     outputs = self.model(
       **inputs,
-      pixel_values=self.prepare(image, len(image)),
+      pixel_values=self.prepare(image, len(image), image_size),
       logits_to_keep=suffix.shape[1],
     )
     return _numpy(outputs.logits[..., : vocab_size(self.model)])
@@ -142,7 +148,8 @@ class TorchPolicy(RobotPolicy):
     Args:
       image: uint8[B, F, H, W, 3].
       batch: B.
-      image_size: as in `token_ids`.
+      image_size: int32[B, F, 2], height and width of each image; what lies
+        below and right of it is padding. 0 x 0 for a missing camera.
 
     Returns:
       dtype[B * F, 3, R, R] in [-1, 1].
@@ -150,22 +157,29 @@ class TorchPolicy(RobotPolicy):
     Raises:
       UserError: images of another shape or type.
     """
-    image = as_frames(image, batch, self.num_frames)
+    image = as_frames(image, batch, self.observation.num_images)
     resolution = self.model.config.vision_config.image_size
+    # A missing image counts as one black pixel; nobody attends to it.
+    sizes = np.maximum(as_sizes(image_size, image), 1)
     resized = [
       resize(frame[:height, :width], resolution)
-      for frames, (height, width) in zip(
-        image, as_sizes(image_size, image), strict=True
-      )
-      for frame in frames
+      for frames, own in zip(image, sizes, strict=True)
+      for frame, (height, width) in zip(frames, own, strict=True)
     ]
     shape = len(resized), resolution, resolution, 3
     pixels = self._tensor(np.reshape(np.asarray(resized, np.uint8), shape))
     scaled = pixels.movedim(-1, 1).float() / 127.5 - 1.0
     return scaled.to(self.model.dtype)
 
+  def shown(
+    self, image: np.ndarray, image_size: np.ndarray | None = None
+  ) -> np.ndarray:
+    """Tells which images exist, bool[B, F]; see `augment.shown`."""
+    return (as_sizes(image_size, image) > 0).all(-1)
+
   def inputs(
     self,
+    shown: np.ndarray,
     prefix: np.ndarray,
     mask_input: np.ndarray,
     suffix: np.ndarray | None = None,
@@ -174,14 +188,21 @@ class TorchPolicy(RobotPolicy):
 
     Token type 0 sees everything of its type, type 1 what came before. Positions
     count real tokens only, so that the prefix's padding moves nothing.
+
+    Args:
+      shown: bool[B, F], False on images that do not exist.
+      prefix: int32[B, P], padded on the left.
+      mask_input: bool[B, P].
+      suffix: int32[B, S]; None: there is none.
     """
-    batch, config = len(prefix), self.model.config
+    config = self.model.config
     vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2 * self.num_frames
+    patches = (vision.image_size // vision.patch_size) ** 2
     if suffix is None:
-      suffix = np.empty((batch, 0), np.int32)
-    image = np.full((batch, patches), config.image_token_id)
-    real = [np.ones_like(image), mask_input, np.ones_like(suffix)]
+      suffix = np.empty((len(prefix), 0), np.int32)
+    real_image = shown.repeat(patches, axis=1)
+    image = np.full(real_image.shape, config.image_token_id)
+    real = [real_image, mask_input, np.ones_like(suffix)]
     types = [np.zeros_like(image), np.zeros_like(prefix), np.ones_like(suffix)]
     real = self._tensor(np.concatenate(real, 1)).long()
     return {
@@ -192,11 +213,12 @@ class TorchPolicy(RobotPolicy):
     }
 
   @torch.inference_mode()
-  def _plans_and_ids(self, image, instructions, image_size):
-    pixels = self.prepare(np.asarray(image), len(instructions), image_size)
-    inputs = self.inputs(*self.prompt.robot_prefixes(instructions))
+  def _plans_and_ids(self, seen: Batched) -> tuple[np.ndarray, np.ndarray]:
+    pixels = self.prepare(seen.image, len(seen.image), seen.image_size)
+    shown = self.shown(seen.image, seen.image_size)
+    inputs = self.inputs(shown, *self.prompts(seen))
     context = decode.prefill(self.model, inputs, pixels)
-    plans = np.empty((len(instructions), 0), np.int32)
+    plans = np.empty((len(seen.image), 0), np.int32)
     if self.prompt.plan_length:
       plans, context = decode.decode_plans(
         self.model, context, self.prompt.plan_end, self.prompt.plan_length

@@ -76,13 +76,16 @@ def answer_loss(
   """Computes the mean of `losses.answer_loss` over a batch, float32[]."""
   suffix = torch.from_numpy(batch["suffix"]).long()
   mask_loss = torch.from_numpy(batch["mask_loss"])
+  image, size = batch["image"], batch["image_size"]
   inputs = policy.inputs(
-    batch["prefix"], batch["mask_input"], batch["suffix"][:, :-1]
+    policy.shown(image, size),
+    batch["prefix"],
+    batch["mask_input"],
+    batch["suffix"][:, :-1],
   )
-  image = batch["image"]
   logits = policy.model(
     **inputs,
-    pixel_values=policy.prepare(image, len(image), batch["image_size"]),
+    pixel_values=policy.prepare(image, len(image), size),
     logits_to_keep=suffix.shape[1],
   ).logits[..., : vocab_size(policy.model)]
   nll = torch.nn.functional.cross_entropy(

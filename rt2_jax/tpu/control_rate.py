@@ -80,17 +80,17 @@ def lower_action(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
     held_params(config.model),
   )
-  policy = Policy(
-    config.model, params, None, next(iter(tokenizers.values())), mesh
-  )
+  tokenizer = next(iter(tokenizers.values()))
+  spec = config.observation.spec
+  policy = Policy(config.model, params, None, tokenizer, spec, mesh)
 
   def array(dtype, *shape):
     return jax.ShapeDtypeStruct((num_robots, *shape), dtype, sharding=whole)
 
   columns = config.prompt.prefix_length
   inputs = (
-    array(jnp.uint8, config.model.num_frames, *train_step.CAMERA, 3),
-    array(jnp.int32, 2),
+    array(jnp.uint8, config.model.num_images, *train_step.CAMERA, 3),
+    array(jnp.int32, config.model.num_images, 2),
     array(jnp.int32, columns),
     array(jnp.bool_, columns),
   )

@@ -199,8 +199,8 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
   resolution = config.model.img.image_size
   canvas = (max(resolution, size) for size in CAMERA)
   return Batch(
-    image=array(jnp.uint8, config.model.num_frames, *canvas, 3),
-    image_size=array(jnp.int32, 2),
+    image=array(jnp.uint8, config.model.num_images, *canvas, 3),
+    image_size=array(jnp.int32, config.model.num_images, 2),
     prefix=array(jnp.int32, prefix),
     mask_input=array(jnp.bool_, prefix),
     suffix=array(jnp.int32, suffix),

@@ -2,7 +2,7 @@
 
 Both see the same seeded pictures, questions and answers, in float32.
 
-Shapes: B examples, Q questions, F frames, R side of the encoder's image, N
+Shapes: B examples, Q questions, F images, R side of the encoder's image, N
 image tokens, E decoder width, S suffix positions, V vocabulary, L tokens of an
 action.
 """
@@ -20,6 +20,7 @@ from rt2_jax import augment, trees
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM
+from rt2_jax.observation import Batched, ObservationSpec, from_images
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt, question_ids
 from rt2_jax.tokenizer import EOS
@@ -77,11 +78,15 @@ class Actor(Protocol):
   prompt: Prompt
   tokenizer: ActionTokenizer | None
 
-  def image_tokens(self, image): ...
+  observation: ObservationSpec
 
-  def logits(self, image, prefix, mask_input, suffix): ...
+  def image_tokens(self, image, image_size): ...
 
-  def token_ids(self, image, instructions): ...
+  def logits(self, image, prefix, mask_input, suffix, image_size): ...
+
+  def prompts(self, seen): ...
+
+  def token_ids(self, seen): ...
 
 
 def sources(action_tokenizers: dict[str, dict]) -> list[str | None]:
@@ -98,12 +103,12 @@ def sources(action_tokenizers: dict[str, dict]) -> list[str | None]:
 
 
 def fixed_inputs(policy: Policy, seed: int = 0) -> Inputs:
-  """The same for every policy of the same frames, vocabulary and actions."""
+  """The same for every policy of the same images, vocabulary and actions."""
   random = np.random.default_rng(seed)
   batch, vocab_size = len(_INSTRUCTIONS), policy.model.llm.vocab_size
   prompt, side = policy.prompt, policy.model.img.image_size
   # Patches of colour: noise, once it is resized, is grey to every model.
-  shape = (batch, policy.model.num_frames, 6, 8, 3)
+  shape = (batch, policy.model.num_images, 6, 8, 3)
   images = random.integers(0, 256, shape, np.uint8)
   images = images.repeat(20, axis=2).repeat(20, axis=3)
   suffix = random.integers(
@@ -115,7 +120,7 @@ def fixed_inputs(policy: Policy, seed: int = 0) -> Inputs:
     for text in (*robot, *QUESTIONS)
     if len(question_ids(prompt.tokenizer, text)) <= prompt.prefix_length
   )
-  shape = (len(questions), policy.model.num_frames, side, side, 3)
+  shape = (len(questions), policy.model.num_images, side, side, 3)
   pictures = random.integers(0, 256, shape, np.uint8)
   return Inputs(images, _INSTRUCTIONS, suffix, pictures, questions)
 
@@ -124,14 +129,16 @@ def flax_outputs(policies: Sequence[Policy], inputs: Inputs) -> Outputs:
   """Runs a model in JAX; one policy for each way of writing actions."""
   policy = policies[0]
   model, variables = VLM(policy.model), {"params": policy.params}
-  images = augment.prepare(inputs.images, policy.model.img.image_size)
-  prefix, mask_input = policy.prompt.robot_prefixes(inputs.instructions)
+  seen = _observed(policy, inputs)
+  resolution = policy.model.img.image_size
+  images = augment.prepare(seen.image, resolution, seen.image_size)
+  text = (*policy.prompts(seen), inputs.suffix)
 
   @jax.jit
   def run(variables, images):
     tokens = model.apply(variables, images, method="embed_images")
-    logits = model.apply(variables, images, prefix, mask_input, inputs.suffix)
-    return tokens, logits
+    mask_image = augment.shown(seen.image_size)
+    return tokens, model.apply(variables, images, *text, mask_image)
 
   tokens, logits = map(np.asarray, run(variables, images))
   return Outputs(
@@ -153,20 +160,40 @@ def torch_outputs(
     inputs: as `flax_outputs` has them.
   """
   policy = policies[0]
-  prefix, mask_input = policy.prompt.robot_prefixes(inputs.instructions)
+  seen = _observed(policy, inputs)
+  text = (*policy.prompts(seen), inputs.suffix)
   return Outputs(
-    policy.image_tokens(inputs.images),
-    policy.logits(inputs.images, prefix, mask_input, inputs.suffix),
+    policy.image_tokens(seen.image, seen.image_size),
+    policy.logits(seen.image, *text, seen.image_size),
     _action_ids(policies, inputs),
     _stock_answers(policy, processor, inputs),
   )
+
+
+def _observed(policy: Policy | Actor, inputs: Inputs) -> Batched:
+  """Shows the inputs to a policy's robot; the cameras it lacks are missing."""
+  spec = policy.observation
+  has = np.repeat(
+    [camera in spec.present for camera in spec.cameras], spec.history
+  )
+  size = has[:, None] * np.int32(inputs.images.shape[2:4])
+  seen = from_images(
+    inputs.images,
+    inputs.instructions,
+    np.broadcast_to(size, (len(inputs.images), *size.shape)),
+  )
+  if spec.state is None:
+    return seen
+  low, high = np.asarray([(d.low, d.high) for d in spec.state.dimensions]).T
+  parts = np.linspace(0, 1, len(inputs.images))[:, None]
+  return seen._replace(state=np.float32(low + parts * (high - low)))
 
 
 def _action_ids(
   policies: Sequence[Policy | Actor], inputs: Inputs
 ) -> tuple[np.ndarray, ...]:
   return tuple(
-    policy.token_ids(inputs.images, inputs.instructions)
+    policy.token_ids(_observed(policy, inputs))
     for policy in policies
     if policy.tokenizer is not None
   )

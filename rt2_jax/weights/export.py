@@ -100,7 +100,7 @@ def robot_fields(
     **meta,
     "step": step,
     "image": {
-      "frames": config.num_frames,
+      "count": config.num_images,
       "size": [size, size],
       "resize": "bilinear with antialias, aspect ratio not kept",
       "range": [-1.0, 1.0],

@@ -76,7 +76,7 @@ class ProcessorAgreement:
 
 
 def compare(
-  processor: Any, prompt: Prompt, img: SiglipConfig, num_frames: int
+  processor: Any, prompt: Prompt, img: SiglipConfig, num_images: int
 ) -> ProcessorAgreement:
   """Reads robot and web prompts and pictures of many sizes on both sides.
 
@@ -84,13 +84,13 @@ def compare(
     processor: AutoProcessor of a folder.
     prompt: ours.
     img: the encoder that reads the pictures.
-    num_frames: F.
+    num_images: F.
   """
   texts = list(_texts(prompt))
   resized, untouched = 0.0, 0.0
   prepare = jax.jit(augment.prepare, static_argnums=1)
   for image in _pictures(img.image_size):
-    frames = np.stack([image] * num_frames)[None]
+    frames = np.stack([image] * num_images)[None]
     theirs = as_processed(processor, frames, ["stop"])["pixel_values"].numpy()
     ours = np.asarray(prepare(frames, img.image_size))[0]
     change = float(np.abs(theirs.transpose(0, 2, 3, 1) - ours).max())
@@ -98,7 +98,7 @@ def compare(
       untouched = max(untouched, change)
     else:
       resized = max(resized, change / LEVEL)
-  different = _different(processor, prompt, texts, img, num_frames)
+  different = _different(processor, prompt, texts, img, num_images)
   return ProcessorAgreement(len(texts), different, resized, untouched)
 
 
@@ -107,12 +107,12 @@ def _different(
   prompt: Prompt,
   texts: Sequence[str],
   img: SiglipConfig,
-  num_frames: int,
+  num_images: int,
 ) -> str:
   """The first text that gets other ids than ours, behind the image's."""
   side = img.image_size
-  pictures = np.zeros((_BATCH, num_frames, side, side, 3), np.uint8)
-  image_ids = [prompt.tokenizer.vocab_size] * (num_frames * img.num_tokens)
+  pictures = np.zeros((_BATCH, num_images, side, side, 3), np.uint8)
+  image_ids = [prompt.tokenizer.vocab_size] * (num_images * img.num_tokens)
   for start in range(0, len(texts), _BATCH):
     batch = texts[start : start + _BATCH]
     given = as_processed(processor, pictures[: len(batch)], batch)
