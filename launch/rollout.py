@@ -195,7 +195,7 @@ def find(workdir: str, episodes: list[trials.Episode]) -> Tried:
   from rt2_jax.checkpoint import Checkpoints
   from rt2_jax.policy import Policy
   from rt2_jax.prompt import Prompt
-  from rt2_jax.robot_policy import choose_tokenizer
+  from rt2_jax.robot_policy import choose_robot
   from rt2_jax.tokenizer import Tokenizer
   from rt2_jax.train_config import config_hash
 
@@ -204,25 +204,40 @@ def find(workdir: str, episodes: list[trials.Episode]) -> Tried:
   step = checkpoints.latest_step() if _STEP.value is None else _STEP.value
   meta, model_file = checkpoints.restore_meta(step)
   checkpoints.close()
-  actions = choose_tokenizer(meta["action_tokenizers"], _SOURCE.value)
+  actions, spec = choose_robot(meta, _SOURCE.value)
   names = actions.space.names if actions else ()
-  frames = meta["model"]["num_frames"]
-  if names != TABLETOP.names or frames > 1:
+  if names != TABLETOP.names or spec.num_images > 1:
     raise UserError(
       f"got {workdir}, which acts with {names or 'no robot'} on "
-      f"{frames} image(s), expected {TABLETOP.names} on one; "
+      f"{spec.num_images} image(s), expected {TABLETOP.names} on one; "
       "pass the run of a model that was trained on the tabletop"
     )
   prompt = Prompt(Tokenizer(model_file), **meta["prompt"])
-  prompt.robot_prefixes([episode.options.instruction for episode in episodes])
+  for episode in episodes:  # raises where one is too long
+    prompt.robot_prefix(episode.options.instruction)
   start = meta["config"].get("pretrained")
   return Tried(
     f"{pathlib.Path(workdir)}, step {step}",
-    lambda: Policy.from_checkpoint(workdir, _SOURCE.value, step).plan_and_act,
+    lambda: one_camera(Policy.from_checkpoint(workdir, _SOURCE.value, step)),
     config_hash=config_hash(meta["config"]),
     web=web_accuracy(workdir, step),
     web_before=web_accuracy(start) if isinstance(start, str) else {},
   )
+
+
+def one_camera(policy):
+  """Plans and first actions of B robots, from their images and instructions."""
+  from rt2_jax.observation import PRIMARY, Observation
+
+  def plan_and_act(images, instructions):
+    seen = [
+      Observation({PRIMARY: image[None]}, text)
+      for image, text in zip(images, instructions, strict=True)
+    ]
+    plans, chunks = policy.plan_and_act(seen)
+    return plans, chunks[:, 0]
+
+  return plan_and_act
 
 
 def web_accuracy(workdir: str, step: int | None = None) -> dict[str, float]:

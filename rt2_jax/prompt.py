@@ -91,9 +91,16 @@ class Prompt:
     return "".join(_fill(part, instruction) for part in parts[::2])
 
   def robot_prefixes(
-    self, instructions: Sequence[str], states: Sequence[Sequence[int]]
+    self,
+    instructions: Sequence[str],
+    states: Sequence[Sequence[int]] | None = None,
   ) -> tuple[np.ndarray, np.ndarray]:
-    """B instructions and states: ids int32[B, P], mask_input bool[B, P]."""
+    """Asks B robots, with or without their states.
+
+    Returns:
+      ids int32[B, P] and mask_input bool[B, P].
+    """
+    states = [()] * len(instructions) if states is None else states
     return _stacked(map(self.robot_prefix, instructions, states))
 
   def state_ids(

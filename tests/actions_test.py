@@ -49,7 +49,7 @@ def test_sizes_of_the_three_spaces():
 def test_decoding_errs_by_half_a_bin_at_most(data, space):
   tokenizer = ActionTokenizer(space, RARE)
   action = data.draw(actions_in(space))
-  error = np.abs(tokenizer.decode(tokenizer.encode(action)) - action)
+  error = np.abs(tokenizer.decode(tokenizer.encode(action[None])) - action)
   half = [
     0.0 if d.values else (d.high - d.low) / NUM_BINS / 2
     for d in space.dimensions
@@ -63,14 +63,15 @@ def test_decoding_has_no_bias():
   values = np.linspace(dx.low, dx.high, 25_601)[:-1] + 1e-6
   action = np.zeros((len(values), 8))
   action[:, 1] = values
-  error = tokenizer.decode(tokenizer.encode(action))[:, 1] - values
+  ids = tokenizer.encode(action[:, None])
+  error = tokenizer.decode(ids)[:, 0, 1] - values
   assert abs(error.mean()) < 1e-4 * (dx.high - dx.low)
 
 
 @given(st.data(), spaces, routes, st.booleans())
 def test_every_bin_survives_decode_and_encode(data, space, route, rt1_compat):
   tokenizer = ActionTokenizer(space, route, rt1_compat)
-  bins = data.draw(bins_in(space))
+  bins = data.draw(bins_in(space))[None]
   if rt1_compat:  # truncation may lose one bin to rounding, as in RT-1
     again = tokenizer.to_bins(tokenizer.to_action(bins))
     assert np.abs(again - bins).max() <= 1
@@ -126,28 +127,30 @@ def test_rt1_compat_keeps_bounds_of_ones_own():
 
 def test_terminate_is_number_0_and_moving_is_number_1():
   tokenizer = ActionTokenizer(RT2, RARE)
-  assert tokenizer.to_text(np.zeros(8)).startswith("1 127 127")
-  assert tokenizer.from_text("0 128 91 241 5 101 127 217")[0] == 1.0
+  assert tokenizer.to_text(np.zeros((1, 8))).startswith("1 127 127")
+  assert tokenizer.to_action(np.zeros(8, int))[0] == 1.0
 
 
 def test_a_robot_at_rest_stays_at_rest():
   tokenizer = ActionTokenizer(RT2, RARE)
-  rest = tokenizer.decode(tokenizer.encode(np.zeros(8)))
-  np.testing.assert_allclose(rest[1:7], 0.0, atol=1e-9)
+  rest = tokenizer.decode(tokenizer.encode(np.zeros((1, 8))))
+  np.testing.assert_allclose(rest[0, 1:7], 0.0, atol=1e-9)
 
 
 def test_the_papers_string_round_trips():
   tokenizer = ActionTokenizer(RT2, RARE)
   text = "1 128 91 241 5 101 127 217"
-  action = tokenizer.from_text(text)
-  assert action.shape == (8,) and action.dtype == np.float32
+  action = tokenizer.to_action(np.array([list(map(int, text.split()))]))
+  assert action.shape == (1, 8) and action.dtype == np.float32
   assert tokenizer.to_text(action) == text
 
 
 def test_language_table_prints_centimetres():
   tokenizer = ActionTokenizer(LANGUAGE_TABLE, INTEGERS)
-  assert tokenizer.to_text(np.array([-0.1, 0.034])) == "-10 3"
-  np.testing.assert_allclose(tokenizer.from_text("-10 3"), [-0.1, 0.03])
+  action = np.array([[-0.1, 0.034]])
+  assert tokenizer.to_text(action) == "-10 3"
+  again = tokenizer.decode(tokenizer.encode(action))
+  np.testing.assert_allclose(again, [[-0.1, 0.03]])
 
 
 @pytest.mark.parametrize(
@@ -155,8 +158,6 @@ def test_language_table_prints_centimetres():
   [
     ("1 128 91 241 5 101 127", "expected 8 whole numbers.* got 7 words"),
     ("1 128 91 241 5 101 127 217 3", "got 9 words"),
-    ("1 128 91 241 5 101 127 256", "got 256 for action dimension 'gripper'"),
-    ("2 128 91 241 5 101 127 217", "'terminate', expected 0..1"),
     ("1  128 91 241 5 101 127 217", "single spaces"),
     ("1 128 91 241 5 101 127 217 ", "single spaces"),
     ("1 128 91 2.5 5 101 127 217", "whole numbers"),
@@ -166,19 +167,64 @@ def test_language_table_prints_centimetres():
 )
 def test_the_text_parser_is_strict(text, message):
   with pytest.raises(ValueError, match=message):
-    ActionTokenizer(RT2, RARE).from_text(text)
+    action_tokens.parse_numbers(text, 8)
+
+
+@pytest.mark.parametrize(
+  ("position", "number", "message"),
+  [
+    (7, 256, "got 256 for action dimension 'gripper'"),
+    (0, 2, "'terminate', expected 0..1"),
+  ],
+)
+def test_numbers_outside_a_dimension_are_refused(position, number, message):
+  bins = np.zeros((1, 8), int)
+  bins[0, position] = number
+  with pytest.raises(ValueError, match=message):
+    ActionTokenizer(RT2, RARE).to_action(bins)
 
 
 def test_an_action_with_nan_names_the_dimension():
   action = np.zeros(8)
   action[3] = np.nan
   with pytest.raises(ValueError, match=r"got nan for action dimension 'dz'"):
-    ActionTokenizer(RT2, RARE).encode(action)
+    ActionTokenizer(RT2, RARE).encode(action[None])
 
 
 def test_an_action_of_another_length_is_refused():
-  with pytest.raises(ValueError, match=r"shape \(7,\), expected .*8.*terminat"):
-    ActionTokenizer(RT2, RARE).encode(np.zeros(7))
+  with pytest.raises(ValueError, match=r"shape \(1, 7\), .*8.*terminat"):
+    ActionTokenizer(RT2, RARE).encode(np.zeros((1, 7)))
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 8), (3, 8), (2, 1, 8)])
+def test_a_chunk_of_another_horizon_is_refused(shape):
+  with pytest.raises(ValueError, match=r"expected \[..., 2, 8\]"):
+    ActionTokenizer(RT2, RARE, horizon=2).encode(np.zeros(shape))
+
+
+@given(st.data(), spaces, routes, st.integers(1, 4))
+def test_a_chunk_is_its_actions_one_after_the_other(data, space, route, length):
+  one = ActionTokenizer(space, route)
+  chunk = ActionTokenizer(space, route, horizon=length)
+  actions = np.stack([data.draw(actions_in(space)) for _ in range(length)])
+  ids = chunk.encode(actions)
+  separate = [one.decode(one.encode(action[None]))[0] for action in actions]
+  np.testing.assert_array_equal(chunk.decode(ids), separate)
+  assert chunk.to_text(actions).split() == [
+    word for action in actions for word in one.to_text(action[None]).split()
+  ]
+  assert len(ids) <= chunk.answer_length == length * one.answer_length
+  counts = chunk.token_counts(actions)
+  assert counts.shape == (length * len(space),)
+  assert counts.sum() == len(ids) + (route is INTEGERS)  # eos
+
+
+def test_after_its_end_a_robot_rests():
+  last = np.float32([0.0, 0.3, -0.2, 0.1, 0.5, 0.0, 0.1, 0.7])
+  np.testing.assert_array_equal(
+    RT2.after_end(last), np.float32([1, 0, 0, 0, 0, 0, 0, 0.7])
+  )
+  np.testing.assert_array_equal(LANGUAGE_TABLE.after_end(last[:2]), [0, 0])
 
 
 def test_an_id_that_is_no_action_token_is_refused():
@@ -215,10 +261,12 @@ def test_bounds_that_make_no_bins_are_refused(bounds, message):
     RT2.with_bounds(bounds)
 
 
-@given(st.data(), spaces, routes)
-def test_any_walk_through_the_grammar_is_a_valid_action(data, space, route):
-  """Whatever a model prefers, decoding ends in an action."""
-  tokenizer = ActionTokenizer(space, route)
+@given(st.data(), spaces, routes, st.integers(1, 3))
+def test_any_walk_through_the_grammar_is_a_valid_chunk(
+  data, space, route, horizon
+):
+  """Whatever a model prefers, decoding ends in actions."""
+  tokenizer = ActionTokenizer(space, route, horizon=horizon)
   grammar = tokenizer.grammar
   state, ids = 0, []
   for _ in range(grammar.length):
@@ -227,14 +275,15 @@ def test_any_walk_through_the_grammar_is_a_valid_action(data, space, route):
     ids.append(grammar.ids[k])
     state = grammar.next_state[state, k]
   action = tokenizer.decode(np.array(ids))
-  assert action.shape == (len(space),) and np.isfinite(action).all()
+  assert action.shape == (horizon, len(space)) and np.isfinite(action).all()
 
 
-@given(st.data(), spaces, routes)
-def test_the_grammar_allows_every_action(data, space, route):
-  tokenizer = ActionTokenizer(space, route)
+@given(st.data(), spaces, routes, st.integers(1, 3))
+def test_the_grammar_allows_every_chunk(data, space, route, horizon):
+  tokenizer = ActionTokenizer(space, route, horizon=horizon)
   grammar = tokenizer.grammar
-  ids = tokenizer.encode(tokenizer.to_action(data.draw(bins_in(space))))
+  bins = np.stack([data.draw(bins_in(space)) for _ in range(horizon)])
+  ids = tokenizer.encode(tokenizer.to_action(bins))
   state = 0
   for i in ids:
     k = grammar.ids.tolist().index(i)
@@ -247,7 +296,7 @@ def test_the_grammar_allows_every_action(data, space, route):
 @pytest.mark.parametrize("route", [RARE, INTEGERS])
 def test_the_json_form_round_trips(route):
   space = RT2.with_bounds({"dx": (-0.03, 0.05)})
-  tokenizer = ActionTokenizer(space, route, rt1_compat=True)
+  tokenizer = ActionTokenizer(space, route, rt1_compat=True, horizon=3)
   assert ActionTokenizer.from_dict(tokenizer.to_dict()) == tokenizer
 
 

@@ -50,7 +50,7 @@ def test_the_devices_resize_as_the_host_does(height, width, resolution):
   pixels[1] = pixels[1] // 128 * 255  # extremes
   canvas = np.full((2, 1, height + 40, width + 7, 3), 99, np.uint8)
   canvas[:, 0, :height, :width] = pixels
-  size = np.array([[height, width]] * 2)
+  size = np.array([[[height, width]]] * 2)
   levels = (np.asarray(prepare(canvas, resolution, size)) + 1) * 127.5
   for got, image in zip(levels[:, 0], pixels, strict=True):
     expected = images_of_host.resize(image, resolution)
@@ -93,7 +93,9 @@ def test_a_crop_is_resized_as_pillow_does_it():
   y, x, height, width = crop = (3, 5, 21, 33)
   arguments = (np.int32([v]) for v in (crop, (30, 40)))
   crops, size = arguments
-  got = augment_module._resize(pixels[None, None], crops, 16, size)
+  got = augment_module._resize(
+    pixels[None, None], crops[:, None], 16, size[:, None]
+  )
   picture = Image.fromarray(pixels).resize(
     (16, 30), Image.Resampling.BILINEAR, (x, 0, x + width, 30)
   )

@@ -94,7 +94,7 @@ def test_jsonl_round_trip(tmp_path, tokenizer):
   assert second[2:] == (("hier", "dort"), "vqa", "de")
 
   source = web.open_source(web.WebConfig(str(tmp_path / "out")), tokenizer)
-  rows = WebExamples(source, Prompt(tokenizer, 24, 16), num_frames=1)
+  rows = WebExamples(source, Prompt(tokenizer, 24, 16))
   for epoch, answer in enumerate(["hier", "dort", "hier"]):
     row = rows.row(1, epoch, source.storage.read(source.requests(1)))
     assert tokenizer.decode(row.suffix) == answer

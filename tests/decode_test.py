@@ -11,6 +11,7 @@ from flax import traverse_util
 from rt2_jax.action_tokens import IntegerTokens, RareTokens
 from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.decode import (
+  Prompts,
   decode_actions,
   decode_plans_and_actions,
   decode_text,
@@ -40,9 +41,9 @@ def setup(request):
 
 
 def decode(setup, tokenizer):
-  model, *rest = setup
+  model, params, *inputs = setup
   call = functools.partial(decode_actions, model, grammar=tokenizer.grammar)
-  ids, finite = jax.jit(call)(*rest)
+  ids, finite = jax.jit(call)(params, Prompts(*inputs))
   assert finite.shape == ids.shape[:1] and finite.all()
   return np.asarray(ids)
 
@@ -62,7 +63,7 @@ def test_each_token_is_the_best_valid_one_of_the_full_forward(setup):
 def test_a_random_model_still_yields_valid_actions(setup, tokenizer):
   ids = decode(setup, tokenizer)
   actions = tokenizer.decode(ids)
-  assert actions.shape == (3, 8) and set(actions[:, 0]) <= {0.0, 1.0}
+  assert actions.shape == (3, 1, 8) and set(actions[:, 0, 0]) <= {0.0, 1.0}
   low = [d.low for d in RT2.dimensions]
   high = [d.high for d in RT2.dimensions]
   assert (actions >= low).all() and (actions <= high).all()
@@ -86,9 +87,9 @@ def full_forward(model, params, *columns):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode_plans(model, params, images, prefix, mask_input, end):
-  inputs = images, prefix, mask_input
+  inputs = Prompts(images, prefix, mask_input)
   return decode_plans_and_actions(
-    model, params, *inputs, RARE.grammar, end, LENGTH
+    model, params, inputs, RARE.grammar, end, LENGTH
   )
 
 
@@ -98,8 +99,8 @@ def decode_plans(setup, end):
   return np.asarray(plans), np.asarray(actions)
 
 
-def write(*inputs, **fields):
-  text, finite = decode_text(*inputs, **fields)
+def write(model, params, *inputs, **fields):
+  text, finite = decode_text(model, params, Prompts(*inputs), **fields)
   assert finite.all()
   return np.asarray(text)
 
@@ -165,7 +166,7 @@ def test_a_plan_that_does_not_end_is_ended(setup):
   plans, actions = decode_plans(setup, end)
   np.testing.assert_array_equal(plans[:, :LENGTH], free_text(setup)[:, :LENGTH])
   np.testing.assert_array_equal(plans[:, LENGTH:], [end] * 3)
-  assert RARE.decode(actions).shape == (3, 8)
+  assert RARE.decode(actions).shape == (3, 1, 8)
 
 
 def test_where_a_plan_would_end_the_answer_an_action_follows(setup):
@@ -181,7 +182,7 @@ def test_where_a_plan_would_end_the_answer_an_action_follows(setup):
   end = (7, 8, 9)
   plans, actions = decode_plans((model, likes_to_end, *inputs), end)
   assert plans[0].tolist() == [*end, *[PAD] * LENGTH]
-  assert RARE.decode(actions).shape == (3, 8)
+  assert RARE.decode(actions).shape == (3, 1, 8)
 
 
 def test_a_plan_does_not_depend_on_its_neighbours(setup):

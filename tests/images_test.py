@@ -170,5 +170,5 @@ def test_a_resized_image_is_pillows():
 def test_sizes_that_are_not_of_the_canvas_are_refused(sizes):
   canvas = np.zeros((2, 1, 9, 5, 3), np.uint8)
   with pytest.raises(ValueError, match=r"got image sizes .*9 x 5 pixels"):
-    images.as_sizes(np.array(sizes), canvas)
-  assert images.as_sizes(None, canvas).tolist() == [[9, 5], [9, 5]]
+    images.as_sizes(np.array(sizes)[:, None], canvas)
+  assert images.as_sizes(None, canvas).tolist() == [[[9, 5]]] * 2

@@ -79,7 +79,7 @@ def test_actions_survive_their_tokens(folder):
   action = datasets.open_source(config, "train").index.action
   text = Tokenizer.from_file(ROOT / "data/small_tokenizer.model")
   tokenizer = ActionTokenizer(config.space, text.action_route("rare"))
-  decoded = tokenizer.decode(tokenizer.encode(action))
+  decoded = tokenizer.decode(tokenizer.encode(action[:, None]))[:, 0]
   assert np.abs(decoded - action)[:, 1:4].max() < 0.0002 + 1e-6  # m
   np.testing.assert_allclose(decoded[-1, 1:7], 0.0, atol=1e-7)  # rest is exact
 

@@ -10,7 +10,7 @@ from rt2_jax.observation import History, Observation, ObservationSpec
 
 def test_spec_survives_its_dict():
   spec = ObservationSpec(
-    ("primary", "wrist"), 2, actions.LANGUAGE_TABLE, ("wrist",)
+    ("primary", "wrist"), ("wrist",), 2, actions.LANGUAGE_TABLE, ("wrist",)
   )
   assert ObservationSpec.from_dict(spec.to_dict()) == spec
   assert spec.num_images == 4

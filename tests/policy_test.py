@@ -13,11 +13,12 @@ from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.errors import UserError
 from rt2_jax.evaluators import action_accuracy
-from rt2_jax.images import as_sizes
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import VLM, init_params
+from rt2_jax.observation import ObservationSpec, from_images
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import ROBOT_TEMPLATE
+from tests import tiny_models
 
 INSTRUCTIONS = ["put carrot on plate", "pick apple", "open top drawer"]
 
@@ -34,9 +35,9 @@ def checkpoint(folder, tokenizer, dtype, **prompt):
     "gemma_tiny",
     image_size=32,
     vocab_size=tokenizer.vocab_size,
-    num_frames=2,
     dtype=dtype,
   )
+  model = dataclasses.replace(model, num_images=2)
   params = init_params(model, jax.random.key(0))
   route = tokenizer.action_route("rare")
   dx = RT2.dimensions[1]
@@ -45,6 +46,7 @@ def checkpoint(folder, tokenizer, dtype, **prompt):
     "kitchen": ActionTokenizer(RT2, route),
     "table": ActionTokenizer(narrow, route),
   }
+  spec = ObservationSpec(history=2).to_dict()
   meta = {
     "model": dataclasses.asdict(model),
     "prompt": {
@@ -54,6 +56,8 @@ def checkpoint(folder, tokenizer, dtype, **prompt):
       **prompt,
     },
     "action_tokenizers": {name: t.to_dict() for name, t in actions.items()},
+    "observation": spec,
+    "observations": dict.fromkeys(actions, spec),
     "tokenizer_sha256": tokenizer.sha256,
   }
   checkpoints = Checkpoints(folder / "checkpoints")
@@ -106,7 +110,8 @@ def test_weights_are_held_as_products_read_them(tmp_path, tokenizer, images):
   assert kept["llm/layers/mlp/linear"].dtype == "bfloat16"
   assert kept["llm/final_norm/scale"].dtype == "float32"
   whole = init_params(policy.model, jax.random.key(0))
-  prefix, mask_input = policy.prompt.robot_prefixes(INSTRUCTIONS)
+  seen = from_images(images, INSTRUCTIONS)
+  prefix, mask_input = policy.prompts(seen)
   suffix = np.ones((3, 9), np.int32)
   prepared = augment.prepare(images, policy.model.img.image_size)
   arguments = (prepared, prefix, mask_input, suffix)
@@ -132,16 +137,16 @@ def test_a_policy_on_a_mesh_acts_alike(folder, policy, images):
   kernel = spread.params["llm"]["layers"]["mlp"]["linear"]
   assert not kernel.sharding.is_fully_replicated
   np.testing.assert_array_equal(
-    spread.token_ids(images, INSTRUCTIONS),
-    policy.token_ids(images, INSTRUCTIONS),
+    spread.token_ids(from_images(images, INSTRUCTIONS)),
+    policy.token_ids(from_images(images, INSTRUCTIONS)),
   )
 
 
 def test_sources_share_tokens_and_differ_in_bounds(folder, policy, images):
   kitchen = Policy.from_checkpoint(folder, "kitchen")
   np.testing.assert_array_equal(
-    kitchen.token_ids(images, INSTRUCTIONS),
-    policy.token_ids(images, INSTRUCTIONS),
+    kitchen.token_ids(from_images(images, INSTRUCTIONS)),
+    policy.token_ids(from_images(images, INSTRUCTIONS)),
   )
   wide, narrow = kitchen(images, INSTRUCTIONS), policy(images, INSTRUCTIONS)
   np.testing.assert_allclose(wide[:, 1] / 100, narrow[:, 1], atol=1e-6)
@@ -175,13 +180,15 @@ def test_a_batch_of_no_robots_gets_no_actions(policy, thinking, nothing):
   for one in (policy, Policy.from_checkpoint(thinking, "table")):
     assert one(nothing, []).shape == (0, 8)
     assert one(nothing, []).dtype == np.float32
-    ids = one.token_ids(nothing, [])
-    assert ids.shape == (0, 8) and ids.dtype == np.int32
-    plans, actions = one.plan_and_act(nothing, [])
-    assert plans == () and actions.shape == (0, 8)
+    plans, actions = one.plan_and_act([])
+    assert plans == () and actions.shape == (0, 1, 8)
+    assert one.act([]).shape == (0, 1, 8)
     assert one.answer(nothing, []) == ()
     prompts = np.zeros((0, 24), np.int32), np.zeros((0, 24), bool)
-    assert one.forced_ids(nothing, prompts, np.zeros((0, 9))).shape == (0, 9)
+    assert one.forced_ids(nothing, None, prompts, np.zeros((0, 9))).shape == (
+      0,
+      9,
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,13 +223,14 @@ def test_logits_that_are_not_finite_are_no_action(policy, images, bad):
   broken = copy.copy(policy)
   broken.params = trees.unflatten(flat)
   suffix = np.ones((3, 9), np.int32)
-  prompts = policy.prompt.robot_prefixes(INSTRUCTIONS)
+  seen = from_images(images, INSTRUCTIONS)
+  prompts = policy.prompts(seen)
   for ask in (
     lambda: broken(images, INSTRUCTIONS),
-    lambda: broken.token_ids(images, INSTRUCTIONS),
-    lambda: broken.plan_and_act(images, INSTRUCTIONS),
+    lambda: broken.token_ids(seen),
+    lambda: broken.act(tiny_models.observations(images, INSTRUCTIONS)),
     lambda: broken.answer(images, ["what is it?"] * 3),
-    lambda: broken.forced_ids(images, prompts, suffix),
+    lambda: broken.forced_ids(images, None, prompts, suffix),
   ):
     with pytest.raises(UserError, match="not finite .* for 3 of 3 examples"):
       ask()
@@ -241,11 +249,13 @@ def thinking(tmp_path_factory, tokenizer):
 
 def test_a_policy_that_thinks_first(thinking, images):
   policy = Policy.from_checkpoint(thinking, "table")
-  ids, _ = policy._plans_and_ids(images, INSTRUCTIONS, None)
+  ids, _ = policy._plans_and_ids(from_images(images, INSTRUCTIONS))
   end = policy.prompt.plan_end
   assert ids.shape == (3, 6 + len(end))
   np.testing.assert_array_equal(ids[:, 6:], [end] * 3)  # it never ends itself
-  plans, actions = policy.plan_and_act(images, INSTRUCTIONS)
+  seen = tiny_models.observations(images, INSTRUCTIONS)
+  plans, chunks = policy.plan_and_act(seen)
+  actions = chunks[:, 0]
   words = policy.prompt.tokenizer.decode
   assert plans == tuple(words(row[:6]).strip() for row in ids)
   assert actions.shape == (3, 8) and (np.abs(actions[:, 1]) <= 0.0101).all()
@@ -254,25 +264,27 @@ def test_a_policy_that_thinks_first(thinking, images):
   np.testing.assert_array_equal(one, actions[1])
   mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
   spread = Policy.from_checkpoint(thinking, "table", mesh=mesh)
-  again, same = spread.plan_and_act(images, INSTRUCTIONS)
+  again, same = spread.plan_and_act(seen)
   assert again == plans
-  np.testing.assert_array_equal(same, actions)
+  np.testing.assert_array_equal(same, chunks)
   policy.params = jax.tree.map(lambda x: x * jnp.nan, policy.params)
   with pytest.raises(UserError, match="not finite"):
-    policy.plan_and_act(images, INSTRUCTIONS)
+    policy.plan_and_act(seen)
 
 
 def test_a_policy_that_acts_at_once_has_no_plan(policy, images):
-  plans, actions = policy.plan_and_act(images, INSTRUCTIONS)
+  seen = tiny_models.observations(images, INSTRUCTIONS)
+  plans, chunks = policy.plan_and_act(seen)
   assert plans == ("", "", "")
-  np.testing.assert_array_equal(actions, policy(images, INSTRUCTIONS))
+  np.testing.assert_array_equal(policy.act(seen), chunks)
+  np.testing.assert_array_equal(chunks[:, 0], policy(images, INSTRUCTIONS))
 
 
 def test_accuracy_of_a_policy_that_thinks_first(thinking, images):
   policy = Policy.from_checkpoint(thinking, "table")
   actions = policy(images, INSTRUCTIONS)
-  chunk = images, as_sizes(None, images), INSTRUCTIONS, actions
-  result = action_accuracy.evaluate(policy, [chunk])
+  call = from_images(images, INSTRUCTIONS), actions[:, None]
+  result = action_accuracy.evaluate(policy, [call])
   assert result.near == 1.0 and result.forced is None
   assert "no token accuracy" in str(result) and "nan" not in str(result)
 
@@ -280,8 +292,8 @@ def test_accuracy_of_a_policy_that_thinks_first(thinking, images):
 def test_accuracy_of_a_policy_against_itself(policy, images):
   """Recorded = what it would do: every figure is perfect."""
   actions = policy(images, INSTRUCTIONS)
-  chunk = images, as_sizes(None, images), INSTRUCTIONS, actions
-  result = action_accuracy.evaluate(policy, [chunk])
+  call = from_images(images, INSTRUCTIONS), actions[:, None]
+  result = action_accuracy.evaluate(policy, [call])
   metrics = result.metrics()
   assert result.near == 1.0 and metrics["l1/dx"] == 0.0
   assert metrics["decoded_accuracy/gripper"] == 1.0

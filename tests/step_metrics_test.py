@@ -42,11 +42,13 @@ def test_metrics_by_hand():
   metrics = step_metrics.per_source(loss, logits, batch, (TOKENIZER, OTHER))
   np.testing.assert_array_equal(metrics["examples"], [1, 3])
   np.testing.assert_array_equal(metrics["loss"], [0, 6])
-  np.testing.assert_array_equal(metrics["correct/0"], [0] + [1] * 7)
-  np.testing.assert_array_equal(metrics["correct/1"], [3, 2] + [3] * 6)
-  np.testing.assert_allclose(metrics["l1/0"], [1] + [0] * 7, atol=1e-6)
+  np.testing.assert_array_equal(metrics["correct/0"], [[0] + [1] * 7])
+  np.testing.assert_array_equal(metrics["correct/1"], [[3, 2] + [3] * 6])
+  np.testing.assert_allclose(metrics["l1/0"], [[1] + [0] * 7], atol=1e-6)
   # One bin of ±0.5 m.
-  np.testing.assert_allclose(metrics["l1/1"], [0, 1 / 256] + [0] * 6, atol=1e-6)
+  np.testing.assert_allclose(
+    metrics["l1/1"], [[0, 1 / 256] + [0] * 6], atol=1e-6
+  )
 
 
 def test_metrics_are_of_the_action_wherever_a_plan_ends():
@@ -80,5 +82,5 @@ def test_a_word_that_is_no_action_counts_as_wrong_but_has_a_distance():
   metrics = step_metrics.per_source(
     jnp.zeros(1), jnp.asarray(logits), batch, (TOKENIZER, OTHER)
   )
-  np.testing.assert_array_equal(metrics["correct/0"], np.zeros(8))
-  np.testing.assert_allclose(metrics["l1/0"], np.zeros(8), atol=1e-6)
+  np.testing.assert_array_equal(metrics["correct/0"], np.zeros((1, 8)))
+  np.testing.assert_allclose(metrics["l1/0"], np.zeros((1, 8)), atol=1e-6)

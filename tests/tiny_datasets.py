@@ -39,6 +39,23 @@ def bridge_episode(
   }
 
 
+def libero_episode(seed: int, length: int = 5) -> dict[str, list]:
+  """Two cameras of different sizes and a state, as LIBERO has them."""
+  rng = np.random.default_rng(seed)
+  action = rng.uniform(-1, 1, (length, 7)).astype(np.float32)
+  state = rng.uniform(-1, 1, (length, 8)).astype(np.float32)
+  wrist = [jpeg(seed * 1000 + 500 + t, 40, 48) for t in range(length)]
+  return {
+    "steps/is_first": [int(t == 0) for t in range(length)],
+    "steps/is_last": [int(t == length - 1) for t in range(length)],
+    "steps/action": action.ravel().tolist(),
+    "steps/language_instruction": [b"open the drawer"] * length,
+    "steps/observation/image": [jpeg(seed * 1000 + t) for t in range(length)],
+    "steps/observation/wrist_image": wrist,
+    "steps/observation/state": state.ravel().tolist(),
+  }
+
+
 def tabletop_episode(
   target: str,
   target_boxes: Sequence[tuple[float, float, float, float]],

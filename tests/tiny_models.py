@@ -9,6 +9,7 @@ import torch
 from rt2_jax import trees
 from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.models.variants import GemmaConfig, SiglipConfig, VLMConfig
+from rt2_jax.observation import Observation, ObservationSpec
 from rt2_jax.prompt import ROBOT_TEMPLATE
 from rt2_jax.weights.pretrained import EMBEDDING, parameter_shapes
 
@@ -26,9 +27,9 @@ DECODERS = {
 }
 
 
-def config(decoder: str, vocab_size: int, num_frames: int = 1) -> VLMConfig:
+def config(decoder: str, vocab_size: int, num_images: int = 1) -> VLMConfig:
   llm = dataclasses.replace(DECODERS[decoder], vocab_size=vocab_size)
-  return VLMConfig(_IMG, llm, num_frames)
+  return VLMConfig(_IMG, llm, num_images)
 
 
 def params(config: VLMConfig, dtype: str = "float32", seed: int = 0) -> dict:
@@ -57,8 +58,15 @@ def on_one_device(params: dict) -> dict:
   return jax.tree.map(lambda _: device, params)
 
 
+def observations(images, instructions) -> list[Observation]:
+  """Of robots with one camera, from uint8[B, T, H, W, 3]."""
+  pairs = zip(images, instructions, strict=True)
+  return [Observation({"primary": frames}, text) for frames, text in pairs]
+
+
 def meta(config: VLMConfig, tokenizer, route: str = "rare") -> dict:
   """What a checkpoint says of itself."""
+  spec = ObservationSpec(history=config.num_images).to_dict()
   actions = ActionTokenizer(RT2, tokenizer.action_route(route))
   length = actions.answer_length + 1
   return {
@@ -70,6 +78,8 @@ def meta(config: VLMConfig, tokenizer, route: str = "rare") -> dict:
       "template": ROBOT_TEMPLATE,
     },
     "action_tokenizers": {"kitchen": actions.to_dict()},
+    "observation": spec,
+    "observations": {"kitchen": spec},
     "tokenizer_sha256": tokenizer.sha256,
     "versions": {"jax": "0.10.2"},
   }

@@ -33,7 +33,7 @@ def make_batch(seed=0, rows=8) -> Batch:
   suffix[:, 8] = 1
   return Batch(
     image=rng.integers(0, 256, (rows, 1, 48, 64, 3), np.uint8),
-    image_size=np.tile(np.array([[48, 64]], np.int32), (rows, 1)),
+    image_size=np.tile(np.array([[[48, 64]]], np.int32), (rows, 1, 1)),
     prefix=rng.integers(2, VOCAB, (rows, 6)).astype(np.int32),
     mask_input=np.arange(6) >= rng.integers(0, 4, (rows, 1)),
     suffix=suffix,

@@ -392,7 +392,7 @@ def open_source(
   recipe = kept_index.Recipe(
     index_shard,
     arguments=(reading, filters, function),
-    name=(config.dataset, filters, cameras, bool(state)),
+    name=(config.dataset, filters, spec.present, bool(state)),
     depends={
       "cameras": cameras,
       "action space": _conventions(known.space),

@@ -9,6 +9,7 @@ from rt2_jax.action_tokens import RareTokens
 from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.evaluators.action_accuracy import ActionAccuracy, evaluate
+from rt2_jax.observation import from_images
 from rt2_jax.prompt import ROBOT_TEMPLATE, Prompt
 
 TOKENIZER = ActionTokenizer(RT2, RareTokens(tuple(range(256))))
@@ -17,14 +18,14 @@ BIN = 2 / 255  # metres, RT-1's bounds, centred
 
 @pytest.fixture
 def result():
-  recorded = TOKENIZER.to_action(np.full((4, 8), [1, *[100] * 7]))
+  recorded = TOKENIZER.to_action(np.full((4, 1, 8), [1, *[100] * 7]))
   decoded = recorded.copy()
-  decoded[0, 1] += BIN  # near
-  decoded[1, 1] += 2 * BIN  # near
-  decoded[2, 2] += 3 * BIN  # not near
-  decoded[3, 0] = 1.0  # terminates: near by bins
-  forced = np.ones((4, 8), bool)
-  forced[0, 1] = forced[1, 1] = False
+  decoded[0, 0, 1] += BIN  # near
+  decoded[1, 0, 1] += 2 * BIN  # near
+  decoded[2, 0, 2] += 3 * BIN  # not near
+  decoded[3, 0, 0] = 1.0  # terminates: near by bins
+  forced = np.ones((4, 1, 8), bool)
+  forced[0, 0, 1] = forced[1, 0, 1] = False
   return ActionAccuracy(TOKENIZER, recorded, decoded, forced)
 
 
@@ -61,18 +62,21 @@ class Knows:
     self.prompt = Prompt(tokenizer, 40, length, ROBOT_TEMPLATE, plan_length)
     self.wrong = wrong
 
-  def token_ids(self, images, instructions, sizes):
-    return self.tokenizer.encode(STILL)[None].repeat(len(instructions), 0)
+  def prompts(self, seen):
+    return None
 
-  def forced_ids(self, images, prompts, suffix, sizes):
+  def token_ids(self, seen):
+    return self.tokenizer.encode(STILL)[None].repeat(len(seen.image), 0)
+
+  def forced_ids(self, image, image_size, prompts, suffix):
     predicted = suffix.copy()
     predicted[0, self.wrong] += 1
     return predicted
 
 
-STILL = TOKENIZER.to_action(np.array([1, *[100] * 7]))
+STILL = TOKENIZER.to_action(np.array([[1, *[100] * 7]]))
 # "1 5 100 100 …": the places of its tokens.
-RECORDED = TOKENIZER.to_action(np.array([[1, 5, *[100] * 6]] * 2))
+RECORDED = TOKENIZER.to_action(np.array([[[1, 5, *[100] * 6]]] * 2))
 
 
 @pytest.mark.parametrize(
@@ -92,8 +96,7 @@ def test_a_number_is_right_when_all_its_tokens_are(
   tokenizer, route, wrong, missed
 ):
   images = np.zeros((2, 1, 8, 8, 3), np.uint8)
-  sizes = np.full((2, 2), 8)
-  steps = [(images, sizes, ["go"] * 2, RECORDED)]
+  steps = [(from_images(images, ["go"] * 2), RECORDED)]
   result = evaluate(Knows(tokenizer, route, wrong), steps)
   metrics = result.metrics()
   for name in RT2.names:

@@ -57,7 +57,7 @@ def policy(tokenizer):
 def test_a_policy_against_its_own_answers(policy):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (4, 32, 32, 3), np.uint8)
-  sizes = np.full((4, 2), 32, np.int32)
+  sizes = np.full((4, 1, 2), 32, np.int32)
   questions = [f"Answer in en: what is {i}?" for i in range(4)]
   answers = policy.answer(images, questions, sizes)
   assert all(isinstance(answer, str) for answer in answers)

@@ -29,7 +29,7 @@ def test_bridge_keeps_the_commanded_motion(tmp_path):
 
 def canonical(tmp_path, dataset, features):
   """The index of one episode in the format of `dataset`."""
-  camera = datasets.DATASETS[dataset].camera
+  camera = datasets.DATASETS[dataset].cameras["primary"]
   length = len(features["steps/is_first"])
   features[f"steps/{camera}"] = [tiny_datasets.jpeg(t) for t in range(length)]
   folder = tiny_datasets.write(tmp_path, [features], dataset)

@@ -6,6 +6,7 @@ import pytest
 from rt2_jax.actions import RT2, TABLETOP, ActionTokenizer
 from rt2_jax.input_pipeline import datasets
 from rt2_jax.input_pipeline.examples import RobotExamples
+from rt2_jax.observation import ObservationSpec
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import EOS, PAD
 from tests import tiny_datasets
@@ -28,14 +29,14 @@ def open_examples(tmp_path, tokenizer):
     config = datasets.SourceConfig(dataset, str(folder))
     prompt = Prompt(tokenizer, 24, suffix_length, plan_length=plan_length)
     source = datasets.open_source(config, "train")
-    return RobotExamples(source, actions, prompt, max_skipped)
+    return RobotExamples(source, actions, prompt, max_skipped=max_skipped)
 
   return open_with
 
 
 def test_a_plan_and_its_action_are_one_answer(open_examples, tokenizer):
   examples = open_examples(32, 16)
-  action = examples._tokenizer.encode(examples.source.index.action)
+  action = examples._tokenizer.encode(examples.recorded_chunks())
   for i, plan in enumerate(
     [
       "apple <loc0032><loc0032>",
@@ -53,7 +54,7 @@ def test_a_plan_and_its_action_are_one_answer(open_examples, tokenizer):
 def test_without_plans_the_action_is_the_answer(open_examples):
   examples = open_examples(9, 0, "tabletop")
   row = examples.row(0, 0, [b""])
-  action = examples._tokenizer.encode(examples.source.index.action[0])
+  action = examples._tokenizer.encode(examples.recorded_chunks()[0])
   np.testing.assert_array_equal(row.suffix, [*action, EOS])
 
 
@@ -111,15 +112,16 @@ def test_steps_whose_instruction_is_too_long_are_left_out(tmp_path, tokenizer):
     episode["steps/language_instruction"][2:] = [long.encode()] * 2
   tiny_datasets.write(tmp_path, episodes, num_shards=2)
   config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
-  source = datasets.open_source(config, "train", 2)
+  spec = ObservationSpec(history=2)
+  source = datasets.open_source(config, "train", spec)
   prompt = Prompt(tokenizer, 24, 9)
   with pytest.raises(
     ValueError,
     match=r"got 4 ex.* = 3: .*, byte \d+: got a prompt of \d+ tokens, expec.* "
     r"raise config\.prompt\.prefix_length \(4 steps\)",
   ):
-    RobotExamples(source, actions, prompt, max_skipped=3)
-  examples = RobotExamples(source, actions, prompt, max_skipped=4)
+    RobotExamples(source, actions, prompt, spec, max_skipped=3)
+  examples = RobotExamples(source, actions, prompt, spec, max_skipped=4)
   assert len(examples) == 12 and examples.skipped[0].examples == 4
   kept = [i for i in range(16) if i not in (6, 7, 10, 11)]
   for i, old in enumerate(kept):
@@ -127,7 +129,7 @@ def test_steps_whose_instruction_is_too_long_are_left_out(tmp_path, tokenizer):
     assert examples.location(i) == source.location(old)
   row = examples.row(11, 0, [b"", b""])
   np.testing.assert_array_equal(
-    row.suffix[:8], actions.encode(source.index.action[15])
+    row.suffix[:8], actions.encode(source.index.action[15:16])
   )
   with pytest.raises(ValueError, match="got no step that fits the prompt: .*b"):
     RobotExamples(source, actions, Prompt(tokenizer, 4, 9), max_skipped=99)

@@ -13,6 +13,7 @@ from rt2_jax.input_pipeline import datasets, in_order
 from rt2_jax.input_pipeline.examples import open_robot, open_web
 from rt2_jax.input_pipeline.loader import Loader
 from rt2_jax.input_pipeline.mixture import Mixture
+from rt2_jax.observation import ONE_CAMERA
 from rt2_jax.prompt import Prompt
 from rt2_jax.sharding import make_mesh
 from rt2_jax.train_state import Trainer
@@ -45,7 +46,9 @@ def robot(folder, prompt, episodes, max_skipped=0):
   tiny_datasets.write(folder, episodes)
   config = datasets.SourceConfig("bridge_dataset", str(folder))
   actions = ActionTokenizer(RT2, prompt.tokenizer.action_route("rare"))
-  return open_robot(config, "train", actions, prompt, 1, "", max_skipped)
+  return open_robot(
+    config, "train", actions, prompt, ONE_CAMERA, "", max_skipped
+  )
 
 
 def episodes(count=4):
@@ -55,12 +58,15 @@ def episodes(count=4):
 def test_steps_come_once_in_order(tmp_path, prompt):
   examples = robot(tmp_path, prompt, episodes())
   chunks = list(in_order.read_steps(examples, RESOLUTION, 8))
-  assert [len(c[2]) for c in chunks] == [8, 8, 4]
+  assert [len(seen.instruction) for seen, _ in chunks] == [8, 8, 4]
   np.testing.assert_array_equal(
-    np.concatenate([c[3] for c in chunks]), examples.source.index.action
+    np.concatenate([recorded for _, recorded in chunks])[:, 0],
+    examples.source.index.action,
   )
   spread = list(in_order.read_steps(examples, RESOLUTION, 8, limit=5))
-  np.testing.assert_array_equal(spread[0][3], examples.source.index.action[::4])
+  np.testing.assert_array_equal(
+    spread[0][1][:, 0], examples.source.index.action[::4]
+  )
 
 
 def test_a_damaged_step_is_left_out_with_its_action(tmp_path, prompt):
@@ -70,7 +76,9 @@ def test_a_damaged_step_is_left_out_with_its_action(tmp_path, prompt):
   reading = examples, RESOLUTION, 8, None
   chunks = list(in_order.read_steps(*reading, max_skipped=1))
   kept = np.delete(examples.source.index.action, 7, 0)
-  np.testing.assert_array_equal(np.concatenate([c[3] for c in chunks]), kept)
+  np.testing.assert_array_equal(
+    np.concatenate([recorded for _, recorded in chunks])[:, 0], kept
+  )
   with pytest.raises(ValueError, match="got 7 bytes that do not decode"):
     list(in_order.read_steps(*reading))
 
@@ -87,7 +95,7 @@ def test_every_road_shows_the_encoder_the_same_pixels(tmp_path, prompt):
   pixels = [images.decode(record["image"][0]) for record in records]
   expected = np.stack([images.resize(each, RESOLUTION) for each in pixels])
   questions = open_web(
-    write_web(tmp_path / "web", records), "train", prompt, 1, "", 0
+    write_web(tmp_path / "web", records), "train", prompt, ONE_CAMERA, "", 0
   )
   steps = robot(tmp_path / "robot", prompt, episodes())
 

@@ -30,7 +30,10 @@ def config(tmp_path):
 
 def open_index(config, folder, max_skipped=0):
   return datasets.open_source(
-    config, "train", 1, folder and str(folder), max_skipped=max_skipped
+    config,
+    "train",
+    index_folder=folder and str(folder),
+    max_skipped=max_skipped,
   ).index
 
 
@@ -45,7 +48,7 @@ def damage(config, shard: int, byte: int) -> str:
 
 def equal(a, b) -> bool:
   columns = ("file", "offset", "length", "checksum", "size", "frame")
-  columns += ("episode", "text", "plan", "action")
+  columns += ("episode", "text", "plan", "action", "state")
   return (a.texts, a.plans) == (b.texts, b.plans) and all(
     np.array_equal(getattr(a, c), getattr(b, c)) for c in columns
   )
@@ -279,7 +282,7 @@ def test_a_part_of_a_split_is_a_stretch_of_its_episodes(
     state_lengths(config, None)
   folder = str(tmp_path / "index")
   parts = [
-    datasets.open_source(config, f"train[{part}]", 1, folder).index
+    datasets.open_source(config, f"train[{part}]", index_folder=folder).index
     for part in (":20%", "20%:70%", "70%:")
   ]
   assert [len(part) for part in parts] == [5, 15, 10]  # 1, 3 and 2 episodes
@@ -300,9 +303,9 @@ def test_damage_outside_the_part_counts_for_nothing(config, tmp_path):
   damage(config, 1, DATA)  # the third of six episodes
   folder = str(tmp_path / "index")
   for part, steps in (("train[:2]", 10), ("train[3:]", 15)):
-    assert len(datasets.open_source(config, part, 1, folder)) == steps
+    assert len(datasets.open_source(config, part, index_folder=folder)) == steps
   with pytest.raises(ValueError, match="got 5 examples .*checksum is wrong"):
-    datasets.open_source(config, "train[2:]", 1, folder)
+    datasets.open_source(config, "train[2:]", index_folder=folder)
 
 
 def changed_dataset(monkeypatch, **fields):
@@ -326,7 +329,7 @@ def times(scale):
   [
     ({}, {"standardize": times(-1)}, "dataset function"),
     ({"standardize": times(-1)}, {"standardize": times(2)}, "dataset function"),
-    ({}, {"camera": "observation/image_1"}, "camera"),
+    ({}, {"cameras": {"primary": "observation/image_1"}}, "cameras"),
     ({}, {"space": dataclasses.replace(RT2, frame="hand")}, "action space"),
   ],
 )

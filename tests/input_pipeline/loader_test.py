@@ -12,6 +12,7 @@ from rt2_jax.input_pipeline import datasets, frames, loader
 from rt2_jax.input_pipeline.examples import RobotExamples
 from rt2_jax.input_pipeline.loader import Loader
 from rt2_jax.input_pipeline.mixture import Mixture
+from rt2_jax.observation import ObservationSpec
 from rt2_jax.prompt import Prompt
 from tests import tiny_datasets
 
@@ -21,18 +22,20 @@ def make_loader(tmp_path, tokenizer):
   actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
   prompt = Prompt(tokenizer, prefix_length=24, suffix_length=9)
 
-  def make(episodes=None, rows=range(8), num_frames=1, more=(), max_skipped=0):
+  def make(episodes=None, rows=range(8), history=1, more=(), max_skipped=0):
     if episodes is None:
       episodes = [tiny_datasets.bridge_episode(seed) for seed in range(4)]
-    examples = []
+    examples, spec = [], ObservationSpec(history=history)
     for i, each in enumerate([episodes, *more]):
       folder = tiny_datasets.write(tmp_path / str(i), each)
       config = datasets.SourceConfig("bridge_dataset", str(folder))
-      source = datasets.open_source(config, "train", num_frames)
-      examples.append(RobotExamples(source, actions, prompt))
+      source = datasets.open_source(config, "train", spec)
+      examples.append(RobotExamples(source, actions, prompt, spec))
     sizes = tuple(len(e) for e in examples)
     mixture = Mixture(sizes, (1.0,) * len(sizes), seed=0)
-    return Loader(examples, mixture, 8, rows, 32, max_skipped=max_skipped)
+    return Loader(
+      examples, mixture, 8, rows, 32, history, max_skipped=max_skipped
+    )
 
   return make
 
@@ -54,9 +57,9 @@ def test_a_batch_holds_what_the_mixture_says(make_loader, tokenizer):
     (image,) = source.storage.read(source.requests(int(i)))
     pixels = frames.decode_image(image, "")
     np.testing.assert_array_equal(batch.image[b, 0], pixels)
-    np.testing.assert_array_equal(batch.image_size[b], [64, 64])
+    np.testing.assert_array_equal(batch.image_size[b], [[64, 64]])
     np.testing.assert_array_equal(
-      batch.suffix[b, :8], actions.encode(source.index.action[i])
+      batch.suffix[b, :8], actions.encode(source.index.action[[i]])
     )
 
 
@@ -98,7 +101,7 @@ def test_two_sources_share_the_batch(make_loader):
 
 
 def test_two_frames(make_loader):
-  (batch,) = make_loader(num_frames=2).batches(0, 1)
+  (batch,) = make_loader(history=2).batches(0, 1)
   assert batch.image.shape == (8, 2, 64, 64, 3)
 
 
@@ -107,7 +110,7 @@ def test_a_broken_image_is_named_with_file_and_offset(make_loader):
   images = episodes[2]["steps/observation/image_0"]
   images[1] = images[1][: len(images[1]) // 4]
   batches = make_loader(episodes)
-  offset = batches.examples[0].source.index.offset[2 * 5 + 1]
+  (offset,) = batches.examples[0].source.index.offset[2 * 5 + 1]
   with pytest.raises(
     ValueError,
     match=rf"bridge_dataset-train.tfrecord-00000-of-00001, byte {offset}: got "
@@ -134,7 +137,7 @@ def test_sources_of_two_sizes_share_a_canvas(make_loader):
   (batch,) = batches.batches(0, 1)
   assert batch.image.shape == (8, 1, 64, 80, 3)
   for b in range(8):
-    height, width = batch.image_size[b]
+    height, width = batch.image_size[b, 0]
     assert (height, width) == ((64, 64), (48, 80))[batch.source[b]]
     assert not batch.image[b, :, height:].any()
     assert not batch.image[b, :, :, width:].any()
@@ -247,26 +250,23 @@ def test_images_of_several_sizes_and_kinds_share_a_source(make_loader, first):
   ]
   episode = tiny_datasets.bridge_episode(0)
   episode["steps/observation/image_0"] = pictures[first:] + pictures[:first]
-  batches = make_loader([episode], num_frames=2)
+  batches = make_loader([episode], history=2)
   assert batches.canvas == (96, 200)
   (batch,) = batches.batches(0, 1)
   source = batches.examples[0].source
   drawn = batches.mixture.draw(0, np.arange(8), 8)
   for b, i in enumerate(drawn.index):
     seen = [images.decode(f) for f in source.storage.read(source.requests(i))]
-    height, width = batch.image_size[b]
     for f, frame in enumerate(seen):
+      height, width = batch.image_size[b, f]
       shown = batch.image[b, f, :height, :width]
-      if seen[0].shape == seen[1].shape:
-        np.testing.assert_array_equal(shown, frame)
-      else:
-        np.testing.assert_array_equal(shown, images.resize(frame, 32))
-    assert not batch.image[b, :, height:].any()
-    assert not batch.image[b, :, :, width:].any()
+      np.testing.assert_array_equal(shown, frame)
+      assert not batch.image[b, f, height:].any()
+      assert not batch.image[b, f, :, width:].any()
 
 
 def test_the_careful_way_gives_the_same_batch(make_loader):
   """Rows beside a damaged one are what they would have been."""
-  batches = make_loader(num_frames=2)
+  batches = make_loader(history=2)
   for step, batch in enumerate(batches.batches(0, 2)):
     assert equal(batch, batches._load_carefully(step))

@@ -11,6 +11,7 @@ from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets
 from rt2_jax.input_pipeline.episodes import Canonical, Filters, make_filters
 from rt2_jax.input_pipeline.rlds import StepSource
+from rt2_jax.observation import ObservationSpec
 from rt2_jax.storage import LocalStorage
 from tests import tiny_datasets
 
@@ -44,14 +45,17 @@ def test_the_largest_image_is_known_in_any_order(tmp_path, order):
   episodes[1]["steps/observation/image_0"] = images
   tiny_datasets.write(tmp_path, episodes, num_shards=2)
   config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
-  source = datasets.open_source(config, "train", 1, str(tmp_path / "index"))
+  open_kept = lambda: datasets.open_source(  # noqa: E731
+    config, "train", index_folder=str(tmp_path / "index")
+  )
+  source = open_kept()
   assert source.largest_image == (96, 128)
-  kept = datasets.open_source(config, "train", 1, str(tmp_path / "index"))
+  kept = open_kept()
   assert kept.largest_image == (96, 128)
 
 
 def test_frames_stay_inside_their_episode(source):
-  pairs = StepSource(source.storage, source.index, num_frames=2)
+  pairs = StepSource(source.storage, source.index, RT2, history=2)
   single = [source.requests(i)[0] for i in range(20)]
   for i in range(20):
     before = i if i % 5 == 0 else i - 1
@@ -90,7 +94,7 @@ def test_a_changed_image_is_named_when_it_is_read(source):
 def test_a_shard_that_shrinks_while_it_is_read(tmp_path):
   source = datasets.open_source(tiny_datasets.bridge_source(tmp_path), "train")
   with open(source.index.files[0], "r+b") as file:
-    file.truncate(int(source.index.offset[7]) + 10)
+    file.truncate(int(source.index.offset[7, 0]) + 10)
   with pytest.raises(
     ValueError, match=r"got 10 bytes, expected \d+; the shard"
   ):
@@ -167,7 +171,7 @@ def test_frames_are_the_cameras_own_whatever_is_filtered(tmp_path):
     action[[0, 1, 3], :6] = 0.0  # steps 2 and 4 move, and are kept
     episode["steps/action"] = action.ravel().tolist()
   index = filtered(tmp_path, {"drop_noops": True}, episodes)
-  source = StepSource(LocalStorage(), index, num_frames=3)
+  source = StepSource(LocalStorage(), index, RT2, history=3)
   for i, (seed, step) in enumerate([(0, 2), (0, 4), (1, 2), (1, 4)]):
     shown = source.storage.read(source.requests(i))
     expected = [tiny_datasets.jpeg(seed * 1000 + step - b) for b in (2, 1, 0)]
@@ -176,7 +180,9 @@ def test_frames_are_the_cameras_own_whatever_is_filtered(tmp_path):
 
 def index_with(tmp_path, monkeypatch, space, standardize, **filters):
   """A dataset of one episode that another function reads."""
-  known = datasets.RobotDataset(space, "observation/image_0", standardize)
+  known = datasets.RobotDataset(
+    space, {"primary": "observation/image_0"}, standardize
+  )
   monkeypatch.setitem(datasets.DATASETS, "mine", known)
   tiny_datasets.write(tmp_path, [tiny_datasets.bridge_episode(0, length=6)])
   config = datasets.SourceConfig("mine", str(tmp_path), filters=filters)
@@ -352,7 +358,7 @@ def test_an_episode_without_steps_has_none(tmp_path):
   episodes = [empty, tiny_datasets.bridge_episode(1), empty, one, empty]
   tiny_datasets.write(tmp_path, episodes)
   config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
-  source = datasets.open_source(config, "train", 2)
+  source = datasets.open_source(config, "train", ObservationSpec(history=2))
   assert len(source) == 6 and not source.index.damaged
   first = tiny_datasets.jpeg(3000)
   assert source.storage.read(source.requests(5)) == [first, first]

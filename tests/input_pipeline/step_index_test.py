@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rt2_jax.actions import LANGUAGE_TABLE
 from rt2_jax.input_pipeline.index import Indexed
 from rt2_jax.input_pipeline.kept_index import to_column
 from rt2_jax.input_pipeline.rlds import StepSource
@@ -15,9 +16,9 @@ def shard(number: int, episodes=(1,), first=0, stop=10) -> Indexed:
   count = sum(episodes)
   places = np.arange(count)
   columns = {
-    "offset": (number * 100 + places).astype(np.uint64),
-    "length": np.full(count, 7, np.uint32),
-    "checksum": places.astype(np.uint32),
+    "offset": (number * 100 + places).astype(np.uint64)[:, None],
+    "length": np.full((count, 1), 7, np.uint32),
+    "checksum": places.astype(np.uint32)[:, None],
     "record": np.arange(len(episodes), dtype=np.uint32),
     "start": np.cumsum([0, *episodes])[:-1].astype(np.uint32),
     "size": np.full((len(episodes), 2), [number % 500, 8], np.uint16),
@@ -28,6 +29,7 @@ def shard(number: int, episodes=(1,), first=0, stop=10) -> Indexed:
     "plan": np.zeros(0, np.uint32),
     "plans": to_column([]),
     "action": np.full((count, 2), number, np.float32),
+    "state": np.zeros((count, 0), np.float32),
   }
   return Indexed(f"shard {number}", columns, first, stop)
 
@@ -38,11 +40,13 @@ def test_more_shards_than_16_bits_count():
   offsets = np.arange(count, dtype=np.uint64)[:, None] * 100
   index = StepIndex.merge(
     [
-      Indexed(f"shard {n}", {**same[n % 3].columns, "offset": offset}, 0, 1)
+      Indexed(
+        f"shard {n}", {**same[n % 3].columns, "offset": offset[:, None]}, 0, 1
+      )
       for n, offset in enumerate(offsets)
     ]
   )
-  source = StepSource(LocalStorage(), index)
+  source = StepSource(LocalStorage(), index, LANGUAGE_TABLE)
   for i in (0, 2**16 - 1, 2**16, count - 1):
     (request,) = source.requests(i)
     assert request.path == f"shard {i}" and request.offset == i * 100
@@ -64,11 +68,11 @@ def test_a_part_of_a_shard(first, stop, offsets, episodes):
   parts = [shard(1, (3, 1, 2), first, stop), shard(2, (2,))]
   index = StepIndex.merge(parts)
   np.testing.assert_array_equal(
-    index.offset, [*(100 + x for x in offsets), 200, 201]
+    index.offset[:, 0], [*(100 + x for x in offsets), 200, 201]
   )
   after = max(episodes, default=-1) + 1
   np.testing.assert_array_equal(index.episode, [*episodes, after, after])
-  source = StepSource(LocalStorage(), index, num_frames=2)
+  source = StepSource(LocalStorage(), index, LANGUAGE_TABLE, history=2)
   for i in range(len(index)):
     before, last = source.requests(i)
     assert last.offset == index.offset[i]
@@ -79,7 +83,7 @@ def test_a_part_of_a_shard(first, stop, offsets, episodes):
 def test_steps_are_left_out_with_their_images_kept():
   index = StepIndex.merge([shard(1, (4,))])
   some = index.only(np.array([False, True, False, True]))
-  source = StepSource(LocalStorage(), some, num_frames=2)
+  source = StepSource(LocalStorage(), some, LANGUAGE_TABLE, history=2)
   assert [r.offset for r in source.requests(1)] == [102, 103]
   assert len(source) == 2
 

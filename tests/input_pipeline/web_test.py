@@ -9,6 +9,7 @@ import pytest
 from data import make_web_records
 from rt2_jax.input_pipeline import web
 from rt2_jax.input_pipeline.examples import WebExamples
+from rt2_jax.observation import ObservationSpec
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Proto, Tokenizer
 from tests import tiny_datasets
@@ -35,7 +36,7 @@ def test_each_epoch_takes_the_next_answer(tmp_path, tokenizer):
   )
   source = web.open_source(write(tmp_path, [example]), tokenizer)
   prompt = Prompt(tokenizer, 24, 9)
-  rows = WebExamples(source, prompt, num_frames=2)
+  rows = WebExamples(source, prompt, ObservationSpec(history=2))
   data = source.storage.read(source.requests(0))
   for epoch, answer in enumerate(["red", "dark red", "<loc0007>", "red"]):
     row = rows.row(0, epoch, data)
@@ -182,16 +183,16 @@ def test_texts_that_are_too_long_are_known_at_the_start(too_long, tokenizer):
     r".*, byte \d+: got an answer of \d+ tokens, expected at most 9; raise "
     r"config.prompt.suffix_length",
   ):
-    WebExamples(too_long, Prompt(tokenizer, 24, 9), num_frames=1)
+    WebExamples(too_long, Prompt(tokenizer, 24, 9))
   longest = tokenizer.encode("a very long answer " * 4)
-  WebExamples(too_long, Prompt(tokenizer, 200, len(longest) + 1), num_frames=1)
+  WebExamples(too_long, Prompt(tokenizer, 200, len(longest) + 1))
   with pytest.raises(ValueError, match="got 1 examples"):
-    WebExamples(too_long, Prompt(tokenizer, 200, len(longest)), num_frames=1)
+    WebExamples(too_long, Prompt(tokenizer, 200, len(longest)))
 
 
 def test_texts_that_are_too_long_are_left_out(too_long, tokenizer):
   prompt = Prompt(tokenizer, 24, 9)
-  rows = WebExamples(too_long, prompt, num_frames=1, max_skipped=3)
+  rows = WebExamples(too_long, prompt, max_skipped=3)
   assert len(rows) == 3 and len(rows.skipped) == 3
   for i, kept in enumerate([0, 2, 5]):
     assert rows.requests(i) == too_long.requests(kept)

@@ -179,13 +179,12 @@ def test_vlm_passes_every_choice_on():
     "gemma2_tiny",
     image_size=64,
     vocab_size=512,
-    num_frames=2,
     dtype="bfloat16",
     remat="full",
     final_softcap=0.0,
   )
   assert config.img.num_tokens == 64
-  assert config.num_image_tokens == 128
+  assert config.num_image_tokens == 64
   assert config.llm.vocab_size == 512
   assert config.llm.final_softcap == 0.0
   assert config.llm.attn_softcap == 50.0

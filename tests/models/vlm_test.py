@@ -20,7 +20,7 @@ GEMMA2 = dataclasses.replace(
 )
 CONFIGS = {
   "mqa": VLMConfig(IMG, MQA),
-  "mha_two_frames": VLMConfig(IMG, MHA, num_frames=2),
+  "mha_two_frames": VLMConfig(IMG, MHA, num_images=2),
   "gemma2": VLMConfig(IMG, GEMMA2),
 }
 ATOL = 1e-4
@@ -67,7 +67,7 @@ def make_inputs(config):
   mask_input = np.ones((2, 6), bool)
   mask_input[0, :2] = False
   return Inputs(
-    rng.uniform(-1, 1, (2, config.num_frames, 8, 8, 3)).astype(np.float32),
+    rng.uniform(-1, 1, (2, config.num_images, 8, 8, 3)).astype(np.float32),
     np.where(mask_input, tokens[:, :6], 0),
     mask_input,
     tokens[:, 6:],
@@ -195,7 +195,7 @@ def test_every_frame_is_seen_and_their_order_matters():
   assert np.abs(difference).max(axis=(1, 2)).min() > 1e-3
   tokens = apply(config, inputs.images, method="embed_images")
   assert tokens.shape == (2, 2 * 4, 24)
-  single = dataclasses.replace(config, num_frames=1)
+  single = dataclasses.replace(config, num_images=1)
   for frame in range(2):
     alone = VLM(single).apply(
       {"params": params_of(config)},
@@ -251,7 +251,7 @@ def test_bfloat16_keeps_float32_logits_close():
 def test_another_number_of_frames_is_refused(shape):
   config = CONFIGS["mqa"]
   inputs = make_inputs(config)._replace(images=np.zeros(shape, np.float32))
-  with pytest.raises(ValueError, match="F = 1.*set num_frames"):
+  with pytest.raises(ValueError, match="F = 1.*config.observation"):
     apply(config, *inputs)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from rt2_jax import augment, trees
 from rt2_jax.actions import ActionTokenizer
-from rt2_jax.decode import decode_plans_and_actions
+from rt2_jax.decode import Prompts, decode_plans_and_actions
 from rt2_jax.models.vlm import VLM
 from rt2_jax.prompt import Prompt
 from rt2_jax.pytorch import decode
@@ -38,15 +38,16 @@ class Pair:
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (ROBOTS, 1, 4, 5, 3), np.uint8)
     self.images = coarse.repeat(12, axis=2).repeat(12, axis=3)
-    self.prompts = Prompt(tokenizer, **meta["prompt"]).robot_prefixes(
-      [f"pick can {i}" for i in range(ROBOTS)]
+    prompt = Prompt(tokenizer, **meta["prompt"])
+    self.prompts = prompt.prefixes(
+      [prompt.robot_question(f"pick can {i}") for i in range(ROBOTS)]
     )
 
   def in_jax(self, end):
     @jax.jit
     def run(params, *inputs):
       return decode_plans_and_actions(
-        self.model, params, *inputs, self.grammar, end, LENGTH
+        self.model, params, Prompts(*inputs), self.grammar, end, LENGTH
       )
 
     images = augment.prepare(self.images, 32)
@@ -57,7 +58,8 @@ class Pair:
   @torch.inference_mode()
   def in_torch(self, end):
     pixels = self.torch.prepare(self.images, ROBOTS)
-    inputs = self.torch.inputs(*self.prompts)
+    shown = self.torch.shown(self.images)
+    inputs = self.torch.inputs(shown, *self.prompts)
     context = decode.prefill(self.torch.model, inputs, pixels)
     plans, context = decode.decode_plans(self.torch.model, context, end, LENGTH)
     actions, finite = decode.decode_actions(

@@ -9,6 +9,7 @@ import torch
 from rt2_jax import augment
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
+from rt2_jax.observation import ObservationSpec, from_images
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt
 from rt2_jax.pytorch.policy import TorchPolicy
@@ -17,15 +18,17 @@ from tests import tiny_models
 from tests.layers_test import loaded_by
 
 
-def both(folder, tokenizer, decoder, route="rare", num_frames=1, plan_length=0):
+def both(folder, tokenizer, decoder, route="rare", num_images=1, plan_length=0):
   """A policy in JAX, and what its export is in PyTorch."""
-  config = tiny_models.config(decoder, tokenizer.vocab_size, num_frames)
+  config = tiny_models.config(decoder, tokenizer.vocab_size, num_images)
   params = tiny_models.params(config)
   meta = tiny_models.meta(config, tokenizer, route)
   meta["prompt"]["plan_length"] = plan_length
   export.to_huggingface(params, config, meta, tokenizer.model, folder)
   actions = ActionTokenizer.from_dict(meta["action_tokenizers"]["kitchen"])
-  ours = Policy(config, params, Prompt(tokenizer, **meta["prompt"]), actions)
+  prompt = Prompt(tokenizer, **meta["prompt"])
+  spec = ObservationSpec(history=num_images)
+  ours = Policy(config, params, prompt, actions, spec)
   return ours, TorchPolicy.from_folder(folder)
 
 
@@ -44,10 +47,11 @@ INSTRUCTIONS = [
 
 @pytest.mark.parametrize("decoder", ["gemma1", "gemma2"])
 def test_a_hundred_actions_are_equal(tmp_path, tokenizer, images, decoder):
-  ours, theirs = both(tmp_path, tokenizer, decoder, num_frames=2)
-  ids = ours.token_ids(images, INSTRUCTIONS)
+  ours, theirs = both(tmp_path, tokenizer, decoder, num_images=2)
+  seen = from_images(images, INSTRUCTIONS)
+  ids = ours.token_ids(seen)
   assert len(np.unique(ids)) > 20  # they are no constant
-  np.testing.assert_array_equal(theirs.token_ids(images, INSTRUCTIONS), ids)
+  np.testing.assert_array_equal(theirs.token_ids(seen), ids)
   np.testing.assert_array_equal(
     theirs(images[:5], INSTRUCTIONS[:5]), ours(images[:5], INSTRUCTIONS[:5])
   )
@@ -75,19 +79,20 @@ def test_plans_and_what_follows_them_are_equal(
   tmp_path, tokenizer, images, decoder
 ):
   ours, theirs = both(tmp_path, tokenizer, decoder, plan_length=6)
-  arguments = images[:40, 0], INSTRUCTIONS[:40]
-  plans, actions = ours.plan_and_act(*arguments)
+  seen = tiny_models.observations(images[:40, :1], INSTRUCTIONS[:40])
+  plans, actions = ours.plan_and_act(seen)
   assert len(set(plans)) > 5 and len(np.unique(actions)) > 20
-  found, found_actions = theirs.plan_and_act(*arguments)
+  found, found_actions = theirs.plan_and_act(seen)
   assert found == plans
   np.testing.assert_array_equal(found_actions, actions)
-  np.testing.assert_array_equal(theirs(*arguments), actions)
+  np.testing.assert_array_equal(theirs.act(seen), actions)
 
 
 def test_a_policy_without_plans_has_none(tmp_path, tokenizer, images):
   _, theirs = both(tmp_path, tokenizer, "gemma1")
-  plans, actions = theirs.plan_and_act(images[:2, 0], INSTRUCTIONS[:2])
-  assert plans == ("", "") and actions.shape == (2, 8)
+  seen = tiny_models.observations(images[:2, :1], INSTRUCTIONS[:2])
+  plans, actions = theirs.plan_and_act(seen)
+  assert plans == ("", "") and actions.shape == (2, 1, 8)
 
 
 @pytest.mark.parametrize("shape", [(48, 60), (240, 320), (20, 32), (32, 9)])
@@ -95,7 +100,7 @@ def test_the_image_path_is_the_same(tmp_path, tokenizer, shape):
   _, theirs = both(tmp_path, tokenizer, "gemma1")
   random = np.random.default_rng(0)
   images = random.integers(0, 256, (2, 1, *shape, 3), np.uint8)
-  for size in (None, np.array([[shape[0] - 3, 9], [8, shape[1]]])):
+  for size in (None, np.array([[[shape[0] - 3, 9]], [[8, shape[1]]]])):
     got = theirs.prepare(images, 2, size).numpy().transpose(0, 2, 3, 1)
     expected = augment.prepare(images, 32, size)[:, 0]
     assert np.abs(got - expected).max() < 1e-6
@@ -111,7 +116,7 @@ def test_the_image_path_is_the_same(tmp_path, tokenizer, shape):
   ],
 )
 def test_other_images_are_refused(tmp_path, tokenizer, images, change):
-  _, theirs = both(tmp_path, tokenizer, "gemma1", num_frames=2)
+  _, theirs = both(tmp_path, tokenizer, "gemma1", num_images=2)
   with pytest.raises(
     ValueError, match=r"for 3 instructions, expected uint8\[2, H, W, 3\]"
   ):
@@ -123,10 +128,8 @@ def test_a_batch_of_no_robots_gets_no_actions(tmp_path, tokenizer, images):
   for policy in (ours, theirs):
     action = policy(images[:0, 0], [])
     assert action.shape == (0, 8) and action.dtype == np.float32
-    ids = policy.token_ids([], [])
-    assert ids.shape == (0, 32) and ids.dtype == np.int32
-    plans, actions = policy.plan_and_act(images[:0, 0], [])
-    assert plans == () and actions.shape == (0, 8)
+    plans, actions = policy.plan_and_act([])
+    assert plans == () and actions.shape == (0, 1, 8)
 
 
 @pytest.mark.parametrize("plan_length", [0, 6])

@@ -86,16 +86,16 @@ def folder(tmp_path, tokenizer):
   return tmp_path
 
 
-def compared(folder, tokenizer, num_frames=1):
+def compared(folder, tokenizer, num_images=1):
   auto = transformers.AutoProcessor.from_pretrained(folder)
   img = tiny_models.config("gemma1", tokenizer.vocab_size).img
   prompt = Prompt(tokenizer, 40, 9)
-  return processor_agreement.compare(auto, prompt, img, num_frames)
+  return processor_agreement.compare(auto, prompt, img, num_images)
 
 
-@pytest.mark.parametrize("num_frames", [1, 2])
-def test_the_folders_own_processor_agrees(folder, tokenizer, num_frames):
-  result = compared(folder, tokenizer, num_frames)
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_the_folders_own_processor_agrees(folder, tokenizer, num_images):
+  result = compared(folder, tokenizer, num_images)
   assert result.holds and result.texts > 300, result
   assert 0.0 < result.resized <= 2.0 and result.untouched < 1e-6
 

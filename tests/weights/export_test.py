@@ -21,9 +21,9 @@ GRADIENT_TOLERANCE = 5e-5  # relative to the largest entry
 GRADIENT_FLOOR = 1e-3  # of the global norm; below it a gradient is rounding
 
 
-def write(folder, decoder, tokenizer, dtype="float32", num_frames=1, **kwargs):
+def write(folder, decoder, tokenizer, dtype="float32", num_images=1, **kwargs):
   """Exports a tiny model; returns its config and parameters."""
-  config = tiny_models.config(decoder, tokenizer.vocab_size, num_frames)
+  config = tiny_models.config(decoder, tokenizer.vocab_size, num_images)
   params = tiny_models.params(config, dtype)
   meta = tiny_models.meta(config, tokenizer)
   export.to_huggingface(params, config, meta, tokenizer.model, folder, **kwargs)
@@ -34,7 +34,7 @@ def write(folder, decoder, tokenizer, dtype="float32", num_frames=1, **kwargs):
 def case(request, tmp_path_factory, tokenizer):
   """A folder, and the config and parameters that are in it."""
   folder = tmp_path_factory.mktemp(request.param)
-  return folder, *write(folder, request.param, tokenizer, num_frames=2)
+  return folder, *write(folder, request.param, tokenizer, num_images=2)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,8 @@ def test_gradients(case, inputs):
 
   ours = trees.flatten(jax.jit(jax.grad(loss))(params))
   norm = np.linalg.norm([np.linalg.norm(g) for g in ours.values()])
-  inputs = policy.inputs(prefix, mask_input, suffix[:, :-1])
+  shown = np.ones(images.shape[:2], bool)
+  inputs = policy.inputs(shown, prefix, mask_input, suffix[:, :-1])
   logits = policy.model(
     **inputs,
     pixel_values=policy.prepare(images, 2),
@@ -172,7 +173,8 @@ def test_generation_keeps_out_of_the_padding(tmp_path, tokenizer):
   policy = TorchPolicy.from_folder(tmp_path)
   assert policy.model.config.text_config.vocab_size > config.llm.vocab_size
   images = np.zeros((1, 1, 32, 32, 3), np.uint8)
-  inputs = policy.inputs(*policy.prompt.robot_prefixes(["stop"]))
+  shown = np.ones((1, 1), bool)
+  inputs = policy.inputs(shown, *policy.prompt.robot_prefixes(["stop"]))
   inputs.pop("position_ids")
   with torch.no_grad():
     policy.model.model.language_model.norm.weight.copy_(-1.0 + torch.zeros(48))
