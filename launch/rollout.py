@@ -193,9 +193,9 @@ def find(workdir: str, episodes: list[trials.Episode]) -> Tried:
       that are longer than its prompt.
   """
   from rt2_jax.checkpoint import Checkpoints
+  from rt2_jax.checkpoint_meta import CheckpointMeta
   from rt2_jax.policy import Policy
   from rt2_jax.prompt import Prompt
-  from rt2_jax.robot_policy import choose_robot
   from rt2_jax.tokenizer import Tokenizer
   from rt2_jax.train_config import config_hash
 
@@ -204,7 +204,7 @@ def find(workdir: str, episodes: list[trials.Episode]) -> Tried:
   step = checkpoints.latest_step() if _STEP.value is None else _STEP.value
   meta, model_file = checkpoints.restore_meta(step)
   checkpoints.close()
-  actions, spec = choose_robot(meta, _SOURCE.value)
+  actions, spec = CheckpointMeta.from_dict(meta).robot(_SOURCE.value)
   names = actions.space.names if actions else ()
   if names != TABLETOP.names or spec.num_images > 1:
     raise UserError(

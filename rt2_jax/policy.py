@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from rt2_jax import augment, sharding, trees
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints, abstract
+from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.compiler_options import ACTING, options_for
 from rt2_jax.decode import (
   Prompts,
@@ -33,7 +34,6 @@ from rt2_jax.prompt import Prompt
 from rt2_jax.robot_policy import (
   RobotPolicy,
   check_finite,
-  choose_robot,
   is_empty,
 )
 from rt2_jax.tokenizer import EOS, Tokenizer
@@ -107,16 +107,16 @@ class Policy(RobotPolicy):
     """
     checkpoints = Checkpoints.open_run(folder)
     meta, model_file = checkpoints.restore_meta(step)
-    tokenizer, observation = choose_robot(meta, source)
-    model = VLMConfig.from_dict(meta["model"])
+    meta = CheckpointMeta.from_dict(meta)
+    tokenizer, observation = meta.robot(source)
     mesh = mesh or one_device()
-    shapes = held_params(model)
+    shapes = held_params(meta.model)
     params = checkpoints.restore_params(
       abstract(shapes, sharding.state_shardings(shapes, mesh)), step
     )
     checkpoints.close()
-    prompt = Prompt(Tokenizer(model_file), **meta["prompt"])
-    return cls(model, params, prompt, tokenizer, observation, mesh)
+    prompt = meta.make_prompt(Tokenizer(model_file))
+    return cls(meta.model, params, prompt, tokenizer, observation, mesh)
 
   def answer(
     self,

@@ -8,13 +8,12 @@ tokens of an answer, N tokens of a plan, P prefix positions.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from rt2_jax.actions import ActionSpace, ActionTokenizer
-from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.errors import UserError
 from rt2_jax.images import as_frames
 from rt2_jax.observation import (
   Batched,
@@ -175,27 +174,3 @@ def check_finite(finite: np.ndarray) -> None:
       "damaged, or the loss had diverged when they were saved; use an earlier "
       "checkpoint"
     )
-
-
-def choose_robot(
-  meta: Mapping[str, Any], source: str | None
-) -> tuple[ActionTokenizer | None, ObservationSpec]:
-  """Reads how the robot of a source acts and what it sees.
-
-  Args:
-    meta: what checkpoints and exported folders say of themselves.
-    source: may be None where there is one source, or none: then no tokenizer
-      comes back, and the model answers and cannot act.
-
-  Raises:
-    UserError: no such source.
-  """
-  tokenizers = meta["action_tokenizers"]
-  if source is None and not tokenizers:
-    return None, ObservationSpec.from_dict(meta["observation"])
-  if source is None and len(tokenizers) == 1:
-    source = next(iter(tokenizers))
-  if source not in tokenizers:
-    raise unknown_name("the source to act as", str(source), tokenizers)
-  spec = ObservationSpec.from_dict(meta["observations"][source])
-  return ActionTokenizer.from_dict(tokenizers[source]), spec

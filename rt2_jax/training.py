@@ -19,6 +19,7 @@ from rt2_jax import workdir as claim
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.checkpoint import Checkpoints, versions
+from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.differences import differing, to_json
 from rt2_jax.errors import UserError
 from rt2_jax.evaluation import Evaluation
@@ -63,9 +64,9 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     trainer = config.make_trainer(tokenizers, mesh)
     abstract = trainer.abstract_state()
     evaluation = make_evaluation(config, tokenizers, mesh)
-    meta = make_meta(config, fields, tokenizers)
-    meta["data"] = fingerprints(config, batches, evaluation)
-  consensus.check_equal({**meta, "code": consensus.code()})
+    data = fingerprints(config, batches, evaluation)
+    meta = make_meta(config, fields, tokenizers, data)
+  consensus.check_equal({**meta.to_dict(), "code": consensus.code()})
   consensus.check_shared(workdir)
   claim.check(workdir, fields)
   with contextlib.ExitStack() as stack:
@@ -94,7 +95,7 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
         progress.add_evaluation(done, evaluation(state.acting))
       if done % config.checkpoint_every == 0 or last:
         window = progress.before_save(done)
-        items = (*state.to_items(), meta, config.tokenizer.model)
+        items = (*state.to_items(), meta.to_dict(), config.tokenizer.model)
         checkpoints.save(done, *items, window)
   return state
 
@@ -212,32 +213,32 @@ def make_meta(
   config: TrainConfig,
   fields: Mapping[str, Any],
   tokenizers: Mapping[str, ActionTokenizer],
-) -> dict[str, Any]:
-  """What a checkpoint says of itself; enough to act without the config."""
-  return {
-    "config": dict(fields),
-    "model": dataclasses.asdict(config.model),
-    "prompt": dataclasses.asdict(config.prompt),
-    "action_tokenizers": {n: t.to_dict() for n, t in tokenizers.items()},
-    "observation": config.observation.spec.to_dict(),
-    "observations": {
-      name: spec.to_dict() for name, spec in config.observation_specs().items()
-    },
-    "statistics": {
+  data: Mapping[str, Any],
+) -> CheckpointMeta:
+  """Describes the run for its checkpoints."""
+  return CheckpointMeta(
+    config=dict(fields),
+    model=config.model,
+    prompt=dataclasses.asdict(config.prompt),
+    action_tokenizers=tokenizers,
+    observation=config.observation.spec,
+    observations=config.observation_specs(),
+    statistics={
       name: source.read_statistics()
       for name, source in config.sources.items()
       if source.statistics
     },
-    "tokenizer_sha256": config.tokenizer.sha256,
-    "versions": versions(),
-  }
+    tokenizer_sha256=config.tokenizer.sha256,
+    data=data,
+    versions=versions(),
+  )
 
 
 def restore_or_init(
   trainer: Trainer,
   abstract: TrainState,
   checkpoints: Checkpoints,
-  meta: Mapping[str, Any],
+  meta: CheckpointMeta,
   weights: str | Mapping[str, str],
 ) -> tuple[TrainState, Mapping[str, Any]]:
   """The newest good state of the run; or a fresh one, from `weights` if given.
@@ -283,7 +284,7 @@ def read_weights(
   weights: str | Mapping[str, str],
   trainer: Trainer,
   abstract: TrainState,
-  meta: Mapping[str, Any],
+  meta: CheckpointMeta,
 ) -> Any:
   """Parameters to start from, placed on the mesh.
 
@@ -303,7 +304,7 @@ def read_weights(
 
 def check_same(
   checkpoints: Checkpoints,
-  meta: Mapping[str, Any],
+  meta: CheckpointMeta,
   items: Sequence[str],
   step: int | None = None,
 ):
@@ -313,10 +314,11 @@ def check_same(
     UserError: one of them differs.
   """
   stored, _ = checkpoints.restore_meta(step)
+  # Both in today's format, whichever release saved it.
+  was = to_json(CheckpointMeta.from_dict(stored).to_dict())
+  now = to_json(meta.to_dict())
   for item in (*items, "tokenizer_sha256"):
-    found = list(
-      differing(stored[item], to_json(meta[item]), item, claim.FREE_FIELDS)
-    )
+    found = list(differing(was[item], now[item], item, claim.FREE_FIELDS))
     if found:
       raise UserError(
         "got a checkpoint of another model or action space, which this config "
@@ -325,7 +327,7 @@ def check_same(
       )
 
 
-def check_data(checkpoints: Checkpoints, meta: Mapping[str, Any], step: int):
+def check_data(checkpoints: Checkpoints, meta: CheckpointMeta, step: int):
   """Compares the data with those that a checkpoint was trained on.
 
   Raises:
@@ -338,8 +340,8 @@ def check_data(checkpoints: Checkpoints, meta: Mapping[str, Any], step: int):
       step,
     )
     return
-  for name in stored["data"].keys() & meta["data"].keys():
-    was, now = stored["data"][name], meta["data"][name]
+  for name in stored["data"].keys() & meta.data.keys():
+    was, now = stored["data"][name], meta.data[name]
     if was != now:
       raise UserError(
         f"got {now['length']} examples with fingerprint {now['fingerprint']} "

@@ -20,7 +20,8 @@ FLOORS = [
   | {"consensus", "platforms"},
   {"prompt", "decode", "optimizer", "step_metrics", "saved_step", "envs"}
   | {"observation"},
-  {"checkpoint", "input_pipeline", "robot_policy", "rollouts"},
+  {"checkpoint", "checkpoint_meta", "input_pipeline", "robot_policy"}
+  | {"rollouts"},
   {"policy", "pytorch", "train_state", "workdir"},
   {"evaluators", "train_config", "weights"},
   {"evaluation", "progress", "tpu"},

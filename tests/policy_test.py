@@ -11,6 +11,7 @@ import pytest
 from rt2_jax import augment, sharding, trees
 from rt2_jax.actions import RT2, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.checkpoint_meta import FORMAT
 from rt2_jax.errors import UserError
 from rt2_jax.evaluators import action_accuracy
 from rt2_jax.models import variants
@@ -49,6 +50,8 @@ def checkpoint(folder, tokenizer, dtype, **prompt):
   spec = ObservationSpec(history=2).to_dict()
   meta = {
     "model": dataclasses.asdict(model),
+    "config": {},
+    "versions": {},
     "prompt": {
       "prefix_length": 24,
       "suffix_length": 9,
@@ -59,6 +62,9 @@ def checkpoint(folder, tokenizer, dtype, **prompt):
     "observation": spec,
     "observations": dict.fromkeys(actions, spec),
     "tokenizer_sha256": tokenizer.sha256,
+    "format": FORMAT,
+    "statistics": {},
+    "data": {},
   }
   checkpoints = Checkpoints(folder / "checkpoints")
   checkpoints.save(7, params, {"count": params}, meta, tokenizer.model)

@@ -8,6 +8,7 @@ import torch
 
 from rt2_jax import trees
 from rt2_jax.actions import RT2, ActionTokenizer
+from rt2_jax.checkpoint_meta import FORMAT
 from rt2_jax.models.variants import GemmaConfig, SiglipConfig, VLMConfig
 from rt2_jax.observation import Observation, ObservationSpec
 from rt2_jax.prompt import ROBOT_TEMPLATE
@@ -81,6 +82,9 @@ def meta(config: VLMConfig, tokenizer, route: str = "rare") -> dict:
     "observation": spec,
     "observations": {"kitchen": spec},
     "tokenizer_sha256": tokenizer.sha256,
+    "format": FORMAT,
+    "statistics": {},
+    "data": {},
     "versions": {"jax": "0.10.2"},
   }
 

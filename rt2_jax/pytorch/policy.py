@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from rt2_jax.actions import ActionTokenizer
+from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
 from rt2_jax.images import as_frames, as_sizes, resize
 from rt2_jax.observation import Batched, ObservationSpec
@@ -28,7 +29,6 @@ from rt2_jax.pytorch.decode import vocab_size
 from rt2_jax.robot_policy import (
   RobotPolicy,
   check_finite,
-  choose_robot,
 )
 from rt2_jax.tokenizer import Tokenizer
 
@@ -93,10 +93,10 @@ class TorchPolicy(RobotPolicy):
     """
     file = _find_robot_file(folder)
     robot = json.loads(file.read_text(encoding="utf-8"))
-    tokenizer, observation = choose_robot(robot, source)
+    meta = CheckpointMeta.from_dict(robot)
+    tokenizer, observation = meta.robot(source)
     text = Tokenizer.from_file(file.parent / "tokenizer.model")
-    prompt = Prompt(text, **robot["prompt"])
-    return cls(model, prompt, tokenizer, observation)
+    return cls(model, meta.make_prompt(text), tokenizer, observation)
 
   @torch.inference_mode()
   def image_tokens(

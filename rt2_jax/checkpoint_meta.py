@@ -1,0 +1,158 @@
+"""What a checkpoint says of itself: enough to act without the config.
+
+`CheckpointMeta` is the JSON item `meta` of a checkpoint, and the largest part
+of an exported folder's rt2.json. Each released format can be read.
+
+Format 2 added `observation`, `observations`, `ActionTokenizer.horizon` and
+`Dimension.at_end`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rt2_jax.actions import ActionTokenizer
+from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.models.variants import VLMConfig
+from rt2_jax.observation import ObservationSpec
+from rt2_jax.prompt import Prompt
+from rt2_jax.tokenizer import Tokenizer
+
+FORMAT = 2
+# Of format 1's action spaces, where it is not 0; see `Dimension.at_end`.
+_AT_END = {"terminate": 1.0, "gripper": None, "gripper_closedness": None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointMeta:
+  """The description of a trained model.
+
+  Attributes:
+    config: fields of the experiment's config file.
+    model: sizes of the model.
+    prompt: the fields of `Prompt`, without its tokenizer.
+    action_tokenizers: how each robot source writes actions.
+    observation: cameras and history that the model reads.
+    observations: what it reads of each robot source.
+    tokenizer_sha256: of the SentencePiece model.
+    statistics: what `data/compute_stats.py` found of each source.
+    data: length and fingerprint of each source.
+    versions: of the libraries that shape a checkpoint.
+    format: of this description.
+  """
+
+  config: Mapping[str, Any]
+  model: VLMConfig
+  prompt: Mapping[str, Any]
+  action_tokenizers: Mapping[str, ActionTokenizer]
+  observation: ObservationSpec
+  observations: Mapping[str, ObservationSpec]
+  tokenizer_sha256: str
+  statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  format: int = FORMAT
+
+  def to_dict(self) -> dict[str, Any]:
+    """Converts to JSON form."""
+    own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    return own | {
+      "model": dataclasses.asdict(self.model),
+      "action_tokenizers": _dicts(self.action_tokenizers),
+      "observation": self.observation.to_dict(),
+      "observations": _dicts(self.observations),
+    }
+
+  @classmethod
+  def from_dict(cls, data: Mapping[str, Any]) -> CheckpointMeta:
+    """Inverts `to_dict`; also reads older formats, and leaves out other keys.
+
+    Raises:
+      UserError: a newer format.
+    """
+    if data.get("format", 1) > FORMAT:
+      raise UserError(
+        f"got a checkpoint of format {data['format']}, expected at most "
+        f"{FORMAT}; it needs a newer release of rt2_jax"
+      )
+    if "format" not in data:
+      data = _from_format_1(data)
+    fields = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+    tokenizers, specs = fields["action_tokenizers"], fields["observations"]
+    return cls(
+      **fields
+      | {
+        "model": VLMConfig.from_dict(fields["model"]),
+        "action_tokenizers": {
+          name: ActionTokenizer.from_dict(each)
+          for name, each in tokenizers.items()
+        },
+        "observation": ObservationSpec.from_dict(fields["observation"]),
+        "observations": {
+          name: ObservationSpec.from_dict(each) for name, each in specs.items()
+        },
+      }
+    )
+
+  def robot(
+    self, source: str | None
+  ) -> tuple[ActionTokenizer | None, ObservationSpec]:
+    """Looks up how the robot of a source acts, and what it sees.
+
+    Args:
+      source: may be None where there is one source, or none: then no tokenizer
+        comes back, and the model answers and cannot act.
+
+    Raises:
+      UserError: no such source.
+    """
+    known = self.action_tokenizers
+    if source is None and not known:
+      return None, self.observation
+    if source is None and len(known) == 1:
+      source = next(iter(known))
+    if source not in known:
+      raise unknown_name("the source to act as", str(source), known)
+    return known[source], self.observations[source]
+
+  def make_prompt(self, tokenizer: Tokenizer) -> Prompt:
+    """Builds prompts as in training."""
+    return Prompt(tokenizer, **self.prompt)
+
+
+def _dicts(named: Mapping[str, Any]) -> dict[str, dict]:
+  return {name: each.to_dict() for name, each in named.items()}
+
+
+def _from_format_1(data: Mapping[str, Any]) -> dict[str, Any]:
+  """Adds what format 2 says: one camera, no state, one action at a time."""
+  model = dict(data["model"])
+  spec = ObservationSpec(history=model.pop("num_frames")).to_dict()
+  tokenizers = data["action_tokenizers"]
+  defaults = {"statistics": {}, "data": {}, "versions": {}}
+  return {
+    **defaults,
+    **data,
+    "format": FORMAT,
+    "model": model | {"num_images": spec["history"]},
+    "action_tokenizers": {
+      name: _chunk_of_one(each) for name, each in tokenizers.items()
+    },
+    "observation": spec,
+    "observations": dict.fromkeys(tokenizers, spec),
+  }
+
+
+def _chunk_of_one(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+  """A format 1 action tokenizer as one of format 2."""
+  space = tokenizer["space"]
+  dimensions = [
+    {**d, "at_end": _AT_END.get(d["name"], 0.0)} for d in space["dimensions"]
+  ]
+  return {
+    **tokenizer,
+    "horizon": 1,
+    "space": {**space, "dimensions": dimensions},
+  }
