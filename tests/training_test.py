@@ -240,7 +240,7 @@ def test_a_mean_of_the_parameters_is_what_acts(fields, tmp_path):
     ("evaluation.num_steps", 0, "evaluation.num_steps = 0, expected at least"),
     ("prompt.prefix_length", 0, "prompt.prefix_length = 0, expected at least"),
     ("prompt.plan_length", -1, "prompt.plan_length = -1, expected at least 0"),
-    ("model.num_frames", 0, "config.model.num_frames = 0, expected at least 1"),
+    ("observation.history", 0, "observation.history = 0, expected at least 1"),
     ("model.final_softcap", -1.0, "final_softcap = -1.0, expected at least 0"),
     ("optimizer.b1", 1.0, "optimizer.b1 = 1.0, expected at least 0 and less "),
     ("robot_share", 1.5, "config.robot_share = 1.5, expected .* at most 1"),
@@ -274,7 +274,7 @@ def test_a_mistake_is_named_before_the_first_step(
   *parents, last = path.split(".")
   part = fields
   for parent in parents:
-    part = part[parent]
+    part = part.setdefault(parent, {})
   part[last] = value
   with pytest.raises(ValueError, match=message):
     training.train(fields, tmp_path / "run")
@@ -284,7 +284,8 @@ def test_a_mistake_is_named_before_the_first_step(
 def test_every_number_of_a_config_has_a_range():
   parts = [OptimizerConfig, Augmentation, SourceConfig, WebConfig, variants.vlm]
   parts += [train_config.PromptConfig, train_config.LoaderConfig]
-  parts += [train_config.EvaluationConfig, TrainConfig]
+  parts += [train_config.EvaluationConfig, train_config.ObservationConfig]
+  parts += [train_config.ActionConfig, TrainConfig]
   for part in parts:
     for name, kind in typing.get_type_hints(part, include_extras=True).items():
       assert kind not in (int, float, int | None, float | None), (part, name)
