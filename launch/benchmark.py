@@ -223,7 +223,7 @@ def train() -> dict:
     fields["batch_size"] = _BATCH_SIZE.value
   if _BESIDE.value:
     # Images that both sides see alike, and one update that both know.
-    fields["augmentation"] = dict.fromkeys(fields["augmentation"], 0.0)
+    fields["augmentation"] = {}
     fields["optimizer"] |= {"name": "adamw", "warmup_steps": 0, "frozen": ()}
     fields["optimizer"] |= {"schedule": "constant", "weight_decay": 0.0}
   config = TrainConfig.from_dict(fields)

@@ -38,7 +38,7 @@ def fields(tmp_path):
   fields["sources"]["bridge"]["path"] = source.path
   fields["model"]["image_size"] = 32
   fields["mesh"] = {"data": 2, "fsdp": 2, "model": 2}
-  fields["augmentation"]["brightness"] = 0.1
+  fields["augmentation"] = {"brightness": 0.1}
   fields["optimizer"]["warmup_steps"] = 1
   fields |= {"batch_size": 8, "num_steps": 4}
   fields |= {"log_every": 2, "checkpoint_every": 2, "keep_checkpoints": 2}
@@ -308,7 +308,7 @@ def test_a_missing_field_is_named(fields, tmp_path):
 
 
 def test_a_workdir_of_another_experiment_is_left_alone(fields, tmp_path):
-  with workdir.held(tmp_path, fields):
+  with workdir.held(tmp_path, fields, dict):
     pass
   (tmp_path / "checkpoints/1").mkdir(parents=True)
   before = (tmp_path / "config.json").read_text()
@@ -320,7 +320,7 @@ def test_a_workdir_of_another_experiment_is_left_alone(fields, tmp_path):
     match=r"differs from the one in .*config\.json: config\.optimizer\."
     r"learning_rate is 0\.5, was 0\.001; config\.seed is 3, was 0; use another",
   ):
-    workdir.check(tmp_path, other)
+    workdir.check(tmp_path, other, dict)
   assert (tmp_path / "config.json").read_text() == before
 
 

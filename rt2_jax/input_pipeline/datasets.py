@@ -279,7 +279,9 @@ class SourceConfig:
     default_factory=dict
   )
   statistics: str = ""
-  filters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  filters: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: dataclasses.asdict(Filters())
+  )
 
   @property
   def space(self) -> ActionSpace:
