@@ -2,7 +2,7 @@
 
   python launch/benchmark.py [loader|train|policy|tabletop …]   (default: all)
 
-All but `tabletop` take --config (default: configs/reach_debug.py).
+All but `tabletop` take --config (default: configs/rt1_debug.py).
 
 loader: read the config's sources, in examples per second of this process's
   CPU time, decoding on the host (`make bench` renders episodes for it).
@@ -58,7 +58,7 @@ from rt2_jax.train_state import TrainState
 from rt2_jax.weights import export
 
 _CONFIG = flags.DEFINE_string(
-  "config", "configs/reach_debug.py", "One experiment; file.py or file.py:data."
+  "config", "configs/rt1_debug.py", "One experiment; file.py or file.py:data."
 )
 _DATA = flags.DEFINE_string(
   "data", None, "Instead of the path of the config's first robot source."

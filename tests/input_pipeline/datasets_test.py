@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from data import make_reach_episodes
+from data import make_rt1_episodes
 from rt2_jax.input_pipeline import datasets, frames
 from tests import tiny_datasets
 from tests.conftest import ROOT
@@ -231,7 +231,7 @@ def test_a_plan_names_things_and_where_they_are(tmp_path):
 
 
 def test_fractals_format_as_tfds_writes_it(tmp_path):
-  make_reach_episodes.make(
+  make_rt1_episodes.make(
     str(tmp_path), train_episodes=2, val_episodes=1, seed=3
   )
   config = datasets.SourceConfig(
