@@ -164,7 +164,7 @@ def test_robots_and_web_are_learnt_in_one_batch(fields, tmp_path):
     np.testing.assert_allclose(realized, share, atol=0.02)
   for tag in (
     "eval/bridge/forced_accuracy/mean",
-    "eval/reach/l1/dx",
+    "eval/rt1/l1/dx",
     "eval/pictures/accuracy",
   ):
     assert [e.step for e in log.Scalars(tag)] == [20, 24]

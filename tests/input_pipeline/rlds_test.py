@@ -283,7 +283,13 @@ def test_a_function_names_the_steps_that_it_keeps(tmp_path, monkeypatch):
     {"action": np.zeros((6, 7))},
     {"action": np.zeros(48)},
     {"plan": ["a"] * 3},
+    {"instruction": "go now"},  # six characters, one for each step
+    {"instruction": [b"go"] * 6},
+    {"plan": "reach "},
     {"steps": [0, 1, 2]},
+    {"steps": [True] * 6},
+    {"steps": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]},
+    {"steps": [[0, 1, 2, 3, 4, 5]]},
     {"steps": [0, 1, 2, 3, 4, 6]},
     {"steps": [-1, 0, 1, 2, 3, 4]},
     {"steps": [0, 1, 2, 2, 4, 5]},
