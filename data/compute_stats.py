@@ -26,7 +26,11 @@ from absl import app, flags
 
 from rt2_jax.actions import ActionSpace, Dimension
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import datasets, rlds
+from rt2_jax.input_pipeline import rlds
+from rt2_jax.input_pipeline.sources import (
+  SourceConfig,
+  open_source,
+)
 from rt2_jax.local_files import local_path, output_folder, write
 
 MIN_SPAN = 1e-3  # m or rad
@@ -34,7 +38,7 @@ COLUMNS = ("q01", "q99", "min", "max", "mean", "std")
 
 
 def compute(
-  config: datasets.SourceConfig,
+  config: SourceConfig,
   min_span: float = MIN_SPAN,
   index_folder: str | None = None,
   max_skipped: int = 0,
@@ -47,10 +51,10 @@ def compute(
     index_folder: where the index is kept; None keeps none.
     max_skipped: steps that may be left out because they are damaged.
   """
-  source = datasets.open_source(
+  source = open_source(
     config, config.split, index_folder=index_folder, max_skipped=max_skipped
   )
-  space, index = datasets.robot_dataset(config.dataset).space, source.index
+  space, index = config.robot.space, source.index
   dimensions = measure(index.action, space, min_span)
   return {
     "dataset": config.dataset,
@@ -137,9 +141,7 @@ def main(_):
     output = local_path(
       args.output or f"data/stats/{args.dataset}-{args.split}.json", "--output"
     )
-    config = datasets.SourceConfig(
-      args.dataset, args.path, args.split, filters=filters
-    )
+    config = SourceConfig(args.dataset, args.path, args.split, filters=filters)
     stats = compute(config, args.min_span, args.index_folder, args.max_skipped)
     output_folder(output.parent, "--output")
     write(output, json.dumps(stats, indent=2) + "\n")

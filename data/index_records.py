@@ -26,19 +26,23 @@ from absl import app, flags
 
 from launch import experiment_flag
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import datasets, rlds, web
+from rt2_jax.input_pipeline import rlds, web
+from rt2_jax.input_pipeline.sources import (
+  SourceConfig,
+  open_source,
+  robot_dataset,
+)
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.train_config import with_defaults
 
-Config = datasets.SourceConfig | web.WebConfig
+Config = SourceConfig | web.WebConfig
 WEB = "web"  # in place of a robot dataset's name
 
 
 def config_sources(fields: Mapping[str, Any]) -> dict[str, Config]:
   """The sources of a config file, by name."""
   robots = {
-    name: datasets.SourceConfig(**source)
-    for name, source in fields["sources"].items()
+    name: SourceConfig(**source) for name, source in fields["sources"].items()
   }
   webs = {
     name: web.WebConfig(**source) for name, source in fields["web"].items()
@@ -50,8 +54,8 @@ def named_source(dataset: str, path: str, split: str) -> dict[str, Config]:
   """One split of one dataset."""
   if dataset == WEB:
     return {path: web.WebConfig(path, split)}
-  datasets.robot_dataset(dataset)
-  return {path: datasets.SourceConfig(dataset, path, split)}
+  robot_dataset(dataset, path)
+  return {path: SourceConfig(dataset, path, split)}
 
 
 def index_all(
@@ -76,7 +80,7 @@ def index_all(
     if isinstance(config, web.WebConfig):
       index = web.open_source(config, tokenizer, *kept).index
     else:
-      index = datasets.open_source(config, config.split, 1, *kept).index
+      index = open_source(config, config.split, 1, *kept).index
     seconds = time.monotonic() - start
     what = "steps" if isinstance(index, rlds.StepIndex) else "examples"
     print(

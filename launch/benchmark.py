@@ -110,17 +110,15 @@ def machine() -> str:
 def loader() -> dict:
   # Here alone: a bare machine lacks the packages that read data.
   from rt2_jax import training
-  from rt2_jax.input_pipeline import datasets
   from rt2_jax.input_pipeline.loader import Loader
+  from rt2_jax.input_pipeline.sources import open_source
 
   fields = read_config()
   if _DATA.value:
     next(iter(fields["sources"].values()))["path"] = _DATA.value
   config = TrainConfig.from_dict(fields)
   first = next(iter(config.sources.values()))
-  index_s = seconds(
-    lambda: datasets.open_source(first, first.split), clock=cpu_seconds
-  )
+  index_s = seconds(lambda: open_source(first, first.split), clock=cpu_seconds)
   mesh = sharding.make_mesh({}, jax.devices()[:1])
   batches = training.make_loader(config, config.action_tokenizers(), mesh)
   robot = batches.examples[0]

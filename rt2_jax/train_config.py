@@ -17,7 +17,8 @@ from rt2_jax import ranges, sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.augment import Augmentation
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.input_pipeline import datasets, web
+from rt2_jax.input_pipeline import web
+from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import abstract_params
 from rt2_jax.observation import PRIMARY, ObservationSpec
@@ -165,9 +166,7 @@ class TrainConfig:
   prompt: PromptConfig
   observation: ObservationConfig
   actions: ActionConfig
-  sources: Mapping[str, datasets.SourceConfig] = dataclasses.field(
-    default_factory=dict
-  )
+  sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
   web: Mapping[str, web.WebConfig] = dataclasses.field(default_factory=dict)
   robot_share: Annotated[float, between(0, 1)] = 1.0
   loader: LoaderConfig
@@ -360,7 +359,7 @@ _PARTS = {
   "loader": LoaderConfig,
   "evaluation": EvaluationConfig,
 }
-_GROUPS = {"sources": datasets.SourceConfig, "web": web.WebConfig}
+_GROUPS = {"sources": SourceConfig, "web": web.WebConfig}
 
 
 def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:

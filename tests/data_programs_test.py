@@ -18,8 +18,8 @@ from data import (
 )
 from data.make_web_records import Defaults, detection_answer
 from rt2_jax.input_pipeline import frames, records, web
-from rt2_jax.input_pipeline.datasets import SourceConfig
 from rt2_jax.input_pipeline.examples import WebExamples
+from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import BOS, Tokenizer
 from tests import tiny_datasets

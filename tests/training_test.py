@@ -17,7 +17,7 @@ from data import make_rt1_episodes
 from rt2_jax import train_config, training, workdir
 from rt2_jax.augment import Augmentation
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline.datasets import SourceConfig
+from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.input_pipeline.web import WebConfig
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params

@@ -242,7 +242,9 @@ class Filters:
 
   def check(self, space: ActionSpace):
     """Raises UserError where nothing tells which actions stand still."""
-    unclear = [d for d in space.dimensions if not (_moves(d) or _is_state(d))]
+    unclear = [
+      d for d in space.dimensions if not (is_displacement(d) or _is_state(d))
+    ]
     if self.drop_noops and unclear:
       named = ", ".join(f"{d.name!r} ({d.unit!r})" for d in unclear)
       raise UserError(
@@ -261,8 +263,10 @@ class Filters:
     """bool[n]; an action is still when it moves less than 0.1 mm or mrad."""
     if not self.drop_noops:
       return np.ones(len(action), bool)
-    moves = np.array([_moves(d) for d in space.dimensions])
-    limits = np.array([_STILL[d.unit] for d in space.dimensions if _moves(d)])
+    moves = np.array([is_displacement(d) for d in space.dimensions])
+    limits = np.array(
+      [_STILL[d.unit] for d in space.dimensions if is_displacement(d)]
+    )
     still = (np.abs(action[:, moves]) < limits).all(-1)
     before = np.concatenate([action[:1], action[:-1]])
     same = (action[:, ~moves] == before[:, ~moves]).all(-1)
@@ -297,8 +301,8 @@ def make_filters(fields: Mapping[str, Any]) -> Filters:
   return filters
 
 
-def _moves(d: Dimension) -> bool:
-  """Whether the robot stands still in this dimension where it is zero."""
+def is_displacement(d: Dimension) -> bool:
+  """Tells whether the robot stands still where this dimension is zero."""
   if d.unit in ("m", "rad"):
     return bool(_DISPLACEMENT.fullmatch(d.name))
   return d.unit in _STILL
