@@ -18,6 +18,7 @@ suggested bounds are the minimum span around the centre.
 import hashlib
 import json
 import os
+import re
 import sys
 from typing import Any
 
@@ -54,10 +55,11 @@ def compute(
   source = open_source(
     config, config.split, index_folder=index_folder, max_skipped=max_skipped
   )
-  space, index = config.robot.space, source.index
-  dimensions = measure(index.action, space, min_span)
+  robot, index = config.robot, source.index
+  dimensions = measure(index.action, robot.space, min_span)
   return {
     "dataset": config.dataset,
+    "rate_hz": robot.rate_hz,
     "split": config.split,
     "filters": dict(config.filters),
     "fingerprint": fingerprint(source),
@@ -121,9 +123,10 @@ def rounded(value: float) -> float:
 def table(stats: dict[str, Any]) -> str:
   """The statistics for a person to read."""
   header = "".join(f"{name:>11}" for name in COLUMNS)
+  rate = f" at {stats['rate_hz']:g} Hz" if stats["rate_hz"] else ""
   lines = [
     f"{stats['dataset']}, split {stats['split']!r}: {stats['num_steps']:,} "
-    f"steps in {stats['num_episodes']:,} episodes",
+    f"steps{rate} in {stats['num_episodes']:,} episodes",
     f"{'':<16}{header}",
   ]
   for name, row in stats["dimensions"].items():
@@ -138,9 +141,9 @@ def main(_):
   args = flags.FLAGS
   filters = {"drop_noops": True} if args.drop_noops else {}
   try:
-    output = local_path(
-      args.output or f"data/stats/{args.dataset}-{args.split}.json", "--output"
-    )
+    # An import path or a description's path is no name of a file.
+    name = re.sub(r"[^\w.-]+", "_", f"{args.dataset}-{args.split}")
+    output = local_path(args.output or f"data/stats/{name}.json", "--output")
     config = SourceConfig(args.dataset, args.path, args.split, filters=filters)
     stats = compute(config, args.min_span, args.index_folder, args.max_skipped)
     output_folder(output.parent, "--output")

@@ -220,6 +220,14 @@ class RobotDataset:
   recorded_as: str = ""
   version: int = 1
 
+  def __post_init__(self):
+    if PRIMARY not in self.cameras:
+      raise UserError(
+        f"got cameras {list(self.cameras)} of the robot dataset with action "
+        f"space {self.space.name!r}, expected {PRIMARY!r} among them; call the "
+        "one that sees the scene so"
+      )
+
 
 _IMAGE = {PRIMARY: "observation/image"}
 _IMAGES = {

@@ -21,7 +21,7 @@ def open_examples(tmp_path, tokenizer):
     tiny_datasets.tabletop_episode("apple", [_HERE, _THERE]),
     tiny_datasets.tabletop_episode("cat", [_THERE], "apple", [_HERE]),
   ]
-  folder = tiny_datasets.write(tmp_path, episodes)
+  folder = tiny_datasets.write(tmp_path, episodes, "tabletop")
 
   def open_with(
     suffix_length, plan_length, dataset="tabletop_with_plan", max_skipped=0
