@@ -82,8 +82,8 @@ format: .venv/installed
 	$(RUN) -m ruff format .
 
 bench: .venv/installed-extras
-	$(RUN) -m data.make_reach_episodes --output_dir=runs/bench \
-	  --train_episodes=200 --val_episodes=1 --sensor_noise=4 --rate_hz=12
+	$(RUN) -m data.make_rt1_episodes --output_dir=runs/bench \
+	  --train_episodes=200 --val_episodes=1 --num_steps=42
 	$(RUN) launch/benchmark.py --soak_batches=10000 \
 	  --data=runs/bench/fractal20220817_data/0.1.0 \
 	  | tee runs/bench/benchmark.jsonl

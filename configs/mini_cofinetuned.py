@@ -20,17 +20,13 @@ def get_config(data: str = "runs/mini") -> ml_collections.ConfigDict:
     "tabletop": {
       "dataset": "tabletop",
       "path": f"{data}/robot/tabletop/1.0.0",
-      "split": "train",
       "eval_split": "val",
-      "weight": 1.0,
-      "bounds": {},
-      "filters": {"episodes": {}, "drop_noops": False},
     },
   }
   config.robot_share = 2 / 3
   config.batch_size = 96
+  # No crop, which would move what the hand is to go to.
   config.augmentation = {
-    "crop": 0.0,  # a crop would move what the hand is to go to
     "brightness": 0.15,
     "contrast": 0.3,
     "saturation": 0.3,

@@ -16,11 +16,19 @@ import ml_collections
 
 from configs import rt2_paligemma_3b
 
+# The paper names neither the optimizer nor a decay of the rate.
+ADAFACTOR = {
+  "name": "adafactor",
+  "learning_rate": 1e-3,
+  "schedule": "constant",
+  "warmup_steps": 1_000,
+}
+
 
 def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
   config = recipe(data)
   # Fastest within 20 GB per chip, see docs/step_time.md.
-  config.mesh.model = 2
+  config.mesh = {"slice": -1, "data": -1, "fsdp": -1, "model": 2}
   config.model.remat = "ungated"
   return config
 
@@ -33,9 +41,6 @@ def recipe(data: str) -> ml_collections.ConfigDict:
   config.pretrained = f"{data}/pali_x_55b.npz"
   del config.sources["bridge"]
   del config.sources.fractal["bounds"]  # those of the action space, RT-1's
-  config.robot_share = 0.5
-  config.optimizer.update(
-    {"name": "adafactor", "learning_rate": 1e-3, "schedule": "constant"}
-  )
-  config.update({"batch_size": 2048, "num_steps": 80_000})
+  config.optimizer = ADAFACTOR
+  config.num_steps = 80_000
   return config

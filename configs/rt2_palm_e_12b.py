@@ -21,5 +21,6 @@ def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
   config.pretrained = f"{data}/palm_e_12b.npz"
   config.robot_share = 0.66
   config.optimizer.learning_rate = 4e-4
-  config.update({"batch_size": 512, "num_steps": 1_000_000})
+  config.batch_size = 512
+  config.num_steps = 1_000_000
   return config

@@ -18,6 +18,7 @@ suggested bounds are the minimum span around the centre.
 import hashlib
 import json
 import os
+import re
 import sys
 from typing import Any
 
@@ -26,7 +27,11 @@ from absl import app, flags
 
 from rt2_jax.actions import ActionSpace, Dimension
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import datasets, rlds
+from rt2_jax.input_pipeline import rlds
+from rt2_jax.input_pipeline.sources import (
+  SourceConfig,
+  open_source,
+)
 from rt2_jax.local_files import local_path, output_folder, write
 
 MIN_SPAN = 1e-3  # m or rad
@@ -34,7 +39,7 @@ COLUMNS = ("q01", "q99", "min", "max", "mean", "std")
 
 
 def compute(
-  config: datasets.SourceConfig,
+  config: SourceConfig,
   min_span: float = MIN_SPAN,
   index_folder: str | None = None,
   max_skipped: int = 0,
@@ -47,13 +52,14 @@ def compute(
     index_folder: where the index is kept; None keeps none.
     max_skipped: steps that may be left out because they are damaged.
   """
-  source = datasets.open_source(
+  source = open_source(
     config, config.split, index_folder=index_folder, max_skipped=max_skipped
   )
-  space, index = datasets.robot_dataset(config.dataset).space, source.index
-  dimensions = measure(index.action, space, min_span)
+  robot, index = config.robot, source.index
+  dimensions = measure(index.action, robot.space, min_span)
   return {
     "dataset": config.dataset,
+    "rate_hz": robot.rate_hz,
     "split": config.split,
     "filters": dict(config.filters),
     "fingerprint": fingerprint(source),
@@ -117,9 +123,10 @@ def rounded(value: float) -> float:
 def table(stats: dict[str, Any]) -> str:
   """The statistics for a person to read."""
   header = "".join(f"{name:>11}" for name in COLUMNS)
+  rate = f" at {stats['rate_hz']:g} Hz" if stats["rate_hz"] else ""
   lines = [
     f"{stats['dataset']}, split {stats['split']!r}: {stats['num_steps']:,} "
-    f"steps in {stats['num_episodes']:,} episodes",
+    f"steps{rate} in {stats['num_episodes']:,} episodes",
     f"{'':<16}{header}",
   ]
   for name, row in stats["dimensions"].items():
@@ -134,12 +141,10 @@ def main(_):
   args = flags.FLAGS
   filters = {"drop_noops": True} if args.drop_noops else {}
   try:
-    output = local_path(
-      args.output or f"data/stats/{args.dataset}-{args.split}.json", "--output"
-    )
-    config = datasets.SourceConfig(
-      args.dataset, args.path, args.split, filters=filters
-    )
+    # An import path or a description's path is no name of a file.
+    name = re.sub(r"[^\w.-]+", "_", f"{args.dataset}-{args.split}")
+    output = local_path(args.output or f"data/stats/{name}.json", "--output")
+    config = SourceConfig(args.dataset, args.path, args.split, filters=filters)
     stats = compute(config, args.min_span, args.index_folder, args.max_skipped)
     output_folder(output.parent, "--output")
     write(output, json.dumps(stats, indent=2) + "\n")

@@ -26,19 +26,24 @@ from absl import app, flags
 
 from launch import experiment_flag
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import datasets, rlds, web
+from rt2_jax.input_pipeline import rlds, web
+from rt2_jax.input_pipeline.sources import (
+  SourceConfig,
+  open_source,
+  robot_dataset,
+)
 from rt2_jax.tokenizer import Tokenizer
-from rt2_jax.train_config import with_defaults
+from rt2_jax.train_config import ObservationConfig, with_defaults
 
-Config = datasets.SourceConfig | web.WebConfig
+Config = SourceConfig | web.WebConfig
+PLAIN = ObservationConfig()  # one camera, no state
 WEB = "web"  # in place of a robot dataset's name
 
 
 def config_sources(fields: Mapping[str, Any]) -> dict[str, Config]:
   """The sources of a config file, by name."""
   robots = {
-    name: datasets.SourceConfig(**source)
-    for name, source in fields["sources"].items()
+    name: SourceConfig(**source) for name, source in fields["sources"].items()
   }
   webs = {
     name: web.WebConfig(**source) for name, source in fields["web"].items()
@@ -50,8 +55,8 @@ def named_source(dataset: str, path: str, split: str) -> dict[str, Config]:
   """One split of one dataset."""
   if dataset == WEB:
     return {path: web.WebConfig(path, split)}
-  datasets.robot_dataset(dataset)
-  return {path: datasets.SourceConfig(dataset, path, split)}
+  robot_dataset(dataset, path)
+  return {path: SourceConfig(dataset, path, split)}
 
 
 def index_all(
@@ -60,6 +65,7 @@ def index_all(
   folder: str,
   num_workers: int | None = None,
   max_skipped: int = 0,
+  observation: ObservationConfig = PLAIN,
 ) -> None:
   """Indexes every source's training split, and prints what each one holds.
 
@@ -69,6 +75,7 @@ def index_all(
     folder: gets one small file per shard.
     num_workers: processes; None: one per CPU.
     max_skipped: examples of a source that may be lost to damaged records.
+    observation: the cameras and the state that a job will read.
   """
   kept = (folder, num_workers, max_skipped)
   for name, config in sources.items():
@@ -76,7 +83,8 @@ def index_all(
     if isinstance(config, web.WebConfig):
       index = web.open_source(config, tokenizer, *kept).index
     else:
-      index = datasets.open_source(config, config.split, 1, *kept).index
+      spec = config.observation_spec(observation.spec, observation.state)
+      index = open_source(config, config.split, spec, *kept).index
     seconds = time.monotonic() - start
     what = "steps" if isinstance(index, rlds.StepIndex) else "examples"
     print(
@@ -103,11 +111,13 @@ def asked_for(args: flags.FlagValues) -> dict[str, Any]:
     )
   folder, tokenizer = args.index_folder, args.tokenizer
   max_skipped = args.max_skipped
+  observation = ObservationConfig()
   if not has_config:
     sources = named_source(args.dataset, args.path, args.split)
   else:
     fields = with_defaults(args.config.to_dict())
     sources = config_sources(fields)
+    observation = ObservationConfig(**fields["observation"])
     folder = folder or fields["loader"]["index_folder"]
     tokenizer = tokenizer or fields["tokenizer_file"]
     if max_skipped is None:  # 0 was asked for where it is given
@@ -125,6 +135,7 @@ def asked_for(args: flags.FlagValues) -> dict[str, Any]:
     "folder": folder,
     "num_workers": args.num_workers,
     "max_skipped": max_skipped or 0,
+    "observation": observation,
   }
 
 

@@ -36,7 +36,7 @@ import tqdm
 from absl import app, flags, logging
 from PIL import Image
 
-from data.make_reach_episodes import check_settings, write_quietly
+from data.tfds_writer import check_settings, write_quietly
 from rt2_jax.envs.tabletop import pictures, seen
 from rt2_jax.envs.tabletop.environment import (
   SUCCESS,

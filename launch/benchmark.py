@@ -2,7 +2,7 @@
 
   python launch/benchmark.py [loader|train|policy|tabletop …]   (default: all)
 
-All but `tabletop` take --config (default: configs/reach_debug.py).
+All but `tabletop` take --config (default: configs/rt1_debug.py).
 
 loader: read the config's sources, in examples per second of this process's
   CPU time, decoding on the host (`make bench` renders episodes for it).
@@ -58,7 +58,7 @@ from rt2_jax.train_state import TrainState
 from rt2_jax.weights import export
 
 _CONFIG = flags.DEFINE_string(
-  "config", "configs/reach_debug.py", "One experiment; file.py or file.py:data."
+  "config", "configs/rt1_debug.py", "One experiment; file.py or file.py:data."
 )
 _DATA = flags.DEFINE_string(
   "data", None, "Instead of the path of the config's first robot source."
@@ -110,17 +110,15 @@ def machine() -> str:
 def loader() -> dict:
   # Here alone: a bare machine lacks the packages that read data.
   from rt2_jax import training
-  from rt2_jax.input_pipeline import datasets
   from rt2_jax.input_pipeline.loader import Loader
+  from rt2_jax.input_pipeline.sources import open_source
 
   fields = read_config()
   if _DATA.value:
     next(iter(fields["sources"].values()))["path"] = _DATA.value
   config = TrainConfig.from_dict(fields)
   first = next(iter(config.sources.values()))
-  index_s = seconds(
-    lambda: datasets.open_source(first, first.split), clock=cpu_seconds
-  )
+  index_s = seconds(lambda: open_source(first, first.split), clock=cpu_seconds)
   mesh = sharding.make_mesh({}, jax.devices()[:1])
   batches = training.make_loader(config, config.action_tokenizers(), mesh)
   robot = batches.examples[0]
@@ -223,7 +221,7 @@ def train() -> dict:
     fields["batch_size"] = _BATCH_SIZE.value
   if _BESIDE.value:
     # Images that both sides see alike, and one update that both know.
-    fields["augmentation"] = dict.fromkeys(fields["augmentation"], 0.0)
+    fields["augmentation"] = {}
     fields["optimizer"] |= {"name": "adamw", "warmup_steps": 0, "frozen": ()}
     fields["optimizer"] |= {"schedule": "constant", "weight_decay": 0.0}
   config = TrainConfig.from_dict(fields)

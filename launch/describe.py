@@ -80,7 +80,7 @@ def parameters(checkpoint: StoredCheckpoint) -> Iterator[str]:
 
 def sources(meta: dict) -> Iterator[str]:
   """What it was trained on, and what its actions mean there."""
-  for name, fields in meta["config"]["sources"].items():
+  for name, fields in meta["config"].get("sources", {}).items():
     details = ", ".join(f"{key}={value}" for key, value in fields.items())
     yield f"{name}: {details}"
     if name in meta["action_tokenizers"]:

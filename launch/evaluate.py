@@ -23,7 +23,8 @@ from rt2_jax import local_files, platforms
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.errors import ends_in_one_message
 from rt2_jax.evaluators import action_accuracy, vqa
-from rt2_jax.input_pipeline import datasets, examples, in_order, web
+from rt2_jax.input_pipeline import examples, in_order, web
+from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import LoaderConfig, config_hash, with_defaults
 
@@ -59,7 +60,7 @@ def main(argv):
   folder = local_files.output_folder(workdir / "evaluation", "--workdir")
   for name, fields in config["sources"].items():
     policy = Policy.from_checkpoint(workdir, name, step)
-    source = datasets.SourceConfig(**fields)
+    source = SourceConfig(**fields)
     metrics = evaluate_actions(policy, name, source, reading, folder)
     write(run | metrics, folder / f"{name}.json")
   for name, fields in web_sources(config).items():

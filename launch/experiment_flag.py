@@ -7,16 +7,20 @@ those of the file.
 """
 
 import pathlib
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from rt2_jax.train_config import with_defaults
+from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.train_config import with_defaults, without_defaults
 
 _NAME = "config"
+_OVERRIDE = re.compile(rf"--?(?:no)?{_NAME}\.([^=]*)")
 
 
 def define():
@@ -29,14 +33,14 @@ def define():
 
 
 def path() -> str:
-  """The config file, without its argument."""
+  """Returns the config file, without its argument."""
   return config_flags.get_config_filename(flags.FLAGS[_NAME])
 
 
 def read() -> dict[str, Any]:
   """Reads the fields that the file states or a flag has changed."""
   flag = flags.FLAGS[_NAME]
-  return _changed(flag.value.to_dict(), flag.parser.whole, flag.parser.stated)
+  return without_defaults(flag.value.to_dict(), flag.parser.stated)
 
 
 class _Parser(flags.ArgumentParser):
@@ -44,7 +48,6 @@ class _Parser(flags.ArgumentParser):
 
   Attributes:
     stated: the fields in the file.
-    whole: with defaults.
   """
 
   def __init__(self, files: flags.ArgumentParser):
@@ -56,11 +59,42 @@ class _Parser(flags.ArgumentParser):
     if not pathlib.Path(path).is_file():
       raise ValueError("got no such file, expected one such as configs/x.py")
     self.stated = self._files.parse(argument).to_dict()
-    self.whole = with_defaults(self.stated)
-    return ml_collections.ConfigDict(_settable(self.whole)).lock()
+    whole = with_defaults(self.stated)
+    for name in _overridden():
+      check_field(whole, name)
+    return ml_collections.ConfigDict(_settable(whole)).lock()
 
   def flag_type(self) -> str:
     return self._files.flag_type()
+
+
+def _overridden() -> Iterator[str]:
+  """Yields the FIELD of each --config.FIELD=VALUE, also in a --flagfile.
+
+  ml_collections looks them up while absl parses --config, and ends in an
+  AttributeError or KeyError for a name that it does not find.
+  """
+  for argument in flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False):
+    if match := _OVERRIDE.match(argument):
+      yield match[1]
+
+
+def check_field(config: Mapping[str, Any], name: str):
+  """Looks up a field such as "optimizer.learning_rate".
+
+  Raises:
+    UserError: no such field.
+  """
+  place, part = _NAME, config
+  for key in name.split("."):
+    if not isinstance(part, Mapping):
+      raise UserError(
+        f"got --{_NAME}.{name}, but {place} is {part!r} and has no fields; set "
+        "it as a whole"
+      )
+    if key not in part:
+      raise unknown_name(f"a field of {place}", key, part)
+    place, part = f"{place}.{key}", part[key]
 
 
 def _settable(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,18 +106,3 @@ def _settable(fields: Mapping[str, Any]) -> dict[str, Any]:
     return _settable(value) if isinstance(value, Mapping) else value
 
   return {name: settable(value) for name, value in fields.items()}
-
-
-def _changed(
-  fields: Mapping[str, Any], whole: Mapping[str, Any], stated: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Leaves out what is neither stated nor changed."""
-  kept = {}
-  for name, value in fields.items():
-    if isinstance(value, Mapping) and isinstance(stated.get(name, {}), Mapping):
-      part = _changed(value, whole[name], stated.get(name, {}))
-      if part or name in stated:
-        kept[name] = part
-    elif name in stated or value != whole[name]:
-      kept[name] = value
-  return kept

@@ -112,18 +112,26 @@ class ActionSpace:
     return self.names.index(name)
 
   def with_bounds(self, bounds: Mapping[str, Sequence[float]]) -> ActionSpace:
-    """The same space with [low, high] replaced for the named dimensions."""
+    """The same space with [low, high] replaced for the named dimensions.
+
+    Raises:
+      UserError: no such dimension, a discrete one, or other than two bounds.
+    """
     dimensions = list(self.dimensions)
-    for name, (low, high) in bounds.items():
+    for name, given in bounds.items():
       i = self.index(name)
+      if np.shape(given) != (2,):
+        raise UserError(
+          f"got bounds {given!r} for {name!r}, expected two numbers, the least "
+          "and the largest"
+        )
       if dimensions[i].kind == "discrete":
         raise UserError(
           f"got bounds for {name!r}, which is discrete with values "
           f"{dimensions[i].values}; remove them"
         )
-      dimensions[i] = dataclasses.replace(
-        dimensions[i], low=float(low), high=float(high)
-      )
+      low, high = map(float, given)
+      dimensions[i] = dataclasses.replace(dimensions[i], low=low, high=high)
     return dataclasses.replace(self, dimensions=tuple(dimensions))
 
   def to_dict(self) -> dict[str, Any]:

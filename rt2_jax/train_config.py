@@ -17,7 +17,8 @@ from rt2_jax import ranges, sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.augment import Augmentation
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.input_pipeline import datasets, web
+from rt2_jax.input_pipeline import web
+from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import abstract_params
 from rt2_jax.observation import PRIMARY, ObservationSpec
@@ -116,11 +117,12 @@ class EvaluationConfig:
   batch_size: Annotated[int, at_least(1)] = 64
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
   """One experiment; the fields of a file in `configs/`.
 
-  Reads no file, so that a run can be planned where its data are not.
+  Reads no file, so that a run can be planned where its data are not. A config
+  file states the fields without a default, and those that differ from it.
 
   Attributes:
     topology: the slice that it is meant for, as `chips.SLICES` names them; a
@@ -135,13 +137,15 @@ class TrainConfig:
     actions: how actions are written.
     sources: robot data, by name; may be empty, to pretrain.
     web: image-text data, by name; may be empty.
-    robot_share: part of every batch that is robot data, e.g. 0.5 for
-      RT-2-PaLI-X and 0.66 for RT-2-PaLM-E; 1.0 or 0.0 without the others.
+    robot_share: fraction of every batch that is robot data, e.g. 0.5 for
+      RT-2-PaLI-X and 0.66 for RT-2-PaLM-E; 1.0 without web sources, 0.0
+      without robot sources.
     loader: threads, tolerance and where indexes are kept.
     augmentation: how training images are changed.
     optimizer: what happens to a gradient, and what does not train.
     evaluation: what is measured while training.
-    mesh: devices along each of `sharding.MESH_AXES`; -1 chooses.
+    mesh: devices along each of `sharding.MESH_AXES`; -1 chooses, an axis that
+      is left out is 1.
     batch_size: rows of the global batch.
     microbatches: parts that a batch is computed in, one after the other, to
       save memory.
@@ -157,26 +161,28 @@ class TrainConfig:
 
   topology: str
   model: variants.VLMConfig
-  pretrained: str | Mapping[str, str]
+  pretrained: str | Mapping[str, str] = ""
   tokenizer_file: str
   prompt: PromptConfig
   observation: ObservationConfig
   actions: ActionConfig
-  sources: Mapping[str, datasets.SourceConfig]
-  web: Mapping[str, web.WebConfig]
-  robot_share: Annotated[float, between(0, 1)]
+  sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+  web: Mapping[str, web.WebConfig] = dataclasses.field(default_factory=dict)
+  robot_share: Annotated[float, between(0, 1)] = 1.0
   loader: LoaderConfig
   augmentation: Augmentation
   optimizer: OptimizerConfig
   evaluation: EvaluationConfig
-  mesh: Mapping[str, int]
+  mesh: Mapping[str, int] = dataclasses.field(
+    default_factory=lambda: dict.fromkeys(sharding.MESH_AXES, -1)
+  )
   batch_size: Annotated[int, at_least(1)]
-  microbatches: Annotated[int, at_least(1)]
+  microbatches: Annotated[int, at_least(1)] = 1
   num_steps: Annotated[int, between(1, 2**31 - 1)]
-  seed: Annotated[int, between(0, 2**32 - 1)]
-  log_every: Annotated[int, at_least(1)]
-  checkpoint_every: Annotated[int, at_least(1)]
-  keep_checkpoints: Annotated[int, at_least(1)]
+  seed: Annotated[int, between(0, 2**32 - 1)] = 0
+  log_every: Annotated[int, at_least(1)] = 50
+  checkpoint_every: Annotated[int, at_least(1)] = 1_000
+  keep_checkpoints: Annotated[int, at_least(1)] = 3
   objective: str = "answers"
 
   @classmethod
@@ -353,7 +359,7 @@ _PARTS = {
   "loader": LoaderConfig,
   "evaluation": EvaluationConfig,
 }
-_GROUPS = {"sources": datasets.SourceConfig, "web": web.WebConfig}
+_GROUPS = {"sources": SourceConfig, "web": web.WebConfig}
 
 
 def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -370,6 +376,44 @@ def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
     for group, part in _GROUPS.items()
   }
   return _defaults(TrainConfig) | dict(fields) | parts | groups
+
+
+def without_defaults(
+  fields: Mapping[str, Any], stated: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Keeps the fields that a config file states or that differ from it.
+
+  Args:
+    fields: `with_defaults(stated)`, in which values may have changed.
+    stated: the fields of the config file.
+
+  Returns:
+    Fields with `with_defaults(result) == fields`.
+  """
+  whole = with_defaults(stated)
+  kept = _stated_or_changed(fields, whole, stated)
+  for name in kept.keys() & _PARTS.keys():
+    kept[name] = _stated_or_changed(
+      fields[name], whole[name], stated.get(name, {})
+    )
+  for group in kept.keys() & _GROUPS.keys():
+    kept[group] = {
+      name: _stated_or_changed(
+        source, whole[group].get(name, {}), stated.get(group, {}).get(name, {})
+      )
+      for name, source in fields[group].items()
+    }
+  return kept
+
+
+def _stated_or_changed(
+  fields: Mapping[str, Any], whole: Mapping[str, Any], stated: Mapping[str, Any]
+) -> dict[str, Any]:
+  return {
+    name: value
+    for name, value in fields.items()
+    if name in stated or name not in whole or value != whole[name]
+  }
 
 
 def _defaults(build: Callable) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from rt2_jax.evaluation import Evaluation
 from rt2_jax.input_pipeline import examples, loader, mixture
 from rt2_jax.progress import Progress
 from rt2_jax.saved_step import Damaged
-from rt2_jax.train_config import TrainConfig
+from rt2_jax.train_config import TrainConfig, with_defaults
 from rt2_jax.train_state import Trainer, TrainState
 from rt2_jax.weights import pretrained
 
@@ -68,7 +68,7 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     meta = make_meta(config, fields, tokenizers, data)
   consensus.check_equal({**meta.to_dict(), "code": consensus.code()})
   consensus.check_shared(workdir)
-  claim.check(workdir, fields)
+  claim.check(workdir, fields, with_defaults)
   with contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
@@ -76,7 +76,7 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     state, window = restore_or_init(
       trainer, abstract, checkpoints, meta, config.pretrained
     )
-    stack.enter_context(claim.held(workdir, fields))
+    stack.enter_context(claim.held(workdir, fields, with_defaults))
     start = int(state.step)
     log_start(config, state, mesh)
     writer = stack.enter_context(open_log(workdir / "tensorboard", start))

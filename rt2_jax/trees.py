@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from rt2_jax.errors import UserError
 
 # One array per layer, as some checkpoint files have it:
@@ -71,49 +69,6 @@ def split_layer(name: str) -> tuple[str, int | None]:
     return name, None
   parent, index, rest = match.groups()
   return parent + rest, int(index)
-
-
-def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Per-layer arrays -> one array per name, with the layers on axis 0.
-
-  Names without a layer index pass through.
-
-  Raises:
-    UserError: a layer is missing or of another shape, or a name occurs in
-      both layouts.
-  """
-  stacked: dict[str, Any] = {}
-  layers: dict[str, dict[int, np.ndarray]] = {}
-  depths: dict[str, int] = {}
-  for name, leaf in flat.items():
-    match = _LAYER.fullmatch(name)
-    if match is None:
-      stacked[name] = leaf
-      continue
-    stack, index = match[1], int(match[2])
-    layers.setdefault(stack + match[3], {})[index] = np.asarray(leaf)
-    depths[stack] = max(depths.get(stack, 0), index + 1)
-  for stack, depth in depths.items():
-    for name in [name for name in layers if name.startswith(f"{stack}/")]:
-      if name in stacked:
-        raise UserError(f"got {name!r} both stacked and per layer")
-      stacked[name] = _stack(name, layers[name], depth)
-  return stacked
-
-
-def _stack(name: str, leaves: Mapping[int, np.ndarray], depth: int):
-  missing = sorted(set(range(depth)) - set(leaves))
-  if missing:
-    raise UserError(
-      f"got {name!r} without layers {missing}, expected all of 0 to {depth - 1}"
-    )
-  shapes = {leaf.shape for leaf in leaves.values()}
-  if len(shapes) > 1:
-    raise UserError(
-      f"got {name!r} with shapes {sorted(shapes)}, expected the same one in "
-      "every layer"
-    )
-  return np.stack([leaves[i] for i in range(depth)])
 
 
 def first_match(name: str, rules: Sequence[tuple[str, Any]]) -> Any:

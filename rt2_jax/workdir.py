@@ -7,7 +7,7 @@ import fcntl
 import json
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,9 @@ from rt2_jax import checkpoint, consensus, differences, local_files
 from rt2_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
+
+# Fills in what a config file leaves out: `train_config.with_defaults`.
+Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 # Fields that may change when a run goes on, wherever they stand: batches and
 # model stay the same.
@@ -32,12 +35,16 @@ FREE_FIELDS = (
 )
 
 
-def check(workdir: pathlib.Path, fields: Mapping[str, Any]) -> bool:
+def check(
+  workdir: pathlib.Path, fields: Mapping[str, Any], complete: Complete
+) -> bool:
   """Compares a config with the one that a workdir was claimed for.
 
   Args:
     workdir: of the run; need not exist.
     fields: of the config.
+    complete: applied to both, so that a field which one of them leaves out
+      equals its default.
 
   Returns:
     Whether config.json must be written: there is none, or one of a run that
@@ -49,7 +56,7 @@ def check(workdir: pathlib.Path, fields: Mapping[str, Any]) -> bool:
   path = workdir / "config.json"
   if not path.exists():
     return True
-  problem = _difference(path, fields)
+  problem = _difference(path, fields, complete)
   if not problem:
     return False
   if checkpoint.Checkpoints(workdir / "checkpoints").latest_step() is not None:
@@ -63,10 +70,12 @@ def check(workdir: pathlib.Path, fields: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def held(workdir: pathlib.Path, fields: Mapping[str, Any]) -> Iterator[None]:
+def held(
+  workdir: pathlib.Path, fields: Mapping[str, Any], complete: Complete
+) -> Iterator[None]:
   """Holds a workdir while a run goes on, and writes its config.json.
 
-  Process 0 does it for all.
+  Process 0 does it for all. Args as `check`.
 
   Raises:
     UserError: the workdir belongs to another experiment, another program
@@ -77,13 +86,15 @@ def held(workdir: pathlib.Path, fields: Mapping[str, Any]) -> Iterator[None]:
       if jax.process_index() == 0:
         local_files.output_folder(workdir, "--workdir")
         stack.enter_context(_locked(workdir))
-        if check(workdir, fields):
+        if check(workdir, fields, complete):
           text = json.dumps(fields, indent=2, sort_keys=True)
           local_files.write(workdir / "config.json", text)
     yield
 
 
-def _difference(path: pathlib.Path, fields: Mapping[str, Any]) -> str:
+def _difference(
+  path: pathlib.Path, fields: Mapping[str, Any], complete: Complete
+) -> str:
   """What a config.json has against these fields; "" for nothing."""
   content = path.read_bytes()
   try:
@@ -94,8 +105,8 @@ def _difference(path: pathlib.Path, fields: Mapping[str, Any]) -> str:
       "off; delete it to go on (each checkpoint keeps its own config), or use "
       "another --workdir"
     )
-  new = differences.to_json(fields)
-  found = list(differences.differing(stored, new, "config", FREE_FIELDS))
+  old, new = (differences.to_json(complete(each)) for each in (stored, fields))
+  found = list(differences.differing(old, new, "config", FREE_FIELDS))
   if not found:
     return ""
   return (

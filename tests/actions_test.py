@@ -254,6 +254,8 @@ def test_bounds_are_an_affine_map():
   [
     ({"dx": (0.1, 0.1)}, "dimension 'dx'.* expected low < high"),
     ({"terminate": (0, 1)}, "'terminate', which is discrete"),
+    ({"dx": (0.1,)}, r"\(0\.1,\) for 'dx', expected two numbers"),
+    ({"dx": 0.1}, "0.1 for 'dx', expected two numbers"),
   ],
 )
 def test_bounds_that_make_no_bins_are_refused(bounds, message):

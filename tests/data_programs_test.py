@@ -13,13 +13,13 @@ from PIL import Image
 from data import (
   compute_stats,
   index_records,
-  make_reach_episodes,
   make_web_records,
+  tfds_writer,
 )
 from data.make_web_records import Defaults, detection_answer
 from rt2_jax.input_pipeline import frames, records, web
-from rt2_jax.input_pipeline.datasets import SourceConfig
 from rt2_jax.input_pipeline.examples import WebExamples
+from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import BOS, Tokenizer
 from tests import tiny_datasets
@@ -139,7 +139,7 @@ class Captions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def test_tfds_round_trip(tmp_path):
   builder = Captions(data_dir=tmp_path / "tfds")
-  make_reach_episodes.write_quietly(builder)
+  tfds_writer.write_quietly(builder)
   folder = builder.data_path
   found = make_web_records.read_tfds(
     folder, "train", "captions/text", DEFAULTS._replace(task="caption")

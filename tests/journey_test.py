@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from rt2_jax import checkpoint
 from rt2_jax.checkpoint import Checkpoints
-from rt2_jax.input_pipeline import datasets, frames
+from rt2_jax.input_pipeline import frames
+from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
@@ -267,10 +268,8 @@ def test_evaluate_prints_a_table_and_draws(whole):
 
 def test_a_policy_acts_from_the_checkpoint_alone(folder, whole):
   policy = Policy.from_checkpoint(whole)
-  config = datasets.SourceConfig(
-    "bridge_dataset", str(folder / "bridge" / "1.0.0")
-  )
-  source = datasets.open_source(config, "train")
+  config = SourceConfig("bridge_dataset", str(folder / "bridge" / "1.0.0"))
+  source = open_source(config, "train")
   seen = [source.storage.read(source.requests(i)) for i in range(4)]
   images = np.stack([frames.decode_image(*each, "") for each in seen])
   actions = policy(images, [source.instruction(i) for i in range(4)])

@@ -15,6 +15,7 @@ FLOORS = [
   {"errors"},
   {"action_tokens", "batch", "images", "losses", "storage", "trees"}
   | {"checksums", "differences", "interrupts", "local_files", "ranges"}
+  | {"import_path"}
   | {"compiler_options", "cpu_memory", "hosts"},
   {"actions", "tokenizer", "augment", "models", "optimizers", "sharding"}
   | {"consensus", "platforms"},
@@ -44,6 +45,8 @@ INSIDE = {
     {"step_index"},
     {"rlds"},
     {"datasets", "web"},
+    {"description"},
+    {"sources"},
     {"examples"},
     {"loader", "in_order"},
   ],

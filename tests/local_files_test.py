@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from data import make_reach_episodes, make_tabletop, make_web_records
+from data import make_rt1_episodes, make_tabletop, make_web_records
 from rt2_jax import local_files
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.errors import UserError
@@ -43,7 +43,7 @@ def test_a_path_elsewhere_is_refused(path):
   [
     lambda path: make_web_records.make([], path, "x", "train", 1, 64),
     lambda path: make_tabletop.make(path, 1),
-    lambda path: make_reach_episodes.make(path, 1, 1, 0),
+    lambda path: make_rt1_episodes.make(path, 1, 1, 0),
     lambda path: kept_index.KeptIndexes(path, None, ["x"]),
     lambda path: Checkpoints(path),
     lambda path: Checkpoints.open_run(path),

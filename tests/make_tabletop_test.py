@@ -9,7 +9,8 @@ import tensorflow_datasets as tfds
 from data import make_tabletop
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.envs.tabletop.instructions import FAMILIES
-from rt2_jax.input_pipeline import datasets, frames
+from rt2_jax.input_pipeline import frames
+from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.tokenizer import Tokenizer
 from tests.conftest import ROOT
 
@@ -33,8 +34,8 @@ def folder(tmp_path_factory):
 
 
 def test_training_reads_what_the_expert_did(folder):
-  config = datasets.SourceConfig("tabletop", str(folder))
-  source = datasets.open_source(config, "train")
+  config = SourceConfig("tabletop", str(folder))
+  source = open_source(config, "train")
   index = source.index
   assert index.episode.max() == 5 and len(index.texts) >= 3
   for episode in range(6):
@@ -64,8 +65,8 @@ def test_who_is_led_astray_moves_and_fumbles_but_does_not_end():
 
 
 def test_plans_name_what_the_expert_acts_on(folder):
-  config = datasets.SourceConfig("tabletop_with_plan", str(folder))
-  source = datasets.open_source(config, "train")
+  config = SourceConfig("tabletop_with_plan", str(folder))
+  source = open_source(config, "train")
   place = r" <loc\d{4}><loc\d{4}>"
   for i in range(len(source)):
     plan, instruction = source.plan(i), source.instruction(i)
@@ -75,8 +76,8 @@ def test_plans_name_what_the_expert_acts_on(folder):
 
 
 def test_actions_survive_their_tokens(folder):
-  config = datasets.SourceConfig("tabletop", str(folder))
-  action = datasets.open_source(config, "train").index.action
+  config = SourceConfig("tabletop", str(folder))
+  action = open_source(config, "train").index.action
   text = Tokenizer.from_file(ROOT / "data/small_tokenizer.model")
   tokenizer = ActionTokenizer(config.space, text.action_route("rare"))
   decoded = tokenizer.decode(tokenizer.encode(action[:, None]))[:, 0]

@@ -122,6 +122,15 @@ def _under(folder: str, arrays: dict[str, np.ndarray]) -> dict:
   }
 
 
+def _stacked(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Per-layer arrays as one array per name, with the layers on axis 0."""
+  layers: dict[str, list[np.ndarray]] = {}
+  placed = [(*trees.split_layer(name), leaf) for name, leaf in flat.items()]
+  for name, layer, leaf in sorted(placed, key=lambda each: each[1] or 0):
+    layers.setdefault(name, []).append(leaf if layer is None else leaf[None])
+  return {name: np.concatenate(leaves) for name, leaves in layers.items()}
+
+
 @pytest.fixture(
   scope="module", params=FILES or [FOLDER], ids=lambda path: path.stem
 )
@@ -129,7 +138,7 @@ def case(request) -> Case:
   assert request.param.suffix == ".npz", f"no *.npz in {FOLDER}"
   with np.load(request.param, allow_pickle=False) as file:
     arrays = dict(file)
-  params = trees.stack_layers(_under("params/", arrays))
+  params = _stacked(_under("params/", arrays))
   inputs = _under("in/", arrays)
   meta = json.loads(str(arrays["meta/json"]))["case"]
   config = _config(

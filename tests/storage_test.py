@@ -9,7 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from rt2_jax.input_pipeline import datasets
+from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.storage import (
   LocalStorage,
   ObjectStorage,
@@ -64,11 +64,11 @@ def test_a_scheme_without_a_client_says_what_to_install():
 
 def test_google_storage_without_its_client_says_what_to_run(monkeypatch):
   monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if not installed
-  config = datasets.SourceConfig("bridge_dataset", "gs://bucket/data/1.0.0")
+  config = SourceConfig("bridge_dataset", "gs://bucket/data/1.0.0")
   with pytest.raises(
     ValueError, match="begins with gs://.*; run `pip install gcsfs`, or use a"
   ):
-    datasets.open_source(config, "train")
+    open_source(config, "train")
 
 
 def test_many_requests_are_in_flight_at_once(monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from rt2_jax.input_pipeline.datasets import SourceConfig
+from rt2_jax.input_pipeline.sources import SourceConfig
 
 Features = Mapping[str, Sequence]
 

@@ -13,17 +13,17 @@ from jax.sharding import PartitionSpec as P
 from tensorboard.backend.event_processing import event_accumulator
 
 from configs import bridge_debug
-from data import make_reach_episodes
+from data import make_rt1_episodes
 from rt2_jax import train_config, training, workdir
 from rt2_jax.augment import Augmentation
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline.datasets import SourceConfig
+from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.input_pipeline.web import WebConfig
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params
 from rt2_jax.optimizer import OptimizerConfig
 from rt2_jax.policy import Policy
-from rt2_jax.train_config import TrainConfig, config_hash
+from rt2_jax.train_config import TrainConfig, config_hash, with_defaults
 from rt2_jax.weights import export
 from tests import tiny_datasets
 from tests.conftest import ROOT
@@ -38,7 +38,7 @@ def fields(tmp_path):
   fields["sources"]["bridge"]["path"] = source.path
   fields["model"]["image_size"] = 32
   fields["mesh"] = {"data": 2, "fsdp": 2, "model": 2}
-  fields["augmentation"]["brightness"] = 0.1
+  fields["augmentation"] = {"brightness": 0.1}
   fields["optimizer"]["warmup_steps"] = 1
   fields |= {"batch_size": 8, "num_steps": 4}
   fields |= {"log_every": 2, "checkpoint_every": 2, "keep_checkpoints": 2}
@@ -131,10 +131,10 @@ def test_tensorboard_gets_every_metric_of_every_source(fields, tmp_path):
 
 def test_robots_and_web_are_learnt_in_one_batch(fields, tmp_path):
   """Co-fine-tuning: every loss falls, in the paper's share, at any size."""
-  make_reach_episodes.make(tmp_path / "reach", 2, 1, seed=0)
-  fields["sources"]["reach"] = {
+  make_rt1_episodes.make(tmp_path / "rt1", 2, 1, seed=0)
+  fields["sources"]["rt1"] = {
     "dataset": "fractal20220817_data",
-    "path": str(tmp_path / "reach/fractal20220817_data/0.1.0"),
+    "path": str(tmp_path / "rt1/fractal20220817_data/0.1.0"),
     "weight": 0.5,
   }
   colours = ("red", "green", "blue")
@@ -156,7 +156,7 @@ def test_robots_and_web_are_learnt_in_one_batch(fields, tmp_path):
   training.train(fields, tmp_path / "run")
   log = event_accumulator.EventAccumulator(str(tmp_path / "run/tensorboard"))
   log.Reload()
-  shares = {"bridge": 0.44, "reach": 0.22, "pictures": 0.34}
+  shares = {"bridge": 0.44, "rt1": 0.22, "pictures": 0.34}
   for source, share in shares.items():
     losses = [e.value for e in log.Scalars(f"train/{source}/loss")]
     assert losses[-1] < 0.6 * losses[0]
@@ -164,7 +164,7 @@ def test_robots_and_web_are_learnt_in_one_batch(fields, tmp_path):
     np.testing.assert_allclose(realized, share, atol=0.02)
   for tag in (
     "eval/bridge/forced_accuracy/mean",
-    "eval/reach/l1/dx",
+    "eval/rt1/l1/dx",
     "eval/pictures/accuracy",
   ):
     assert [e.step for e in log.Scalars(tag)] == [20, 24]
@@ -309,7 +309,7 @@ def test_a_missing_field_is_named(fields, tmp_path):
 
 
 def test_a_workdir_of_another_experiment_is_left_alone(fields, tmp_path):
-  with workdir.held(tmp_path, fields):
+  with workdir.held(tmp_path, fields, with_defaults):
     pass
   (tmp_path / "checkpoints/1").mkdir(parents=True)
   before = (tmp_path / "config.json").read_text()
@@ -321,7 +321,7 @@ def test_a_workdir_of_another_experiment_is_left_alone(fields, tmp_path):
     match=r"differs from the one in .*config\.json: config\.optimizer\."
     r"learning_rate is 0\.5, was 0\.001; config\.seed is 3, was 0; use another",
   ):
-    workdir.check(tmp_path, other)
+    workdir.check(tmp_path, other, with_defaults)
   assert (tmp_path / "config.json").read_text() == before
 
 

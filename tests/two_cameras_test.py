@@ -13,8 +13,9 @@ from rt2_jax import augment, training
 from rt2_jax.errors import UserError
 from rt2_jax.evaluators import action_accuracy
 from rt2_jax.images import decode
-from rt2_jax.input_pipeline import datasets, in_order
+from rt2_jax.input_pipeline import in_order
 from rt2_jax.input_pipeline.examples import open_robot
+from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM
 from rt2_jax.observation import ONE_CAMERA, Observation, to_batch
@@ -343,5 +344,5 @@ def test_recorded_steps_are_evaluated_per_action_of_the_chunk(fields, policies):
 
 
 def test_a_dataset_without_a_state_writes_none():
-  spec = datasets.SourceConfig("bridge", "").observation_spec(ONE_CAMERA, True)
+  spec = SourceConfig("bridge", "").observation_spec(ONE_CAMERA, True)
   assert spec.state is None and not spec.missing

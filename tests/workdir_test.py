@@ -8,12 +8,13 @@ import pytest
 
 from rt2_jax import workdir
 from rt2_jax.errors import UserError
+from rt2_jax.train_config import with_defaults
 
 FIELDS = {"seed": 0, "mesh": {"data": 1}, "optimizer": {"learning_rate": 0.1}}
 
 
 def claim(folder, fields=FIELDS):
-  with workdir.held(folder, fields):
+  with workdir.held(folder, fields, dict):
     return json.loads((folder / "config.json").read_text())
 
 
@@ -31,6 +32,18 @@ def test_it_belongs_to_whoever_saved_a_checkpoint(tmp_path):
   assert claim(tmp_path, other | {"mesh": {"data": 8}}) == other  # may change
 
 
+def test_a_default_may_be_spelled_out(tmp_path):
+  """A config file that states less than when the run began goes on."""
+  spelled = with_defaults(FIELDS | {"sources": {"x": {"dataset": "bridge"}}})
+  claim(tmp_path, spelled)
+  a_checkpoint(tmp_path)
+  fields = FIELDS | {"sources": {"x": {"dataset": "bridge"}}}
+  assert not workdir.check(tmp_path, fields, with_defaults)
+  fields["optimizer"] = {"learning_rate": 0.1, "b2": 0.9}
+  with pytest.raises(UserError, match="config.optimizer.b2 is 0.9, was 0.999"):
+    workdir.check(tmp_path, fields, with_defaults)
+
+
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "op'])
 def test_a_config_that_a_crash_cut_off(tmp_path, content):
   (tmp_path / "config.json").write_text(content)
@@ -46,7 +59,7 @@ def test_a_config_that_a_crash_cut_off(tmp_path, content):
 def test_two_programs_cannot_train_in_one(tmp_path):
   program = (
     "import pathlib, sys; from rt2_jax import workdir\n"
-    f"with workdir.held(pathlib.Path({str(tmp_path)!r}), {FIELDS!r}):\n"
+    f"with workdir.held(pathlib.Path({str(tmp_path)!r}), {FIELDS!r}, dict):\n"
     "  print('held', flush=True); sys.stdin.read()"
   )
   other = subprocess.Popen(

@@ -9,11 +9,8 @@ episode. To add a dataset, write its function and its row in `DATASETS`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -24,23 +21,16 @@ from rt2_jax.actions import (
   ActionSpace,
   Dimension,
 )
-from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.input_pipeline import index, kept_index, rlds, splits
-from rt2_jax.input_pipeline.code_hash import code_hash
+from rt2_jax.errors import UserError
+from rt2_jax.input_pipeline import rlds
 from rt2_jax.input_pipeline.episodes import (
   Canonical,
   Episode,
-  Filters,
-  make_filters,
 )
 from rt2_jax.input_pipeline.grippers import absolute_gripper, binary_gripper
-from rt2_jax.input_pipeline.step_index import StepIndex
-from rt2_jax.observation import ONE_CAMERA, PRIMARY, ObservationSpec
-from rt2_jax.ranges import more_than
-from rt2_jax.storage import Storage, open_storage
+from rt2_jax.observation import PRIMARY
 from rt2_jax.tokenizer import place_words
 
-_COMPARED: set[str] = set()  # hashes of functions that this process has too
 _PLACES = 16  # of a coordinate in plans, as data/make_web_pictures.py points
 
 
@@ -215,12 +205,28 @@ class RobotDataset:
     cameras: the image feature of each camera, by the camera's name.
     standardize: an episode's small features in canonical form.
     state: the robot's state; None where the records hold none.
+    rate_hz: steps per second.
+    recorded_as: pattern of the names that dataset_info.json may have. Fields of
+      the same name and width mean other things elsewhere. "" accepts all.
+    version: raise it where the functions read what is no part of their code,
+      such as a table in a file, and that has changed. Indexes are made again.
   """
 
   space: ActionSpace
   cameras: Mapping[str, str]
   standardize: Callable[[Episode], Canonical]
   state: rlds.RobotState | None = None
+  rate_hz: float | None = None
+  recorded_as: str = ""
+  version: int = 1
+
+  def __post_init__(self):
+    if PRIMARY not in self.cameras:
+      raise UserError(
+        f"got cameras {list(self.cameras)} of the robot dataset with action "
+        f"space {self.space.name!r}, expected {PRIMARY!r} among them; call the "
+        "one that sees the scene so"
+      )
 
 
 _IMAGE = {PRIMARY: "observation/image"}
@@ -229,225 +235,42 @@ _IMAGES = {
   "secondary": "observation/image_1",
   "tertiary": "observation/image_2",
 }
+_BRIDGE = {"rate_hz": 5.0, "recorded_as": "bridge_dataset|bridge_orig"}
+_TABLETOP = {"rate_hz": 5.0, "recorded_as": "tabletop"}
 DATASETS: Mapping[str, RobotDataset] = {
-  "fractal20220817_data": RobotDataset(RT2, _IMAGE, fractal20220817_data),
-  "bridge_dataset": RobotDataset(RT2, _IMAGES, bridge_dataset, _BRIDGE_STATE),
-  "bridge_dataset_relabelled": RobotDataset(
-    RT2, _IMAGES, bridge_dataset_relabelled, _BRIDGE_STATE
+  "fractal20220817_data": RobotDataset(
+    RT2,
+    _IMAGE,
+    fractal20220817_data,
+    rate_hz=3.0,
+    recorded_as="fractal20220817_data",
   ),
-  "bridge": RobotDataset(RT2, _IMAGE, bridge),
+  "bridge_dataset": RobotDataset(
+    RT2, _IMAGES, bridge_dataset, _BRIDGE_STATE, **_BRIDGE
+  ),
+  "bridge_dataset_relabelled": RobotDataset(
+    RT2, _IMAGES, bridge_dataset_relabelled, _BRIDGE_STATE, **_BRIDGE
+  ),
+  "bridge": RobotDataset(
+    RT2, _IMAGE, bridge, rate_hz=5.0, recorded_as="bridge"
+  ),
   "language_table": RobotDataset(
-    LANGUAGE_TABLE, {PRIMARY: "observation/rgb"}, language_table
+    LANGUAGE_TABLE,
+    {PRIMARY: "observation/rgb"},
+    language_table,
+    rate_hz=10.0,
+    recorded_as="language_table(_.*)?",
   ),
   "libero": RobotDataset(
-    RT2, _IMAGE | {"wrist": "observation/wrist_image"}, libero, _LIBERO_STATE
+    RT2,
+    _IMAGE | {"wrist": "observation/wrist_image"},
+    libero,
+    _LIBERO_STATE,
+    rate_hz=20.0,
+    recorded_as="libero(_.*)?",
   ),
-  "tabletop": RobotDataset(TABLETOP, _IMAGE, tabletop),
-  "tabletop_with_plan": RobotDataset(TABLETOP, _IMAGE, tabletop_with_plan),
+  "tabletop": RobotDataset(TABLETOP, _IMAGE, tabletop, **_TABLETOP),
+  "tabletop_with_plan": RobotDataset(
+    TABLETOP, _IMAGE, tabletop_with_plan, **_TABLETOP
+  ),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceConfig:
-  """One robot source of a mixture, as a config names it.
-
-  Attributes:
-    dataset: a key of `DATASETS`: how to read the records.
-    path: TFDS version folder, local or e.g. `gs://…`.
-    split: split to train on, or a part of its episodes such as "train[:99%]",
-      see `splits.Part`.
-    eval_split: split to evaluate on.
-    weight: share of the mixture, relative to the other robot sources.
-    bounds: [low, high] in physical units for dimensions whose bins should
-      span another range than the action space's own; or "q01_q99", those that
-      `statistics` suggests.
-    state_bounds: [low, high] in physical units of the robot's state, likewise.
-    statistics: file that `data/compute_stats.py` wrote for this dataset, which
-      checkpoints keep; "" names none.
-    filters: episodes and steps to leave out, see `episodes.Filters`.
-  """
-
-  dataset: str
-  path: str
-  split: str = "train"
-  eval_split: str = "train"
-  weight: Annotated[float, more_than(0)] = 1.0
-  bounds: Mapping[str, Sequence[float]] | str = dataclasses.field(
-    default_factory=dict
-  )
-  state_bounds: Mapping[str, Sequence[float]] = dataclasses.field(
-    default_factory=dict
-  )
-  statistics: str = ""
-  filters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-  @property
-  def space(self) -> ActionSpace:
-    """The dataset's action space with this source's bounds.
-
-    Raises:
-      UserError: no such dataset, or bounds that do not fit it.
-    """
-    space = robot_dataset(self.dataset).space
-    if not isinstance(self.bounds, str):
-      return space.with_bounds(self.bounds)
-    if self.bounds != "q01_q99":
-      raise unknown_name("bounds", self.bounds, ["q01_q99"])
-    if not self.statistics:
-      raise UserError(
-        f"got bounds 'q01_q99' for {self.dataset!r} without statistics, "
-        "expected a file that data/compute_stats.py wrote; name it as this "
-        "source's `statistics`"
-      )
-    return space.with_bounds(self.read_statistics()["bounds"])
-
-  def observation_spec(
-    self, wanted: ObservationSpec, reads_state: bool
-  ) -> ObservationSpec:
-    """Says what a model reads of this source's robot.
-
-    Args:
-      wanted: cameras and history of the model.
-      reads_state: whether the model reads a robot's state, if it has one.
-
-    Raises:
-      UserError: the dataset has none of the cameras, or bounds that do not fit
-        its state.
-    """
-    known = robot_dataset(self.dataset)
-    missing = [name for name in wanted.cameras if name not in known.cameras]
-    if len(missing) == len(wanted.cameras):
-      raise UserError(
-        f"got cameras {list(wanted.cameras)} for dataset {self.dataset!r}, "
-        f"expected at least one of {list(known.cameras)}; change "
-        "config.observation.cameras"
-      )
-    state = None
-    if reads_state and known.state:
-      state = known.state.space.with_bounds(self.state_bounds)
-    return dataclasses.replace(wanted, missing=tuple(missing), state=state)
-
-  def read_statistics(self) -> dict[str, Any]:
-    """What the file `statistics` holds; empty when none is named.
-
-    Raises:
-      UserError: no such file, or the figures of another dataset.
-    """
-    if not self.statistics:
-      return {}
-    try:
-      figures = json.loads(pathlib.Path(self.statistics).read_text())
-      found, _ = figures["dataset"], figures["bounds"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-      raise UserError(
-        f"got statistics {self.statistics!r}, which cannot be read "
-        f"({error!r}), expected a file that data/compute_stats.py wrote"
-      ) from error
-    if found != self.dataset:
-      raise UserError(
-        f"got statistics {self.statistics!r} of dataset {found!r}, expected "
-        f"those of {self.dataset!r}; run data/compute_stats.py for it"
-      )
-    return figures
-
-
-def robot_dataset(name: str) -> RobotDataset:
-  """Looks up a dataset. Raises UserError naming the known ones."""
-  if name not in DATASETS:
-    raise unknown_name("dataset", name, DATASETS)
-  return DATASETS[name]
-
-
-def open_source(
-  config: SourceConfig,
-  split: str,
-  spec: ObservationSpec = ONE_CAMERA,
-  index_folder: str | None = None,
-  num_workers: int | None = None,
-  max_skipped: int = 0,
-) -> rlds.StepSource:
-  """Indexes one split of a dataset, or loads its index.
-
-  Args:
-    config: the source.
-    split: which of its splits.
-    spec: what is read of an observation, from `SourceConfig.observation_spec`.
-    index_folder: see `index.load_or_build`, as of the last two.
-    num_workers: likewise.
-    max_skipped: likewise.
-
-  Raises:
-    UserError: bad data, or nothing is left after the filters.
-  """
-  known = robot_dataset(config.dataset)
-  cameras = [known.cameras[name] for name in spec.present]
-  state = known.state if spec.state else None
-  reading = rlds.Reading(tuple(cameras), known.standardize, known.space, state)
-  chosen = make_filters(config.filters)
-  chosen.check(known.space)
-  # All fields: the index of a config that spells defaults out is the same.
-  filters = dataclasses.asdict(chosen)
-  storage = open_storage(config.path)
-  function = _functions_hash(reading)
-  recipe = kept_index.Recipe(
-    index_shard,
-    arguments=(reading, filters, function),
-    name=(config.dataset, filters, spec.present, bool(state)),
-    depends={
-      "cameras": cameras,
-      "action space": _conventions(known.space),
-      "state": _conventions(state.space) if state else None,
-      "dataset function": function,
-      "reader": code_hash(rlds.index_episodes, Filters),
-    },
-  )
-  found = splits.find_split(storage, config.path, split)
-  shards, damaged = index.load_or_build(
-    found, recipe, index_folder, num_workers, max_skipped
-  )
-  steps = StepIndex.merge(shards, damaged)
-  if not len(steps):
-    problems = [f"; {loss.problem}" for loss in damaged[:1]]
-    raise UserError(
-      f"got no step in split {split!r} of {config.path} after the filters "
-      f"{filters}; relax them{''.join(problems)}"
-    )
-  return rlds.StepSource(storage, steps, known.space, spec.history)
-
-
-def _functions_hash(reading: rlds.Reading) -> str:
-  """Names the code that reads the records."""
-  if reading.state is None:
-    return code_hash(reading.standardize)
-  return code_hash(reading.standardize, reading.state.read)
-
-
-def _conventions(space: ActionSpace) -> list[Any]:
-  """What a space says about numbers; bounds are no part of an index."""
-  dimensions = [[d.name, d.unit, d.kind, *d.values] for d in space.dimensions]
-  return [space.name, space.frame, dimensions]
-
-
-def index_shard(
-  storage: Storage,
-  path: str,
-  reading: rlds.Reading,
-  filters: Mapping[str, Any],
-  function: str,
-) -> kept_index.Columns:
-  """One shard's columns, see `rlds.index_episodes`.
-
-  Raises:
-    UserError: `function` is not the hash of the dataset's functions: another
-      process has found other code under their names.
-  """
-  # Before the first shard: a function may keep what it has met in a global.
-  found = function if function in _COMPARED else _functions_hash(reading)
-  _COMPARED.add(found)
-  if found != function:
-    raise UserError(
-      f"{path}: got a dataset function with hash {found} in a process that "
-      f"indexes, expected {function} as in the program; define the function in "
-      "a module that both import"
-    )
-  return rlds.index_episodes(storage, path, reading, make_filters(filters))

@@ -164,15 +164,12 @@ class Canonical(NamedTuple):
       WrongFunctionError: the function that made it contradicts itself.
       UserError: an action that is not finite.
     """
-    steps = np.arange(length) if self.steps is None else np.asarray(self.steps)
+    steps = np.arange(length)
+    if self.steps is not None:
+      steps = _checked_steps(np.asarray(self.steps), length, where)
     count = len(steps)
-    if count and (
-      steps.min() < 0 or steps.max() >= length or (np.diff(steps) < 1).any()
-    ):
-      raise WrongFunctionError(
-        f"{where}: got steps {steps.tolist()} from the dataset's function, "
-        f"expected ascending ones of 0 to {length - 1}; correct the function"
-      )
+    _check_texts("instructions", self.instruction, where)
+    _check_texts("plans", self.plan, where)
     shape = np.shape(self.action)
     counts = [len(self.instruction), len(self.plan) if self.plan else count]
     if shape != (count, len(space)) or set(counts) != {count}:
@@ -194,6 +191,42 @@ class Canonical(NamedTuple):
     return steps
 
 
+def _checked_steps(steps: np.ndarray, length: int, where: str) -> np.ndarray:
+  """Returns the steps that a dataset's function keeps, int[n].
+
+  Raises:
+    WrongFunctionError: anything but ascending numbers of steps.
+  """
+  if not steps.size:
+    return np.arange(0)
+  whole = np.issubdtype(steps.dtype, np.integer) and steps.ndim == 1
+  if not whole or steps[0] < 0 or steps[-1] >= length or _descends(steps):
+    raise WrongFunctionError(
+      f"{where}: got steps {steps.tolist()} from the dataset's function, "
+      f"expected ascending whole numbers of 0 to {length - 1}; correct the "
+      "function"
+    )
+  return steps
+
+
+def _descends(steps: np.ndarray) -> bool:
+  return bool((steps[1:] <= steps[:-1]).any())
+
+
+def _check_texts(what: str, texts: Sequence[str], where: str):
+  """Refuses one text in place of one for each step, and what is no text.
+
+  Raises:
+    WrongFunctionError: the dataset's function gave such.
+  """
+  if isinstance(texts, str) or not all(isinstance(t, str) for t in texts):
+    raise WrongFunctionError(
+      f"{where}: got {what} {texts!r:.80} from the dataset's function, "
+      "expected a list of str, one for each step that is kept; correct the "
+      "function"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Filters:
   """Which episodes and steps an index keeps.
@@ -209,7 +242,9 @@ class Filters:
 
   def check(self, space: ActionSpace):
     """Raises UserError where nothing tells which actions stand still."""
-    unclear = [d for d in space.dimensions if not (_moves(d) or _is_state(d))]
+    unclear = [
+      d for d in space.dimensions if not (is_displacement(d) or _is_state(d))
+    ]
     if self.drop_noops and unclear:
       named = ", ".join(f"{d.name!r} ({d.unit!r})" for d in unclear)
       raise UserError(
@@ -228,8 +263,10 @@ class Filters:
     """bool[n]; an action is still when it moves less than 0.1 mm or mrad."""
     if not self.drop_noops:
       return np.ones(len(action), bool)
-    moves = np.array([_moves(d) for d in space.dimensions])
-    limits = np.array([_STILL[d.unit] for d in space.dimensions if _moves(d)])
+    moves = np.array([is_displacement(d) for d in space.dimensions])
+    limits = np.array(
+      [_STILL[d.unit] for d in space.dimensions if is_displacement(d)]
+    )
     still = (np.abs(action[:, moves]) < limits).all(-1)
     before = np.concatenate([action[:1], action[:-1]])
     same = (action[:, ~moves] == before[:, ~moves]).all(-1)
@@ -264,8 +301,8 @@ def make_filters(fields: Mapping[str, Any]) -> Filters:
   return filters
 
 
-def _moves(d: Dimension) -> bool:
-  """Whether the robot stands still in this dimension where it is zero."""
+def is_displacement(d: Dimension) -> bool:
+  """Tells whether the robot stands still where this dimension is zero."""
   if d.unit in ("m", "rad"):
     return bool(_DISPLACEMENT.fullmatch(d.name))
   return d.unit in _STILL

@@ -16,8 +16,9 @@ import numpy as np
 
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import datasets, records, unusable, web
+from rt2_jax.input_pipeline import records, unusable, web
 from rt2_jax.input_pipeline.rlds import StepSource
+from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.prompt import Prompt
@@ -156,7 +157,7 @@ class RobotExamples:
 
 
 def open_robot(
-  config: datasets.SourceConfig,
+  config: SourceConfig,
   split: str,
   tokenizer: ActionTokenizer,
   prompt: Prompt,
@@ -180,7 +181,7 @@ def open_robot(
   Raises:
     UserError: bad data, or text that is too long.
   """
-  source = datasets.open_source(
+  source = open_source(
     config, split, spec, index_folder or None, max_skipped=max_skipped
   )
   return RobotExamples(

@@ -151,10 +151,17 @@ def _malformed(text: str) -> UserError:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """The shards of a split, in order, and which part of them is asked for."""
+  """A split, or the part of it that is asked for.
+
+  Attributes:
+    part: what is asked for.
+    shards: of the whole split, in order.
+    dataset: its name in dataset_info.json; "" where none is stated.
+  """
 
   part: Part
   shards: tuple[Shard, ...]
+  dataset: str = ""
 
 
 def find_split(storage: Storage, folder: str, text: str) -> Split:
@@ -169,12 +176,13 @@ def find_split(storage: Storage, folder: str, text: str) -> Split:
     UserError: no dataset there, no such split, or a shard is missing.
   """
   part = Part.parse(text)
-  lengths = _stated_lengths(storage, folder)
-  if lengths is None:
+  info = _read_info(storage, folder)
+  if info is None:
     raise UserError(
       f"got dataset path {folder!r}, which holds no {_INFO}; expected a TFDS "
       "version folder such as …/bridge_dataset/1.0.0"
     )
+  name, lengths = info
   if part.name not in lengths:
     raise UserError(
       f"got split {text!r}, expected one of {', '.join(lengths)}, or a part "
@@ -188,7 +196,8 @@ def find_split(storage: Storage, folder: str, text: str) -> Split:
       folder,
       part.name,
     )
-  return _find_files(storage, folder, part, lengths[part.name])
+  found = _find_files(storage, folder, part, lengths[part.name])
+  return dataclasses.replace(found, dataset=name)
 
 
 def find_web_split(storage: Storage, folder: str, text: str) -> Split:
@@ -198,7 +207,7 @@ def find_web_split(storage: Storage, folder: str, text: str) -> Split:
     UserError: no records of that split there, or a shard is missing.
   """
   part = Part.parse(text)
-  lengths = _stated_lengths(storage, folder) or {}
+  _, lengths = _read_info(storage, folder) or ("", {})
   return _find_files(storage, folder, part, lengths.get(part.name))
 
 
@@ -222,18 +231,22 @@ def _find_files(
   return Split(part, tuple(Shard(path, None) for path in files))
 
 
-def _stated_lengths(
+def _read_info(
   storage: Storage, folder: str
-) -> dict[str, list[int] | None] | None:
-  """What dataset_info.json says, see `_read_lengths`; None without the file."""
+) -> tuple[str, dict[str, list[int] | None]] | None:
+  """Reads dataset_info.json, see `_parse_info`; None without the file."""
   names = [n for n in storage.names(folder) if n.endswith(f"/{_INFO}")]
   if not names:
     return None
-  return _read_lengths(bytes(storage.whole(names[0])), names[0])
+  return _parse_info(bytes(storage.whole(names[0])), names[0])
 
 
-def _read_lengths(data: bytes, path: str) -> dict[str, list[int] | None]:
-  """The records of each split's shards; None where they are not stated.
+def _parse_info(
+  data: bytes, path: str
+) -> tuple[str, dict[str, list[int] | None]]:
+  """The dataset's name, and the records of each split's shards.
+
+  Either may not be stated: "" and None.
 
   Raises:
     UserError: the file is cut off, or of another kind.
@@ -252,7 +265,7 @@ def _read_lengths(data: bytes, path: str) -> dict[str, list[int] | None]:
       f"{path}: got fileFormat {kind!r}, expected 'tfrecord'; write the "
       "dataset again in that format"
     )
-  return lengths
+  return info.get("name", ""), lengths
 
 
 def _numbers(split: dict[str, Any]) -> list[int] | None:

@@ -5,23 +5,29 @@ import pathlib
 import numpy as np
 import pytest
 
-from data import make_reach_episodes
+from data import make_rt1_episodes
 from rt2_jax.input_pipeline import datasets, frames
+from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from tests import tiny_datasets
 from tests.conftest import ROOT
 
+# What dataset_info.json calls the records that two datasets read.
+RECORDED_AS = {
+  "bridge_dataset_relabelled": "bridge_dataset",
+  "tabletop_with_plan": "tabletop",
+}
 _BRIDGE = ROOT / "../shared/data/bridge_debug/bridge_dataset/1.0.0"
 
 
 def test_bridge_terminates_on_its_last_step_only(tmp_path):
   config = tiny_datasets.bridge_source(tmp_path)
-  index = datasets.open_source(config, "train").index
+  index = open_source(config, "train").index
   np.testing.assert_array_equal(index.action[:, 0], [0, 0, 0, 0, 1] * 4)
 
 
 def test_bridge_keeps_the_commanded_motion(tmp_path):
   config = tiny_datasets.bridge_source(tmp_path)
-  index = datasets.open_source(config, "train").index
+  index = open_source(config, "train").index
   episode = tiny_datasets.bridge_episode(0)
   recorded = np.reshape(episode["steps/action"], (5, 7)).astype(np.float32)
   np.testing.assert_array_equal(index.action[:5, 1:7], recorded[:, :6])
@@ -32,9 +38,11 @@ def canonical(tmp_path, dataset, features):
   camera = datasets.DATASETS[dataset].cameras["primary"]
   length = len(features["steps/is_first"])
   features[f"steps/{camera}"] = [tiny_datasets.jpeg(t) for t in range(length)]
-  folder = tiny_datasets.write(tmp_path, [features], dataset)
-  config = datasets.SourceConfig(dataset, str(folder))
-  return datasets.open_source(config, "train").index
+  folder = tiny_datasets.write(
+    tmp_path, [features], RECORDED_AS.get(dataset, dataset)
+  )
+  config = SourceConfig(dataset, str(folder))
+  return open_source(config, "train").index
 
 
 def test_relabelled_bridge_moves_to_the_state_that_was_reached(tmp_path):
@@ -214,8 +222,8 @@ def test_a_plan_names_things_and_where_they_are(tmp_path):
     ),
   ]
   folder = tiny_datasets.write(tmp_path, episodes, "tabletop", num_shards=2)
-  config = datasets.SourceConfig("tabletop_with_plan", str(folder))
-  source = datasets.open_source(config, "train")
+  config = SourceConfig("tabletop_with_plan", str(folder))
+  source = open_source(config, "train")
   # Sixteen places in each direction, y first; the middle of the place.
   assert [source.plan(i) for i in range(4)] == [
     "apple <loc0032><loc0032>",
@@ -225,19 +233,19 @@ def test_a_plan_names_things_and_where_they_are(tmp_path):
   ]
   assert source.index.plan.dtype == np.uint32
   assert source.instruction(3) == "pick up the cat"
-  silent = datasets.SourceConfig("tabletop", str(folder))
-  silent = datasets.open_source(silent, "train")
+  silent = SourceConfig("tabletop", str(folder))
+  silent = open_source(silent, "train")
   assert silent.plan(3) == "" and silent.index.plan.nbytes == 0
 
 
 def test_fractals_format_as_tfds_writes_it(tmp_path):
-  make_reach_episodes.make(
+  make_rt1_episodes.make(
     str(tmp_path), train_episodes=2, val_episodes=1, seed=3
   )
-  config = datasets.SourceConfig(
+  config = SourceConfig(
     "fractal20220817_data", str(tmp_path / "fractal20220817_data/0.1.0")
   )
-  source = datasets.open_source(config, "train")
+  source = open_source(config, "train")
   assert len(source.index.texts) in (1, 2)
   for episode in range(2):
     action = source.index.action[source.index.episode == episode]
@@ -255,8 +263,8 @@ def test_fractals_format_as_tfds_writes_it(tmp_path):
   not pathlib.Path(_BRIDGE).is_dir(), reason="needs the Bridge debug episodes"
 )
 def test_the_real_bridge_episodes():
-  config = datasets.SourceConfig("bridge_dataset", str(_BRIDGE))
-  index = datasets.open_source(config, "train").index
+  config = SourceConfig("bridge_dataset", str(_BRIDGE))
+  index = open_source(config, "train").index
   assert len(index) == 250 and index.episode.max() == 24
   assert len(index.texts) == 4
   # Extremes as published with the data.
@@ -272,11 +280,11 @@ def test_an_unknown_dataset_lists_the_known_ones():
   with pytest.raises(
     ValueError, match="'bridg' for dataset, expected one of: fractal.*bridge_"
   ):
-    datasets.SourceConfig("bridg", "x").space  # noqa: B018
+    SourceConfig("bridg", "x").space  # noqa: B018
 
 
 def test_an_unknown_dimension_in_bounds():
-  config = datasets.SourceConfig("bridge_dataset", "x", bounds={"z": (0, 1)})
+  config = SourceConfig("bridge_dataset", "x", bounds={"z": (0, 1)})
   with pytest.raises(ValueError, match="got 'z' for dimension of action space"):
     config.space  # noqa: B018
 
@@ -285,14 +293,14 @@ FRACTAL = str(ROOT / "data/stats/fractal20220817_data.json")
 
 
 def test_bounds_may_come_from_statistics():
-  config = datasets.SourceConfig(
+  config = SourceConfig(
     "fractal20220817_data", "x", bounds="q01_q99", statistics=FRACTAL
   )
   dx, droll = config.space.dimensions[1], config.space.dimensions[4]
   assert (dx.low, dx.high) == (-0.224535, 0.178247)
   assert (droll.low, droll.high) == (-0.351799, 0.589267)
   assert config.read_statistics()["num_steps"] == 3_786_400
-  assert datasets.SourceConfig("bridge_dataset", "x").read_statistics() == {}
+  assert SourceConfig("bridge_dataset", "x").read_statistics() == {}
 
 
 @pytest.mark.parametrize(
@@ -318,4 +326,4 @@ def test_bounds_may_come_from_statistics():
 def test_statistics_that_do_not_fit_are_named(fields, message):
   fields = {"bounds": "q01_q99"} | fields
   with pytest.raises(ValueError, match=message):
-    _ = datasets.SourceConfig("bridge_dataset", "x", **fields).space
+    _ = SourceConfig("bridge_dataset", "x", **fields).space

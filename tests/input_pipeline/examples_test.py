@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rt2_jax.actions import RT2, TABLETOP, ActionTokenizer
-from rt2_jax.input_pipeline import datasets
 from rt2_jax.input_pipeline.examples import RobotExamples
+from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.observation import ObservationSpec
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import EOS, PAD
@@ -21,14 +21,14 @@ def open_examples(tmp_path, tokenizer):
     tiny_datasets.tabletop_episode("apple", [_HERE, _THERE]),
     tiny_datasets.tabletop_episode("cat", [_THERE], "apple", [_HERE]),
   ]
-  folder = tiny_datasets.write(tmp_path, episodes)
+  folder = tiny_datasets.write(tmp_path, episodes, "tabletop")
 
   def open_with(
     suffix_length, plan_length, dataset="tabletop_with_plan", max_skipped=0
   ):
-    config = datasets.SourceConfig(dataset, str(folder))
+    config = SourceConfig(dataset, str(folder))
     prompt = Prompt(tokenizer, 24, suffix_length, plan_length=plan_length)
-    source = datasets.open_source(config, "train")
+    source = open_source(config, "train")
     return RobotExamples(source, actions, prompt, max_skipped=max_skipped)
 
   return open_with
@@ -111,9 +111,9 @@ def test_steps_whose_instruction_is_too_long_are_left_out(tmp_path, tokenizer):
   for episode in episodes[1:3]:
     episode["steps/language_instruction"][2:] = [long.encode()] * 2
   tiny_datasets.write(tmp_path, episodes, num_shards=2)
-  config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
+  config = SourceConfig("bridge_dataset", str(tmp_path))
   spec = ObservationSpec(history=2)
-  source = datasets.open_source(config, "train", spec)
+  source = open_source(config, "train", spec)
   prompt = Prompt(tokenizer, 24, 9)
   with pytest.raises(
     ValueError,

@@ -9,10 +9,11 @@ from PIL import Image
 
 from rt2_jax import augment, images
 from rt2_jax.actions import RT2, ActionTokenizer
-from rt2_jax.input_pipeline import datasets, in_order
+from rt2_jax.input_pipeline import in_order
 from rt2_jax.input_pipeline.examples import open_robot, open_web
 from rt2_jax.input_pipeline.loader import Loader
 from rt2_jax.input_pipeline.mixture import Mixture
+from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.observation import ONE_CAMERA
 from rt2_jax.prompt import Prompt
 from rt2_jax.sharding import make_mesh
@@ -44,7 +45,7 @@ def prompt(tokenizer):
 
 def robot(folder, prompt, episodes, max_skipped=0):
   tiny_datasets.write(folder, episodes)
-  config = datasets.SourceConfig("bridge_dataset", str(folder))
+  config = SourceConfig("bridge_dataset", str(folder))
   actions = ActionTokenizer(RT2, prompt.tokenizer.action_route("rare"))
   return open_robot(
     config, "train", actions, prompt, ONE_CAMERA, "", max_skipped

@@ -15,8 +15,11 @@ import pytest
 
 from rt2_jax.actions import RT2
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import datasets, index, kept_index, splits
-from rt2_jax.input_pipeline.datasets import SourceConfig
+from rt2_jax.input_pipeline import datasets, index, kept_index, sources, splits
+from rt2_jax.input_pipeline.sources import (
+  SourceConfig,
+  open_source,
+)
 from rt2_jax.storage import LocalStorage
 from tests import tiny_datasets
 
@@ -29,7 +32,7 @@ def config(tmp_path):
 
 
 def open_index(config, folder, max_skipped=0):
-  return datasets.open_source(
+  return open_source(
     config,
     "train",
     index_folder=folder and str(folder),
@@ -55,7 +58,7 @@ def equal(a, b) -> bool:
 
 
 def test_a_kept_index_is_the_same(config, tmp_path):
-  fresh = datasets.open_source(config, "train").index
+  fresh = open_source(config, "train").index
   built = open_index(config, tmp_path / "index")
   assert len(list((tmp_path / "index").glob("*.npz"))) == 3
   assert equal(fresh, built) and equal(
@@ -71,14 +74,14 @@ def test_an_interrupted_build_goes_on(config, tmp_path, monkeypatch):
   kept[1].unlink()
   (folder / "left.123.unfinished").write_bytes(b"half a file")
   read = []
-  build = datasets.index_shard
+  build = sources.index_shard
 
   @functools.wraps(build)  # the same function to those who name indexes
   def index_shard(storage, path, *rest):
     read.append(path)
     return build(storage, path, *rest)
 
-  monkeypatch.setattr(datasets, "index_shard", index_shard)
+  monkeypatch.setattr(sources, "index_shard", index_shard)
   assert equal(open_index(config, folder), whole)
   assert len(read) == 1 and "00001-of-00003" in read[0]
 
@@ -178,7 +181,7 @@ def test_damage_is_an_error_and_no_index_is_kept(config, tmp_path):
 
 
 def test_tolerated_damage_is_left_out_and_listed(config, tmp_path):
-  whole = datasets.open_source(config, "train").index
+  whole = open_source(config, "train").index
   path = damage(config, 1, DATA)
   built = open_index(config, tmp_path / "index", max_skipped=5)
   kept = open_index(config, tmp_path / "index", max_skipped=5)
@@ -206,7 +209,7 @@ def state_lengths(config, lengths):
 @pytest.mark.parametrize("stated", [True, False])
 def test_what_is_behind_a_damaged_length_is_counted(config, tmp_path, stated):
   """By dataset_info.json, or else by the other shards: two episodes each."""
-  whole = datasets.open_source(config, "train").index
+  whole = open_source(config, "train").index
   if not stated:
     state_lengths(config, None)
   damage(config, 1, 0)
@@ -277,12 +280,12 @@ def test_a_loss_of_unknown_extent_is_never_tolerated(config, caplog):
 def test_a_part_of_a_split_is_a_stretch_of_its_episodes(
   config, tmp_path, known
 ):
-  whole = datasets.open_source(config, "train").index
+  whole = open_source(config, "train").index
   if not known:
     state_lengths(config, None)
   folder = str(tmp_path / "index")
   parts = [
-    datasets.open_source(config, f"train[{part}]", index_folder=folder).index
+    open_source(config, f"train[{part}]", index_folder=folder).index
     for part in (":20%", "20%:70%", "70%:")
   ]
   assert [len(part) for part in parts] == [5, 15, 10]  # 1, 3 and 2 episodes
@@ -303,9 +306,9 @@ def test_damage_outside_the_part_counts_for_nothing(config, tmp_path):
   damage(config, 1, DATA)  # the third of six episodes
   folder = str(tmp_path / "index")
   for part, steps in (("train[:2]", 10), ("train[3:]", 15)):
-    assert len(datasets.open_source(config, part, index_folder=folder)) == steps
+    assert len(open_source(config, part, index_folder=folder)) == steps
   with pytest.raises(ValueError, match="got 5 examples .*checksum is wrong"):
-    datasets.open_source(config, "train[2:]", index_folder=folder)
+    open_source(config, "train[2:]", index_folder=folder)
 
 
 def changed_dataset(monkeypatch, **fields):
@@ -346,7 +349,7 @@ def test_an_index_made_in_another_way_is_built_again(
   for fields in first, then:
     caplog.clear()
     changed_dataset(monkeypatch, **fields)
-    fresh = datasets.open_source(config, "train").index
+    fresh = open_source(config, "train").index
     assert equal(open_index(config, kept), fresh)
   (line,) = caplog.messages
   assert "builds 2 of 2 kept indexes" in line and str(kept) in line
@@ -442,4 +445,4 @@ def test_another_function_in_another_process_is_refused(config):
   known = datasets.DATASETS["bridge_dataset"]
   path = splits.find_split(LocalStorage(), config.path, "train").shards[0].path
   with pytest.raises(ValueError, match="got a dataset function with hash"):
-    datasets.index_shard(LocalStorage(), path, known, {}, "another")
+    sources.index_shard(LocalStorage(), path, known, {}, "another")

@@ -8,10 +8,11 @@ from PIL import Image
 
 from rt2_jax import images
 from rt2_jax.actions import RT2, ActionTokenizer
-from rt2_jax.input_pipeline import datasets, frames, loader
+from rt2_jax.input_pipeline import frames, loader
 from rt2_jax.input_pipeline.examples import RobotExamples
 from rt2_jax.input_pipeline.loader import Loader
 from rt2_jax.input_pipeline.mixture import Mixture
+from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.observation import ObservationSpec
 from rt2_jax.prompt import Prompt
 from tests import tiny_datasets
@@ -28,8 +29,8 @@ def make_loader(tmp_path, tokenizer):
     examples, spec = [], ObservationSpec(history=history)
     for i, each in enumerate([episodes, *more]):
       folder = tiny_datasets.write(tmp_path / str(i), each)
-      config = datasets.SourceConfig("bridge_dataset", str(folder))
-      source = datasets.open_source(config, "train", spec)
+      config = SourceConfig("bridge_dataset", str(folder))
+      source = open_source(config, "train", spec)
       examples.append(RobotExamples(source, actions, prompt, spec))
     sizes = tuple(len(e) for e in examples)
     mixture = Mixture(sizes, (1.0,) * len(sizes), seed=0)
@@ -202,8 +203,8 @@ def test_damaged_records_count_as_skipped(make_loader, tmp_path):
   data = bytearray(path.read_bytes())
   data[3000] ^= 1
   path.write_bytes(data)
-  config = datasets.SourceConfig("bridge_dataset", str(tmp_path / "0"))
-  source = datasets.open_source(config, "train", max_skipped=5)
+  config = SourceConfig("bridge_dataset", str(tmp_path / "0"))
+  source = open_source(config, "train", max_skipped=5)
   good = make_loader().examples[0]
   examples = [RobotExamples(source, good._tokenizer, good._prompt)]
   mixture = Mixture((15,), (1.0,), seed=0)

@@ -11,6 +11,7 @@ from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets
 from rt2_jax.input_pipeline.episodes import Canonical, Filters, make_filters
 from rt2_jax.input_pipeline.rlds import StepSource
+from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.observation import ObservationSpec
 from rt2_jax.storage import LocalStorage
 from tests import tiny_datasets
@@ -19,7 +20,7 @@ from tests import tiny_datasets
 @pytest.fixture
 def source(tmp_path):
   config = tiny_datasets.bridge_source(tmp_path)
-  return datasets.open_source(config, "train")
+  return open_source(config, "train")
 
 
 def test_every_step_is_found(source):
@@ -44,8 +45,8 @@ def test_the_largest_image_is_known_in_any_order(tmp_path, order):
   images = [tiny_datasets.jpeg(i, *sizes[i]) for i in order]
   episodes[1]["steps/observation/image_0"] = images
   tiny_datasets.write(tmp_path, episodes, num_shards=2)
-  config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
-  open_kept = lambda: datasets.open_source(  # noqa: E731
+  config = SourceConfig("bridge_dataset", str(tmp_path))
+  open_kept = lambda: open_source(  # noqa: E731
     config, "train", index_folder=str(tmp_path / "index")
   )
   source = open_kept()
@@ -66,13 +67,13 @@ def test_a_nan_action_names_file_episode_and_step(tmp_path):
   episodes = [tiny_datasets.bridge_episode(seed) for seed in range(2)]
   episodes[1]["steps/action"][3 * 7 + 2] = float("nan")
   tiny_datasets.write(tmp_path, episodes)
-  config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
+  config = SourceConfig("bridge_dataset", str(tmp_path))
   with pytest.raises(
     ValueError,
     match=r"got 5 .*tfrecord-0.*, byte \d+, episode 1: got nan in step 3, "
     "number 2 of 'action', expected a finite number",
   ):
-    datasets.open_source(config, "train")
+    open_source(config, "train")
 
 
 def test_a_changed_image_is_named_when_it_is_read(source):
@@ -92,7 +93,7 @@ def test_a_changed_image_is_named_when_it_is_read(source):
 
 
 def test_a_shard_that_shrinks_while_it_is_read(tmp_path):
-  source = datasets.open_source(tiny_datasets.bridge_source(tmp_path), "train")
+  source = open_source(tiny_datasets.bridge_source(tmp_path), "train")
   with open(source.index.files[0], "r+b") as file:
     file.truncate(int(source.index.offset[7, 0]) + 10)
   with pytest.raises(
@@ -105,17 +106,15 @@ def test_an_image_for_each_step_is_needed(tmp_path):
   episode = tiny_datasets.bridge_episode(0)
   del episode["steps/observation/image_0"][1]
   tiny_datasets.write(tmp_path, [episode])
-  config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
+  config = SourceConfig("bridge_dataset", str(tmp_path))
   with pytest.raises(ValueError, match="got 4 images .* expected 5, one for e"):
-    datasets.open_source(config, "train")
+    open_source(config, "train")
 
 
 def filtered(tmp_path, filters, episodes):
   tiny_datasets.write(tmp_path, episodes)
-  config = datasets.SourceConfig(
-    "bridge_dataset", str(tmp_path), filters=filters
-  )
-  return datasets.open_source(config, "train").index
+  config = SourceConfig("bridge_dataset", str(tmp_path), filters=filters)
+  return open_source(config, "train").index
 
 
 def test_episodes_are_filtered_by_their_features(tmp_path):
@@ -154,11 +153,11 @@ def test_the_plans_of_kept_steps_are_kept(tmp_path):
   boxes = [(y, 0.0, y, 0.1) for y in (0.0, 0.3, 0.6)]
   episode = tiny_datasets.tabletop_episode("apple", boxes)
   episode["steps/action"][8 * 2 + 7] = 1.0  # 1: nothing; 2: opens
-  tiny_datasets.write(tmp_path, [episode])
-  config = datasets.SourceConfig(
+  tiny_datasets.write(tmp_path, [episode], "tabletop")
+  config = SourceConfig(
     "tabletop_with_plan", str(tmp_path), filters={"drop_noops": True}
   )
-  source = datasets.open_source(config, "train")
+  source = open_source(config, "train")
   assert len(source) == 1
   assert source.plan(0) == "apple <loc0608><loc0032>"
 
@@ -185,8 +184,8 @@ def index_with(tmp_path, monkeypatch, space, standardize, **filters):
   )
   monkeypatch.setitem(datasets.DATASETS, "mine", known)
   tiny_datasets.write(tmp_path, [tiny_datasets.bridge_episode(0, length=6)])
-  config = datasets.SourceConfig("mine", str(tmp_path), filters=filters)
-  return datasets.open_source(config, "train")
+  config = SourceConfig("mine", str(tmp_path), filters=filters)
+  return open_source(config, "train")
 
 
 def joints(unit, names=("joint_1", "joint_2")):
@@ -283,7 +282,13 @@ def test_a_function_names_the_steps_that_it_keeps(tmp_path, monkeypatch):
     {"action": np.zeros((6, 7))},
     {"action": np.zeros(48)},
     {"plan": ["a"] * 3},
+    {"instruction": "go now"},  # six characters, one for each step
+    {"instruction": [b"go"] * 6},
+    {"plan": "reach "},
     {"steps": [0, 1, 2]},
+    {"steps": [True] * 6},
+    {"steps": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]},
+    {"steps": [[0, 1, 2, 3, 4, 5]]},
     {"steps": [0, 1, 2, 3, 4, 6]},
     {"steps": [-1, 0, 1, 2, 3, 4]},
     {"steps": [0, 1, 2, 2, 4, 5]},
@@ -328,13 +333,13 @@ def test_a_damaged_episode_is_named_and_may_be_left_out(
   episodes = [tiny_datasets.bridge_episode(seed) for seed in range(3)]
   spoil(episodes[1], f"steps/{spoiled[0]}", *spoiled[1:])
   tiny_datasets.write(tmp_path, episodes)
-  config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
+  config = SourceConfig("bridge_dataset", str(tmp_path))
   with pytest.raises(
     ValueError,
     match=rf"got 5 ex.* = 4: {tmp_path}/.*-00001, byte \d+(, episode 1)?: got",
   ):
-    datasets.open_source(config, "train", max_skipped=4)
-  index = datasets.open_source(config, "train", max_skipped=5).index
+    open_source(config, "train", max_skipped=4)
+  index = open_source(config, "train", max_skipped=5).index
   assert len(index) == 10 and index.episode.max() == 1
   (lost,) = index.damaged
   assert re.search(message, lost.problem) and lost.examples == 5
@@ -345,10 +350,10 @@ def test_an_episode_without_a_feature_may_be_left_out(tmp_path):
   del episodes[0]["steps/is_last"]
   del episodes[2]["steps/is_first"]  # nobody knows how many steps it has
   tiny_datasets.write(tmp_path, episodes)
-  config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
+  config = SourceConfig("bridge_dataset", str(tmp_path))
   with pytest.raises(ValueError, match="got 6 examples"):
-    datasets.open_source(config, "train", max_skipped=5)
-  index = datasets.open_source(config, "train", max_skipped=6).index
+    open_source(config, "train", max_skipped=5)
+  index = open_source(config, "train", max_skipped=6).index
   assert len(index) == 5 and [loss.examples for loss in index.damaged] == [5, 1]
 
 
@@ -357,18 +362,18 @@ def test_an_episode_without_steps_has_none(tmp_path):
   one = tiny_datasets.bridge_episode(3, length=1)
   episodes = [empty, tiny_datasets.bridge_episode(1), empty, one, empty]
   tiny_datasets.write(tmp_path, episodes)
-  config = datasets.SourceConfig("bridge_dataset", str(tmp_path))
-  source = datasets.open_source(config, "train", ObservationSpec(history=2))
+  config = SourceConfig("bridge_dataset", str(tmp_path))
+  source = open_source(config, "train", ObservationSpec(history=2))
   assert len(source) == 6 and not source.index.damaged
   first = tiny_datasets.jpeg(3000)
   assert source.storage.read(source.requests(5)) == [first, first]
   np.testing.assert_array_equal(source.index.episode, [0] * 5 + [1])
   tiny_datasets.write(tmp_path, [empty])
   with pytest.raises(ValueError, match="got no step in split 'train'"):
-    datasets.open_source(config, "train")
+    open_source(config, "train")
   for marks in [], [b"1"] * 5:  # the images say that there are steps
     unmarked = tiny_datasets.bridge_episode(0) | {"steps/is_first": marks}
     tiny_datasets.write(tmp_path, [tiny_datasets.bridge_episode(1), unmarked])
     with pytest.raises(ValueError, match="episode 1: got 5 .*expected 0"):
-      datasets.open_source(config, "train")
-    assert len(datasets.open_source(config, "train", max_skipped=1)) == 5
+      open_source(config, "train")
+    assert len(open_source(config, "train", max_skipped=1)) == 5

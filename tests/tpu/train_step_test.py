@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from configs import reach_debug, rt2_paligemma_3b
+from configs import rt1_debug, rt2_paligemma_3b
 from rt2_jax.tpu import ahead_of_time, control_rate, train_step
 from rt2_jax.tpu.chips import SLICES
 from rt2_jax.train_config import TrainConfig
@@ -22,7 +22,7 @@ KEYS = [
   *("hbm_gb_per_chip", "step_s", "compute_s", "exposed_comm_s"),
   "examples_per_s",
 ]
-CONFIG = "--config=configs/reach_debug.py"
+CONFIG = "--config=configs/rt1_debug.py"
 BUDGETS = json.loads((ROOT / "tests/step_budget.json").read_text())
 # A compiler's new release moves figures by a few percent; a slip of ours, such
 # as a gradient summed on every chip, by more.
@@ -35,12 +35,12 @@ def config(module) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def tiny() -> TrainConfig:
-  return config(reach_debug)
+  return config(rt1_debug)
 
 
 @pytest.mark.parametrize("name", list(BUDGETS))
 def test_the_step_does_not_grow(name):
-  module = {"reach_debug": reach_debug, "rt2_paligemma_3b": rt2_paligemma_3b}
+  module = {"rt1_debug": rt1_debug, "rt2_paligemma_3b": rt2_paligemma_3b}
   budget = BUDGETS[name]
   estimate = train_step.estimate(
     config(module[name]), budget["topology"], "fast"

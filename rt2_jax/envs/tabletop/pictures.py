@@ -113,14 +113,6 @@ class Pictures:
       chosen.concepts = {name: self[name] for name in names}
     return chosen
 
-  def in_category(self, category: str) -> tuple[str, ...]:
-    """Names of all concepts of a kind. Raises UserError if there are none."""
-    if category not in self.categories:
-      raise unknown_name("category", category, self.categories)
-    return tuple(
-      name for name, c in self.concepts.items() if c.category == category
-    )
-
   def picture(self, name: str, style: str) -> np.ndarray:
     """uint8[64, 64, 4]: red, green, blue and opacity.
 

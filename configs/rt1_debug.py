@@ -1,0 +1,32 @@
+"""`bridge_debug` on made-up episodes in the format of RT-1's data.
+
+  python -m data.make_rt1_episodes --output_dir=runs/rt1 --train_episodes=24
+
+writes them. To measure speed: there is nothing to learn but the answers.
+
+Fits on one chip, v5e:1x1, with 0.57 of 16.9 GB. A step there: 3.0 ms,
+compiler-predicted (launch/estimate.py, fast mode).
+"""
+
+import ml_collections
+
+from configs import bridge_debug
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = bridge_debug.get_config()
+  config.sources = {
+    "rt1": {
+      "dataset": "fractal20220817_data",
+      "path": "runs/rt1/fractal20220817_data/0.1.0",
+      # What data/make_rt1_episodes.py moves by in a step of the default length.
+      "bounds": {
+        "dx": (-0.05, 0.05),
+        "dy": (-0.06, 0.06),
+        "dz": (-0.05, 0.05),
+        "dyaw": (-0.28, 0.28),
+      },
+    },
+  }
+  config.batch_size = 48  # divides by more numbers of devices than 50
+  return config

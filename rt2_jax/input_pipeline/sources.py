@@ -1,0 +1,301 @@
+"""Robot sources: a dataset's records as a config names them, indexed.
+
+A dataset is a row of `datasets.DATASETS`, an import path, or a robot.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from rt2_jax import import_path
+from rt2_jax.actions import ActionSpace
+from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.input_pipeline import (
+  description,
+  index,
+  kept_index,
+  rlds,
+  splits,
+)
+from rt2_jax.input_pipeline.code_hash import code_hash
+from rt2_jax.input_pipeline.datasets import DATASETS, RobotDataset
+from rt2_jax.input_pipeline.episodes import Filters, make_filters
+from rt2_jax.input_pipeline.step_index import StepIndex
+from rt2_jax.observation import ONE_CAMERA, ObservationSpec
+from rt2_jax.ranges import more_than
+from rt2_jax.storage import Storage, open_storage
+
+_COMPARED: set[str] = set()  # hashes of functions that this process has too
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+  """One robot source of a mixture, as a config names it.
+
+  Attributes:
+    dataset: what the records mean: a key of `DATASETS`; "module:attribute", a
+      `RobotDataset` of another package; "robot.json", the description beside
+      the data; or the path of one.
+    path: TFDS version folder, local or e.g. `gs://…`.
+    split: split to train on, or a part of its episodes such as "train[:99%]",
+      see `splits.Part`.
+    eval_split: split to evaluate on.
+    weight: share of the mixture, relative to the other robot sources.
+    bounds: [low, high] in physical units for dimensions whose bins should
+      span another range than the action space's own; or "q01_q99", those that
+      `statistics` suggests.
+    state_bounds: [low, high] in physical units of the robot's state, likewise.
+    statistics: file that `data/compute_stats.py` wrote for this dataset, which
+      checkpoints keep; "" names none.
+    filters: episodes and steps to leave out, see `episodes.Filters`.
+  """
+
+  dataset: str
+  path: str
+  split: str = "train"
+  eval_split: str = "train"
+  weight: Annotated[float, more_than(0)] = 1.0
+  bounds: Mapping[str, Sequence[float]] | str = dataclasses.field(
+    default_factory=dict
+  )
+  state_bounds: Mapping[str, Sequence[float]] = dataclasses.field(
+    default_factory=dict
+  )
+  statistics: str = ""
+  filters: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: dataclasses.asdict(Filters())
+  )
+
+  @property
+  def robot(self) -> RobotDataset:
+    """What the records mean; raises UserError as `robot_dataset`."""
+    return robot_dataset(self.dataset, self.path)
+
+  @property
+  def space(self) -> ActionSpace:
+    """The dataset's action space with this source's bounds.
+
+    Raises:
+      UserError: no such dataset, or bounds that do not fit it.
+    """
+    space = self.robot.space
+    if not isinstance(self.bounds, str):
+      return space.with_bounds(self.bounds)
+    if self.bounds != "q01_q99":
+      raise unknown_name("bounds", self.bounds, ["q01_q99"])
+    if not self.statistics:
+      raise UserError(
+        f"got bounds 'q01_q99' for {self.dataset!r} without statistics, "
+        "expected a file that data/compute_stats.py wrote; name it as this "
+        "source's `statistics`"
+      )
+    return space.with_bounds(self.read_statistics()["bounds"])
+
+  def observation_spec(
+    self, wanted: ObservationSpec, reads_state: bool
+  ) -> ObservationSpec:
+    """Says what a model reads of this source's robot.
+
+    Args:
+      wanted: cameras and history of the model.
+      reads_state: whether the model reads a robot's state, if it has one.
+
+    Raises:
+      UserError: the dataset has none of the cameras, or bounds that do not fit
+        its state.
+    """
+    known = self.robot
+    missing = [name for name in wanted.cameras if name not in known.cameras]
+    if len(missing) == len(wanted.cameras):
+      raise UserError(
+        f"got cameras {list(wanted.cameras)} for dataset {self.dataset!r}, "
+        f"expected at least one of {list(known.cameras)}; change "
+        "config.observation.cameras"
+      )
+    state = None
+    if reads_state and known.state:
+      state = known.state.space.with_bounds(self.state_bounds)
+    return dataclasses.replace(wanted, missing=tuple(missing), state=state)
+
+  def read_statistics(self) -> dict[str, Any]:
+    """What the file `statistics` holds; empty when none is named.
+
+    Raises:
+      UserError: no such file, or the figures of another dataset.
+    """
+    if not self.statistics:
+      return {}
+    try:
+      figures = json.loads(pathlib.Path(self.statistics).read_text())
+      found, _ = figures["dataset"], figures["bounds"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+      raise UserError(
+        f"got statistics {self.statistics!r}, which cannot be read "
+        f"({error!r}), expected a file that data/compute_stats.py wrote"
+      ) from error
+    if found != self.dataset:
+      raise UserError(
+        f"got statistics {self.statistics!r} of dataset {found!r}, expected "
+        f"those of {self.dataset!r}; run data/compute_stats.py for it"
+      )
+    return figures
+
+
+def robot_dataset(name: str, path: str) -> RobotDataset:
+  """Looks up what a dataset's records mean.
+
+  Args:
+    name: as `SourceConfig.dataset`.
+    path: the folder of the records.
+
+  Raises:
+    UserError: no such dataset, module or file, or fields that do not belong
+      into a description.
+  """
+  if import_path.is_import_path(name):
+    return import_path.load(name, "a source's dataset", RobotDataset)
+  if not name.endswith(".json"):
+    if name not in DATASETS:
+      raise unknown_name("dataset", name, [*DATASETS, description.FILE])
+    return DATASETS[name]
+  found = description.read(_beside(path) if name == description.FILE else name)
+  if not isinstance(found, str):
+    return found.to_dataset()
+  # Said to be of that dataset, whatever dataset_info.json calls it.
+  return dataclasses.replace(robot_dataset(found, path), recorded_as="")
+
+
+def _beside(path: str) -> str:
+  return f"{path.rstrip('/')}/{description.FILE}"
+
+
+def check_name(config: SourceConfig, name: str, storage: Storage):
+  """Compares what a folder calls itself with the source's dataset.
+
+  A robot.json beside the records that names the same dataset confirms it.
+
+  Args:
+    config: the source.
+    name: what dataset_info.json says; "" if it says nothing.
+    storage: where the folder lies.
+
+  Raises:
+    UserError: the folder holds another dataset.
+  """
+  pattern = config.robot.recorded_as
+  if not name or not pattern or re.fullmatch(pattern, name):
+    return
+  beside = _beside(config.path)
+  if (
+    beside in storage.names(config.path)
+    and description.read(beside) == config.dataset
+  ):
+    return
+  raise UserError(
+    f"got records of dataset {name!r} in {config.path}, expected those of "
+    f"{config.dataset!r}, whose fields mean other things; change the source's "
+    f'dataset, or write {{"dataset": "{config.dataset}"}} to {beside} if they '
+    "mean the same"
+  )
+
+
+def open_source(
+  config: SourceConfig,
+  split: str,
+  spec: ObservationSpec = ONE_CAMERA,
+  index_folder: str | None = None,
+  num_workers: int | None = None,
+  max_skipped: int = 0,
+) -> rlds.StepSource:
+  """Indexes one split of a dataset, or loads its index.
+
+  Args:
+    config: the source.
+    split: which of its splits.
+    spec: what is read of an observation, from `SourceConfig.observation_spec`.
+    index_folder: see `index.load_or_build`, as of the last two.
+    num_workers: likewise.
+    max_skipped: likewise.
+
+  Raises:
+    UserError: bad data, or nothing is left after the filters.
+  """
+  known = config.robot
+  cameras = [known.cameras[name] for name in spec.present]
+  state = known.state if spec.state else None
+  reading = rlds.Reading(tuple(cameras), known.standardize, known.space, state)
+  chosen = make_filters(config.filters)
+  chosen.check(known.space)
+  # All fields: the index of a config that spells defaults out is the same.
+  filters = dataclasses.asdict(chosen)
+  storage = open_storage(config.path)
+  function = _functions_hash(reading)
+  recipe = kept_index.Recipe(
+    index_shard,
+    arguments=(reading, filters, function),
+    name=(config.dataset, filters, spec.present, bool(state)),
+    depends={
+      "version": known.version,
+      "cameras": cameras,
+      "action space": _conventions(known.space),
+      "state": _conventions(state.space) if state else None,
+      "dataset function": function,
+      "reader": code_hash(rlds.index_episodes, Filters),
+    },
+  )
+  found = splits.find_split(storage, config.path, split)
+  check_name(config, found.dataset, storage)
+  shards, damaged = index.load_or_build(
+    found, recipe, index_folder, num_workers, max_skipped
+  )
+  steps = StepIndex.merge(shards, damaged)
+  if not len(steps):
+    problems = [f"; {loss.problem}" for loss in damaged[:1]]
+    raise UserError(
+      f"got no step in split {split!r} of {config.path} after the filters "
+      f"{filters}; relax them{''.join(problems)}"
+    )
+  return rlds.StepSource(storage, steps, known.space, spec.history)
+
+
+def _functions_hash(reading: rlds.Reading) -> str:
+  """Names the code that reads the records."""
+  if reading.state is None:
+    return code_hash(reading.standardize)
+  return code_hash(reading.standardize, reading.state.read)
+
+
+def _conventions(space: ActionSpace) -> list[Any]:
+  """What a space says about numbers; bounds are no part of an index."""
+  dimensions = [[d.name, d.unit, d.kind, *d.values] for d in space.dimensions]
+  return [space.name, space.frame, dimensions]
+
+
+def index_shard(
+  storage: Storage,
+  path: str,
+  reading: rlds.Reading,
+  filters: Mapping[str, Any],
+  function: str,
+) -> kept_index.Columns:
+  """One shard's columns, see `rlds.index_episodes`.
+
+  Raises:
+    UserError: `function` is not the hash of the dataset's functions: another
+      process has found other code under their names.
+  """
+  # Before the first shard: a function may keep what it has met in a global.
+  found = function if function in _COMPARED else _functions_hash(reading)
+  _COMPARED.add(found)
+  if found != function:
+    raise UserError(
+      f"{path}: got a dataset function with hash {found} in a process that "
+      f"indexes, expected {function} as in the program; define the function in "
+      "a module that both import"
+    )
+  return rlds.index_episodes(storage, path, reading, make_filters(filters))
