@@ -1,4 +1,7 @@
-"""The simulated tabletop, drawn without a screen."""
+"""The simulated tabletop, drawn without a screen.
+
+Importing it registers "rt2_jax/Tabletop-v0" with gymnasium.
+"""
 
 import ctypes.util
 import importlib.util
@@ -17,3 +20,10 @@ for _library, _backend in (("EGL", "egl"), ("OSMesa", "osmesa")):
   if ctypes.util.find_library(_library):
     os.environ.setdefault("MUJOCO_GL", _backend)
     break
+
+import gymnasium
+
+gymnasium.register(
+  "rt2_jax/Tabletop-v0",
+  entry_point="rt2_jax.envs.tabletop.environment:TabletopEnv",
+)
