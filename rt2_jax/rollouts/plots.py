@@ -88,13 +88,13 @@ def draw_outcomes(
   panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
   for panel, (policy, suites) in zip(panels, columns.items(), strict=True):
     start = [0.0] * len(titles)
-    for reason, colour in colours(reasons).items():
+    for reason in reasons:
       parts = [100 * c[reason] / max(sum(c.values()), 1) for _, c in suites]
       panel.barh(
         range(len(titles)),
         parts,
         left=start,
-        color=colour,
+        color=colours(reasons)[reason],
         label=reason,
       )
       start = [s + part for s, part in zip(start, parts, strict=True)]

@@ -1,0 +1,266 @@
+"""The flag --policy of launch/rollout.py: what a value names, and how it acts.
+
+A value is a baseline of the benchmark, a training run's workdir, a folder that
+`launch/convert.py to_hf` wrote, or an import path such as my_lab.policy:act.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rt2_jax import import_path
+from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.observation import PRIMARY, Observation, ObservationSpec
+from rt2_jax.rollouts import runner
+from rt2_jax.rollouts.trial import Act, Baseline, Benchmark, Trial
+
+_EXPORTED = "rt2.json"  # stands in every folder of `launch/convert.py to_hf`
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+  """A policy with what the page says of it.
+
+  Attributes:
+    what: in words.
+    load: gives the policy; None for the scripted expert.
+    spec: what the policy reads of an observation; None: all that is shown.
+    expert: the trial that the expert carries out, given the real one.
+    config_hash: of a run's config; "" for any other policy.
+    web: accuracy on each web source, where it was measured.
+    web_before: likewise, of the run that training started from.
+  """
+
+  what: str
+  load: Callable[[], Act] | None
+  spec: ObservationSpec | None = None
+  expert: Callable[[Trial], Trial] | None = None
+  config_hash: str = ""
+  web: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  web_before: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def names(values: Sequence[str], benchmark: Benchmark) -> dict[str, str]:
+  """Names the policies as files and tables call them.
+
+  Returns:
+    value by name: a baseline's own, a folder's, or the import path with a dot.
+
+  Raises:
+    UserError: nothing to try, one name twice, or a value that names nothing.
+  """
+  if not values:
+    raise UserError("got nothing to try, expected --policy")
+  named = [_name(value, benchmark) for value in values]
+  if len(set(named)) < len(named):
+    raise UserError(
+      f"got names {named}, expected another one for each policy: a run is "
+      "called after its folder; rename it"
+    )
+  return dict(zip(named, values, strict=True))
+
+
+def _name(value: str, benchmark: Benchmark) -> str:
+  if value in benchmark.baselines:
+    return value
+  if import_path.is_import_path(value):
+    return value.replace(":", ".")
+  if "://" not in value and not pathlib.Path(value).expanduser().exists():
+    kinds = (
+      "a run's workdir, a folder of launch/convert.py to_hf, an import path "
+      "such as my_lab.policy:act, or a baseline"
+    )
+    raise unknown_name(f"--policy ({kinds})", value, benchmark.baselines)
+  name = pathlib.Path(value).expanduser().resolve().name
+  if name in benchmark.baselines:
+    raise UserError(
+      f"got --policy={value}, whose name {name!r} is a baseline's, expected "
+      "another one; rename the folder"
+    )
+  return name
+
+
+def find(
+  value: str,
+  benchmark: Benchmark,
+  trials: Sequence[Trial],
+  source: str | None,
+  step: int | None,
+) -> Tried:
+  """Finds a policy, without reading its parameters.
+
+  Args:
+    value: of the flag.
+    benchmark: what the policy is tried on.
+    trials: likewise.
+    source: robot source whose actions to use, where there are several.
+    step: checkpoint of a run; default: the newest.
+
+  Raises:
+    UserError: no policy there, one for another robot, or instructions that are
+      longer than its prompt.
+  """
+  if value in benchmark.baselines:
+    return _baseline(benchmark.baselines[value])
+  if import_path.is_import_path(value):
+    return _imported(value)
+  if (pathlib.Path(value) / _EXPORTED).is_file():
+    return _exported(value, benchmark, trials, source)
+  return _run(value, benchmark, trials, source, step)
+
+
+def _baseline(baseline: Baseline) -> Tried:
+  load = (lambda: baseline.act) if baseline.act else None
+  return Tried(baseline.description, load, expert=baseline.expert)
+
+
+def _imported(path: str) -> Tried:
+  """Finds a callable: B observations -> float32[B, H, D].
+
+  Its attribute `observation`, an ObservationSpec, tells what it reads.
+  """
+  act = import_path.load(path, "--policy")
+  if not callable(act):
+    raise UserError(
+      f"got {path!r} for --policy, which is of type {type(act).__name__}, "
+      "expected a function: observations of B robots -> float32[B, H, D]"
+    )
+  return Tried(path, lambda: act, getattr(act, "observation", None))
+
+
+def _exported(
+  folder: str,
+  benchmark: Benchmark,
+  trials: Sequence[Trial],
+  source: str | None,
+) -> Tried:
+  """Finds the policy of an exported folder, in PyTorch."""
+  from rt2_jax.tokenizer import Tokenizer
+
+  path = pathlib.Path(folder)
+  robot = json.loads((path / _EXPORTED).read_text(encoding="utf-8"))
+  text = Tokenizer.from_file(path / "tokenizer.model")
+  spec = ObservationSpec(history=robot["image"]["frames"])
+  _check_fit(folder, robot, spec, source, benchmark)
+  _check_length(text, robot["prompt"], trials)
+
+  def load() -> Act:
+    from rt2_jax.pytorch.policy import TorchPolicy
+
+    return _on_observations(TorchPolicy.from_folder(folder, source))
+
+  return Tried(f"{folder}, PyTorch", load, spec)
+
+
+def _run(
+  workdir: str,
+  benchmark: Benchmark,
+  trials: Sequence[Trial],
+  source: str | None,
+  step: int | None,
+) -> Tried:
+  """Finds the policy of a training run."""
+  # Baselines need no JAX.
+  from rt2_jax import platforms
+  from rt2_jax.checkpoint import Checkpoints
+  from rt2_jax.tokenizer import Tokenizer
+  from rt2_jax.train_config import config_hash
+
+  platforms.prepare()
+  checkpoints = Checkpoints.open_run(workdir)
+  # Training may save another one while this plays.
+  step = checkpoints.latest_step() if step is None else step
+  meta, model_file = checkpoints.restore_meta(step)
+  checkpoints.close()
+  spec = ObservationSpec(history=meta["model"]["num_frames"])
+  _check_fit(workdir, meta, spec, source, benchmark)
+  _check_length(Tokenizer(model_file), meta["prompt"], trials)
+
+  def load() -> Act:
+    from rt2_jax.policy import Policy
+
+    return _on_observations(Policy.from_checkpoint(workdir, source, step))
+
+  start = meta["config"].get("pretrained")
+  return Tried(
+    f"{pathlib.Path(workdir)}, step {step}",
+    load,
+    spec,
+    config_hash=config_hash(meta["config"]),
+    web=_web_accuracy(workdir, step),
+    web_before=_web_accuracy(start) if isinstance(start, str) else {},
+  )
+
+
+def _on_observations(policy) -> Act:
+  """Adapts a policy of images and instructions, until it takes observations."""
+
+  def act(observations: Sequence[Observation]):
+    images = np.stack([seen.images[PRIMARY] for seen in observations])
+    images = images[:, 0] if images.shape[1] == 1 else images
+    texts = [seen.instruction for seen in observations]
+    plans, actions = policy.plan_and_act(images, texts)
+    return plans, actions[:, None]
+
+  return act
+
+
+def _check_fit(
+  folder: str,
+  meta: Mapping[str, Any],
+  spec: ObservationSpec,
+  source: str | None,
+  benchmark: Benchmark,
+) -> None:
+  """Checks that a policy's actions and observations are the benchmark's.
+
+  Raises:
+    UserError: they are not.
+  """
+  from rt2_jax.robot_policy import choose_tokenizer
+
+  actions = choose_tokenizer(meta["action_tokenizers"], source)
+  acts = actions.space.names if actions else ()
+  if acts != benchmark.action_space.names:
+    raise UserError(
+      f"got {folder}, which acts with {acts or 'no robot'}, expected "
+      f"{benchmark.action_space.names}; pass the run of a model that was "
+      f"trained for {benchmark.title or 'this benchmark'}"
+    )
+  runner.check_spec(spec, benchmark.spec)
+
+
+def _check_length(
+  text, prompt: Mapping[str, Any], trials: Sequence[Trial]
+) -> None:
+  """Checks that every instruction fits in a policy's prompt.
+
+  Raises:
+    UserError: one is longer.
+  """
+  from rt2_jax.prompt import Prompt
+
+  asked = [trial.instruction for trial in trials]
+  Prompt(text, **prompt).robot_prefixes(asked)
+
+
+def _web_accuracy(workdir: str, step: int | None = None) -> dict[str, float]:
+  """Reads what launch/evaluate.py measured of a run on web sources.
+
+  Args:
+    workdir: of the run; one that was never evaluated has no accuracies.
+    step: of the checkpoint that was measured; None for any.
+  """
+  measured = {
+    path.stem: json.loads(path.read_text())
+    for path in sorted(pathlib.Path(workdir, "evaluation").glob("*.json"))
+  }
+  return {
+    name: metrics["accuracy"]
+    for name, metrics in measured.items()
+    if step in (None, metrics.get("step")) and "accuracy" in metrics
+  }
