@@ -24,10 +24,9 @@ from rt2_jax.rollouts import trial
 from rt2_jax.rollouts.trial import Benchmark, Outcome, Trial
 
 _NOTES = (
-  "Success is judged from the simulation's state. null rests, random moves at "
-  "random; guess is the scripted expert who picks a random object for the one "
-  "that the suite is about (the chance level for perfect motor skill), oracle "
-  "the expert itself."
+  "Success is judged from the simulation's state. The random object of guess "
+  "stands for the one that a suite is about: the chance level for perfect "
+  "motor skill."
 )
 
 
