@@ -102,9 +102,7 @@ def main(argv):
   suites = choose_suites(benchmark.suites, _SUITES.value)
   trials = benchmark.trials(suites, _EPISODES.value, _SEED.value)
   tried = {
-    name: policy_flag.find(
-      value, benchmark, trials, _SOURCE.value, _STEP.value
-    )
+    name: policy_flag.find(value, benchmark, trials, _SOURCE.value, _STEP.value)
     for name, value in values.items()
   }
   known = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Optional, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -87,8 +87,8 @@ class Baseline(NamedTuple):
   """
 
   description: str
-  act: Optional[Act] = None
-  expert: Optional[Callable[[Trial], Trial]] = None
+  act: Act | None = None
+  expert: Callable[[Trial], Trial] | None = None
 
 
 class Environment(Protocol):
@@ -149,9 +149,7 @@ class Benchmark(Protocol):
   means: Mapping[str, Sequence[str]] = {}
   python: str = ""
 
-  def trials(
-    self, suites: Sequence[str], count: int, seed: int
-  ) -> list[Trial]:
+  def trials(self, suites: Sequence[str], count: int, seed: int) -> list[Trial]:
     """Draws `count` trials of each suite; every policy meets the same."""
 
   def make(self) -> Environment:

@@ -207,7 +207,7 @@ def test_environments_that_cannot_be_made(fault, message):
 def test_a_benchmark_that_does_not_pickle():
   unpicklable = Toy()
   unpicklable.baselines = {"x": lambda: None}
-  with pytest.raises(UserError, match="got a benchmark Toy that cannot be sent"):
+  with pytest.raises(UserError, match="benchmark Toy that cannot be sent"):
     play(None, of=unpicklable)
 
 
