@@ -5,6 +5,7 @@ A value is a baseline of the benchmark, a training run's workdir, a folder that
 """
 
 import dataclasses
+import difflib
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rt2_jax import import_path
-from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.errors import UserError
 from rt2_jax.observation import PRIMARY, Observation, ObservationSpec
 from rt2_jax.rollouts import runner
 from rt2_jax.rollouts.trial import Act, Baseline, Benchmark, Trial
@@ -70,11 +71,13 @@ def _name(value: str, benchmark: Benchmark) -> str:
   if import_path.is_import_path(value):
     return value.replace(":", ".")
   if "://" not in value and not pathlib.Path(value).expanduser().exists():
-    kinds = (
-      "a run's workdir, a folder of launch/convert.py to_hf, an import path "
-      "such as my_lab.policy:act, or a baseline"
+    close = difflib.get_close_matches(value, benchmark.baselines, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise UserError(
+      f"got {value!r} for --policy, expected a run's workdir, a folder of "
+      "launch/convert.py to_hf, an import path such as my_lab.policy:act, or "
+      f"a baseline: {', '.join(benchmark.baselines) or 'none here'}{hint}"
     )
-    raise unknown_name(f"--policy ({kinds})", value, benchmark.baselines)
   name = pathlib.Path(value).expanduser().resolve().name
   if name in benchmark.baselines:
     raise UserError(
@@ -108,7 +111,7 @@ def find(
     return _baseline(benchmark.baselines[value])
   if import_path.is_import_path(value):
     return _imported(value)
-  if (pathlib.Path(value) / _EXPORTED).is_file():
+  if pathlib.Path(value, _EXPORTED).is_file():
     return _exported(value, benchmark, trials, source)
   return _run(value, benchmark, trials, source, step)
 

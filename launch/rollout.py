@@ -36,7 +36,7 @@ from tqdm import tqdm
 from launch import policy_flag
 from launch.policy_flag import Tried
 from rt2_jax import import_path, local_files
-from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
+from rt2_jax.errors import UserError, ends_in_one_message
 from rt2_jax.rollouts import films, report, results, runner
 from rt2_jax.rollouts.trial import (
   Benchmark,
@@ -140,8 +140,10 @@ def open_benchmark(name: str) -> Benchmark:
 
     return Tabletop(**{key: flag.value for key, flag in _OF_TABLETOP.items()})
   if not import_path.is_import_path(name):
-    expected = "--benchmark (or an import path such as my_lab.sim:benchmark)"
-    raise unknown_name(expected, name, ["tabletop"])
+    raise UserError(
+      f"got {name!r} for --benchmark, expected 'tabletop' or an import path "
+      "such as my_lab.sim:benchmark"
+    )
   given = [flag.name for flag in _OF_TABLETOP.values() if flag.present]
   if given:
     raise UserError(

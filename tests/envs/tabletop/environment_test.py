@@ -362,7 +362,10 @@ def test_without_the_simulators_packages(tmp_path):
   )
   done = subprocess.run(
     [sys.executable, "launch/rollout.py", "--policy=null", "--output=x"],
-    env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    env={
+      **os.environ,
+      "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT))),
+    },
     capture_output=True,
     text=True,
     cwd=ROOT,
