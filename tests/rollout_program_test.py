@@ -303,7 +303,7 @@ def test_an_exported_folder_acts_as_its_run_does(tmp_path, tokenizer):
       ["--policy=/nowhere/run"],
       "got '/nowhere/run' for --policy.*run's workdir",
     ),
-    (["--policy=tests"], "'/.*tests', where no checkpoint"),
+    (["--policy=tests"], "in /.*tests, expected.*there is no checkpoint"),
     (["--policy=no_lab:act"], "'no_lab:act' for --policy.*PYTHONPATH"),
     (["--policy=tests.rollouts.toy:ac"], "'ac'.*did you mean 'act'"),
     (["--policy=tests.rollouts.toy:SPACE"], "of type ActionSpace.*a function"),
