@@ -7,6 +7,7 @@ A value is a baseline of the benchmark, a training run's workdir, a folder that
 import dataclasses
 import difflib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -111,6 +112,7 @@ def find(
     return _baseline(benchmark.baselines[value])
   if import_path.is_import_path(value):
     return _imported(value)
+  value = os.path.expanduser(value)
   if pathlib.Path(value, _EXPORTED).is_file():
     return _exported(value, benchmark, trials, source)
   return _run(value, benchmark, trials, source, step)
@@ -122,17 +124,19 @@ def _baseline(baseline: Baseline) -> Tried:
 
 
 def _imported(path: str) -> Tried:
-  """Finds a callable: B observations -> float32[B, H, D].
+  """Finds a function, or an object whose method `act` is one.
 
-  Its attribute `observation`, an ObservationSpec, tells what it reads.
+  It maps B observations to float32[B, H, D]. An attribute `observation`, an
+  ObservationSpec, tells what it reads; without one it gets all that is shown.
   """
-  act = import_path.load(path, "--policy")
+  found = import_path.load(path, "--policy")
+  act = getattr(found, "act", found)
   if not callable(act):
     raise UserError(
-      f"got {path!r} for --policy, which is of type {type(act).__name__}, "
+      f"got {path!r} for --policy, which is of type {type(found).__name__}, "
       "expected a function: observations of B robots -> float32[B, H, D]"
     )
-  return Tried(path, lambda: act, getattr(act, "observation", None))
+  return Tried(path, lambda: act, getattr(found, "observation", None))
 
 
 def _exported(

@@ -207,7 +207,7 @@ def play(
       one.images = []
   numbers = {s: results.summarize(r, benchmark) for s, r in done.items()}
   for suite, cell in numbers.items():
-    print_line(suite, cell)
+    print_line(suite, cell, benchmark.reasons[0])
   return {
     "seconds": round(time.monotonic() - start, 1),
     "web": tried.web,
@@ -221,12 +221,12 @@ def write(result: dict[str, Any], path: pathlib.Path) -> None:
   print(f"numbers: {path}")
 
 
-def print_line(suite: str, cell: dict) -> None:
+def print_line(suite: str, cell: dict, success: str) -> None:
   low, high = cell["interval"]
   outcomes = ", ".join(
     f"{count} {outcome}"
     for outcome, count in cell["outcomes"].items()
-    if count and outcome != "success"
+    if count and outcome != success
   )
   print(
     f"{suite:<22}{cell['rate']:>6.1%}  [{low:.1%}, {high:.1%}]  "

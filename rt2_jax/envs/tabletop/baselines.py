@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rt2_jax.actions import TABLETOP
-from rt2_jax.envs.tabletop import environment, trials
+from rt2_jax.envs.tabletop import tasks, trials
 from rt2_jax.observation import PRIMARY, Observation
 from rt2_jax.rollouts.trial import Baseline, Trial
 
@@ -47,10 +47,10 @@ def guessed(trial: Trial) -> Trial:
 
   As the expert's task this is the chance level for perfect motor skill.
   """
-  task, others = trials.task(trial), tuple(trial.options["distractors"])
+  task, others = trials.task(trial), trial.options["distractors"]
   described = trial.options["described"]
   rng = np.random.default_rng(trial.seed)
-  blocks, mats = environment.lay(task, others)
+  blocks, mats = tasks.lay(task, others)
   known = {task.target, task.reference} - {getattr(task, described)}
   choices = mats if mats and described == "reference" else blocks
   choice = rng.choice([name for name in choices if name not in known])

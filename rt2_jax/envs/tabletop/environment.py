@@ -205,7 +205,7 @@ class TabletopEnv(gymnasium.Env):
     background = _pick(rng, config.backgrounds)
     environment = _pick(rng, config.environments)
     self.style = fixed.style or style
-    things = tasks.arrange(rng, task, *lay(task, others))
+    things = tasks.arrange(rng, task, *tasks.lay(task, others))
     order = rng.permutation(len(things))  # slots must not give the target away
     things = [things[i] for i in order]
     self.world.reset(
@@ -344,18 +344,6 @@ class TabletopEnv(gymnasium.Env):
   def close(self) -> None:
     if self._camera is not None:
       self._camera.close()
-
-
-def lay(task: Task, others: tuple[str, ...]) -> tuple[list[str], list[str]]:
-  """Names of the blocks and of the mats.
-
-  Where something is to be put on a mat, every other distractor is a mat too:
-  else the only mat would do as a target without a look at its picture.
-  """
-  if task.family == "place_on":
-    return [task.target, *others[1::2]], [task.reference, *others[::2]]
-  reference = [task.reference] if task.reference else []
-  return [task.target, *reference, *others], []
 
 
 def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:

@@ -147,7 +147,7 @@ def _draw_things(
     other = "target" if about == "reference" else "reference"
     parts[other] = another(other)
   count = int(rng.integers(*suite.distractors, endpoint=True))
-  # As `environment.lay` has it: the first lies there as the reference does.
+  # As `tasks.lay` has it: the first lies there as the reference does.
   kinds = ("reference" if places else about, "target")
   return parts, [another(kinds[i % 2]) for i in range(count)], words.text
 
