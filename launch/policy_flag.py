@@ -12,11 +12,9 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from rt2_jax import import_path
 from rt2_jax.errors import UserError
-from rt2_jax.observation import PRIMARY, Observation, ObservationSpec
+from rt2_jax.observation import ObservationSpec
 from rt2_jax.rollouts import runner
 from rt2_jax.rollouts.trial import Act, Baseline, Benchmark, Trial
 
@@ -151,14 +149,12 @@ def _exported(
   path = pathlib.Path(folder)
   robot = json.loads((path / _EXPORTED).read_text(encoding="utf-8"))
   text = Tokenizer.from_file(path / "tokenizer.model")
-  spec = ObservationSpec(history=robot["image"]["frames"])
-  _check_fit(folder, robot, spec, source, benchmark)
-  _check_length(text, robot["prompt"], trials)
+  spec = _check_fit(folder, robot, text, source, benchmark, trials)
 
   def load() -> Act:
     from rt2_jax.pytorch.policy import TorchPolicy
 
-    return _on_observations(TorchPolicy.from_folder(folder, source))
+    return TorchPolicy.from_folder(folder, source).plan_and_act
 
   return Tried(f"{folder}, PyTorch", load, spec)
 
@@ -183,14 +179,13 @@ def _run(
   step = checkpoints.latest_step() if step is None else step
   meta, model_file = checkpoints.restore_meta(step)
   checkpoints.close()
-  spec = ObservationSpec(history=meta["model"]["num_frames"])
-  _check_fit(workdir, meta, spec, source, benchmark)
-  _check_length(Tokenizer(model_file), meta["prompt"], trials)
+  text = Tokenizer(model_file)
+  spec = _check_fit(workdir, meta, text, source, benchmark, trials)
 
   def load() -> Act:
     from rt2_jax.policy import Policy
 
-    return _on_observations(Policy.from_checkpoint(workdir, source, step))
+    return Policy.from_checkpoint(workdir, source, step).plan_and_act
 
   start = meta["config"].get("pretrained")
   return Tried(
@@ -203,34 +198,35 @@ def _run(
   )
 
 
-def _on_observations(policy) -> Act:
-  """Adapts a policy of images and instructions, until it takes observations."""
-
-  def act(observations: Sequence[Observation]):
-    images = np.stack([seen.images[PRIMARY] for seen in observations])
-    images = images[:, 0] if images.shape[1] == 1 else images
-    texts = [seen.instruction for seen in observations]
-    plans, actions = policy.plan_and_act(images, texts)
-    return plans, actions[:, None]
-
-  return act
-
-
 def _check_fit(
   folder: str,
   meta: Mapping[str, Any],
-  spec: ObservationSpec,
+  text: Any,
   source: str | None,
   benchmark: Benchmark,
-) -> None:
-  """Checks that a policy's actions and observations are the benchmark's.
+  trials: Sequence[Trial],
+) -> ObservationSpec:
+  """Checks that a policy can act in a benchmark's trials.
+
+  Args:
+    folder: of the policy.
+    meta: what the folder says of itself.
+    text: the policy's `Tokenizer`.
+    source: robot source whose actions to use.
+    benchmark: gives the actions and observations.
+    trials: give the instructions.
+
+  Returns:
+    What the policy reads of an observation.
 
   Raises:
-    UserError: they are not.
+    UserError: other actions or observations than the benchmark's, or an
+      instruction that is longer than the prompt.
   """
-  from rt2_jax.robot_policy import choose_tokenizer
+  from rt2_jax.prompt import Prompt
+  from rt2_jax.robot_policy import choose_robot
 
-  actions = choose_tokenizer(meta["action_tokenizers"], source)
+  actions, spec = choose_robot(meta, source)
   acts = actions.space.names if actions else ()
   if acts != benchmark.action_space.names:
     raise UserError(
@@ -239,20 +235,11 @@ def _check_fit(
       f"trained for {benchmark.title or 'this benchmark'}"
     )
   runner.check_spec(spec, benchmark.spec)
-
-
-def _check_length(
-  text, prompt: Mapping[str, Any], trials: Sequence[Trial]
-) -> None:
-  """Checks that every instruction fits in a policy's prompt.
-
-  Raises:
-    UserError: one is longer.
-  """
-  from rt2_jax.prompt import Prompt
-
-  asked = [trial.instruction for trial in trials]
-  Prompt(text, **prompt).robot_prefixes(asked)
+  prompt = Prompt(text, **meta["prompt"])
+  state = [0] * (len(spec.state) if spec.state else 0)
+  for trial in trials:
+    prompt.robot_prefix(trial.instruction, state)
+  return spec
 
 
 def _web_accuracy(workdir: str, step: int | None = None) -> dict[str, float]:

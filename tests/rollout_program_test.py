@@ -20,6 +20,7 @@ from rt2_jax.envs.tabletop.benchmark import Tabletop
 from rt2_jax.envs.tabletop.pictures import Pictures
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params
+from rt2_jax.observation import ObservationSpec
 from rt2_jax.prompt import ROBOT_TEMPLATE
 from rt2_jax.rollouts import report, results
 from tests.conftest import ROOT
@@ -36,15 +37,16 @@ def start(*flags: str) -> subprocess.CompletedProcess:
   )
 
 
-def save_run(folder, tokenizer, prefix_length=48, num_frames=1, space=TABLETOP):
+def save_run(folder, tokenizer, prefix_length=48, history=1, space=TABLETOP):
   """A checkpoint of a random model that acts on the tabletop."""
   model = variants.vlm(
     "tiny/16",
     "gemma_tiny",
     image_size=32,
     vocab_size=tokenizer.vocab_size,
-    num_frames=num_frames,
+    num_images=history,
   )
+  spec = ObservationSpec(history=history).to_dict()
   actions = ActionTokenizer(space, tokenizer.action_route("rare"))
   meta = {
     "config": {
@@ -59,6 +61,8 @@ def save_run(folder, tokenizer, prefix_length=48, num_frames=1, space=TABLETOP):
       "template": ROBOT_TEMPLATE,
     },
     "action_tokenizers": {"tabletop": actions.to_dict()},
+    "observation": spec,
+    "observations": {"tabletop": spec},
     "tokenizer_sha256": tokenizer.sha256,
   }
   params = init_params(model, jax.random.key(0))
@@ -266,8 +270,8 @@ def test_another_benchmark_and_a_function_as_its_policy(tmp_path):
 
 
 def test_an_exported_folder_acts_as_its_run_does(tmp_path, tokenizer):
-  """`launch/convert.py to_hf` proves the actions equal; so are the trials."""
-  run = save_run(tmp_path / "run", tokenizer)
+  """Both read the last two frames, which the runner keeps for them."""
+  run = save_run(tmp_path / "run", tokenizer, history=2)
   converted = tmp_path / "exported"
   command = [sys.executable, "launch/convert.py", "to_hf", f"--workdir={run}"]
   done = subprocess.run(

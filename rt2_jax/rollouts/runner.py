@@ -153,10 +153,9 @@ def check_spec(spec: ObservationSpec, shown: ObservationSpec) -> None:
   Raises:
     UserError: a camera or a number of the state is missing.
   """
-  needed = set(spec.cameras) - set(getattr(spec, "missing", ()))
-  if needed - set(shown.cameras):
+  if set(spec.present) - set(shown.cameras):
     raise UserError(
-      f"got a policy that reads the cameras {sorted(needed)}, expected some of "
+      f"got a policy that reads the cameras {spec.present}, expected some of "
       f"the benchmark's: {list(shown.cameras)}; choose another policy or "
       "benchmark"
     )
@@ -240,11 +239,7 @@ def _record(
 
 def _read(observation: Observation, spec: ObservationSpec) -> Observation:
   """Returns the part of an observation that a policy reads."""
-  images = {
-    camera: observation.images[camera]
-    for camera in spec.cameras
-    if camera in observation.images
-  }
+  images = {camera: observation.images[camera] for camera in spec.present}
   return Observation(
     images, observation.instruction, observation.state if spec.state else None
   )
