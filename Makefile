@@ -43,7 +43,7 @@ quickstart: .venv/installed-sim
 	$(RUN) launch/train.py --config=configs/quickstart.py:$(QUICKSTART) \
 	  --workdir=$(QUICKSTART)/run
 	$(RUN) launch/evaluate.py --workdir=$(QUICKSTART)/run
-	$(QUICKSTART_ROLLOUT) --workdir=$(QUICKSTART)/run
+	$(QUICKSTART_ROLLOUT) --policy=$(QUICKSTART)/run
 	$(QUICKSTART_ROLLOUT) --policy=guess,oracle
 
 # RT-2 in miniature: hours on two cores. A call that was killed goes on. At
@@ -57,7 +57,7 @@ mini: $(MINI)/web/written
 	  $(MINI_MODEL) || exit 1; done
 	for run in vlm $(MINI_ROBOTS); do $(RUN) launch/evaluate.py \
 	  --workdir=$(MINI)/$$run --web_of=$(MINI)/vlm || exit 1; done
-	for run in $(MINI_ROBOTS); do $(MINI_ROLLOUT) --workdir=$(MINI)/$$run \
+	for run in $(MINI_ROBOTS); do $(MINI_ROLLOUT) --policy=$(MINI)/$$run \
 	  || exit 1; done
 	$(MINI_ROLLOUT) --policy=null,random,guess,oracle
 

@@ -45,6 +45,7 @@ setuptools.setup(
   # Named, so that an editable install makes configs/ importable as well.
   package_dir={"": "."},
   packages=setuptools.find_packages(include=["rt2_jax", "rt2_jax.*"]),
+  package_data={"rt2_jax.rollouts": ["*.jinja"]},
   install_requires=[
     "absl-py>=2.1",
     "chex>=0.1.90",
@@ -54,6 +55,8 @@ setuptools.setup(
     "fsspec>=2024.6",
     "google-crc32c>=1.6",
     "jax>=0.10",
+    "jinja2>=3.1",
+    "markupsafe>=2.1",
     "matplotlib>=3.9",
     "ml_collections>=1.0",
     "ml_dtypes>=0.5",

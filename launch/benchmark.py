@@ -46,6 +46,7 @@ from absl import app, flags
 from rt2_jax import optimizer, platforms, sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
+from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import ends_in_one_message
 from rt2_jax.models.vlm import init_params
 from rt2_jax.observation import from_images
@@ -280,12 +281,15 @@ def beside_torch(
   """
   if not _BESIDE.value:
     return {}
-  meta = {
-    "model": dataclasses.asdict(config.model),
-    "prompt": dataclasses.asdict(config.prompt),
-    "action_tokenizers": {n: t.to_dict() for n, t in tokenizers.items()},
-    "tokenizer_sha256": prompt.tokenizer.sha256,
-  }
+  meta = CheckpointMeta(
+    config={},
+    model=config.model,
+    prompt=dataclasses.asdict(config.prompt),
+    action_tokenizers=tokenizers,
+    observation=config.observation.spec,
+    observations=config.observation_specs(),
+    tokenizer_sha256=prompt.tokenizer.sha256,
+  ).to_dict()
   settings = dataclasses.asdict(config.optimizer) | {"repeats": _REPEATS.value}
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name) / "model"

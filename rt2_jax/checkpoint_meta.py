@@ -79,7 +79,8 @@ class CheckpointMeta:
       )
     if "format" not in data:
       data = _from_format_1(data)
-    fields = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+    names = [field.name for field in dataclasses.fields(cls)]
+    fields = {name: data[name] for name in names if name in data}
     tokenizers, specs = fields["action_tokenizers"], fields["observations"]
     return cls(
       **fields
@@ -131,9 +132,7 @@ def _from_format_1(data: Mapping[str, Any]) -> dict[str, Any]:
   model = dict(data["model"])
   spec = ObservationSpec(history=model.pop("num_frames")).to_dict()
   tokenizers = data["action_tokenizers"]
-  defaults = {"statistics": {}, "data": {}, "versions": {}}
   return {
-    **defaults,
     **data,
     "format": FORMAT,
     "model": model | {"num_images": spec["history"]},

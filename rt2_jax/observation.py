@@ -1,6 +1,7 @@
 """What a robot sees, knows and is told; and which part of it a model reads.
 
-Numpy only.
+Numpy only: simulation workers import this file under an interpreter of their
+own. What needs Pillow is imported where it is used.
 
 Shapes: B robots, T frames of a camera (its history, oldest first), F images of
 all cameras, H x W pixels, S numbers of a robot's state.
@@ -17,7 +18,6 @@ import numpy as np
 
 from rt2_jax.actions import ActionSpace
 from rt2_jax.errors import UserError
-from rt2_jax.images import as_frames, as_sizes, check_sides
 
 PRIMARY = "primary"  # the camera of a robot with one, and of web pictures
 
@@ -141,6 +141,8 @@ def from_images(
   Raises:
     UserError: images or sizes of another shape or type.
   """
+  from rt2_jax.images import as_frames, as_sizes
+
   image = np.asarray(image)
   image = as_frames(image, len(instruction), image.shape[1])
   state = np.zeros((len(image), 0), np.float32)
@@ -176,6 +178,8 @@ def _images(observation: Observation, spec: ObservationSpec) -> list:
   Raises:
     UserError: see `to_batch`.
   """
+  from rt2_jax.images import check_sides
+
   if set(observation.images) != set(spec.present):
     raise UserError(
       f"got images of the cameras {sorted(observation.images)}, expected "

@@ -334,14 +334,15 @@ def check_data(checkpoints: Checkpoints, meta: CheckpointMeta, step: int):
     UserError: a source has another length or fingerprint.
   """
   stored, _ = checkpoints.restore_meta(step)
-  if "data" not in stored:
+  kept = CheckpointMeta.from_dict(stored).data
+  if not kept:
     _LOG.warning(
       "checkpoint %d keeps no fingerprints of its data: nothing to compare",
       step,
     )
     return
-  for name in stored["data"].keys() & meta.data.keys():
-    was, now = stored["data"][name], meta.data[name]
+  for name in kept.keys() & meta.data.keys():
+    was, now = kept[name], meta.data[name]
     if was != now:
       raise UserError(
         f"got {now['length']} examples with fingerprint {now['fingerprint']} "

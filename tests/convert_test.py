@@ -190,8 +190,8 @@ def test_from_hf_gives_the_same_checkpoint_again(server, workdir, tmp_path):
   images = random.integers(0, 256, (3, 60, 80, 3), np.uint8)
   texts = ["stop", "pick apple", "open drawer"]
   np.testing.assert_array_equal(
-    Policy.from_checkpoint(again).token_ids(images, texts),
-    Policy.from_checkpoint(workdir, step=10).token_ids(images, texts),
+    Policy.from_checkpoint(again)(images, texts),
+    Policy.from_checkpoint(workdir, step=10)(images, texts),
   )
   robot = folder / "rt2.json"
   robot.write_text(

@@ -14,16 +14,16 @@ from tests.conftest import ROOT
 FLOORS = [
   {"errors"},
   {"action_tokens", "batch", "images", "losses", "storage", "trees"}
-  | {"checksums", "differences", "interrupts", "local_files", "ranges"}
-  | {"import_path"}
+  | {"checksums", "differences", "import_path", "interrupts"}
+  | {"local_files", "ranges"}
   | {"compiler_options", "cpu_memory", "hosts"},
   {"actions", "tokenizer", "augment", "models", "optimizers", "sharding"}
   | {"consensus", "platforms"},
-  {"prompt", "decode", "optimizer", "step_metrics", "saved_step", "envs"}
+  {"prompt", "decode", "optimizer", "step_metrics", "saved_step"}
   | {"observation"},
   {"checkpoint", "checkpoint_meta", "input_pipeline", "robot_policy"}
   | {"rollouts"},
-  {"policy", "pytorch", "train_state", "workdir"},
+  {"envs", "policy", "pytorch", "train_state", "workdir"},
   {"evaluators", "train_config", "weights"},
   {"evaluation", "progress", "tpu"},
   {"training"},
@@ -56,12 +56,15 @@ INSIDE = {
     {"camera", "tasks", "descriptions"},
     {"oracle", "suites"},
     {"environment"},
+    {"trials"},
+    {"baselines"},
+    {"benchmark"},
   ],
   "rollouts": [
-    {"films", "trials"},
-    {"simulation"},
+    {"films", "trial", "wire"},
+    {"plots", "worker", "simulation"},
     {"runner"},
-    {"summary", "plots"},
+    {"results"},
     {"report"},
   ],
   "pytorch": [{"decode"}, {"policy"}, {"train_step"}],
@@ -197,5 +200,13 @@ def test_acting_and_training_need_no_tensorflow(module):
 
 def test_simulating_needs_neither_tensorflow_nor_jax():
   """The first cannot share a process with drawing; the second is slow."""
-  loaded = loaded_by("rt2_jax.rollouts.simulation")
+  loaded = loaded_by("rt2_jax.envs.tabletop.benchmark")
   assert not {"tensorflow", "jax"} & loaded
+
+
+def test_a_simulation_worker_needs_numpy_alone():
+  """Its interpreter has the benchmark's packages, not this package's."""
+  loaded = loaded_by("rt2_jax.rollouts.worker") - set(sys.stdlib_module_names)
+  packages = {name for name in loaded if not name.startswith("_")}
+  assert {"numpy", "rt2_jax"} <= packages
+  assert not {"PIL", "scipy", "simplejpeg", "matplotlib"} & packages

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from rt2_jax.rollouts import summary
+from rt2_jax.rollouts import results
 from tests.conftest import ROOT
 
 MINI = ROOT / "docs/mini"
@@ -34,20 +34,20 @@ def rows(name: str) -> list[dict]:
   ],
 )
 def test_the_tables_of_the_mini_robots_are_the_programs(folder, pages):
-  table = (folder / summary.TABLE).read_text()
-  assert table == summary.table(summary.read(folder))
+  table = (folder / results.TABLE).read_text()
+  assert table == results.table(results.read(folder))
   for page in pages:
     assert table in pathlib.Path(ROOT, page).read_text(), page
 
 
 def test_all_sizes_and_seeds_met_the_same_episodes():
   folders = MINI, MICRO, SEED_1
-  results = [one for f in folders for one in summary.read(f).values()]
-  assert len({result["episodes_hash"] for result in results}) == 1
+  found = [one for f in folders for one in results.read(f).values()]
+  assert len({result["trials_hash"] for result in found}) == 1
 
 
 def test_the_figures_of_the_quick_start_are_the_programs():
-  (result,) = summary.read(ROOT / "docs/quickstart").values()
+  (result,) = results.read(ROOT / "docs/quickstart").values()
   suites = result["suites"]
   symbols = [suites[name] for name in suites if name.startswith("symbols_")]
   figures = (
@@ -55,18 +55,18 @@ def test_the_figures_of_the_quick_start_are_the_programs():
     + "{successes} of {n} with unseen objects, ".format(
       **suites["objects_easy"]
     )
-    + "{successes} of {n} with symbols.".format(**summary.pool(symbols))
+    + "{successes} of {n} with symbols.".format(**results.pool(symbols))
   )
   assert figures in readme()
 
 
 def test_the_figures_of_plans_are_the_programs():
-  suites = summary.read(MINI)["planning"]["suites"]
+  suites = results.read(MINI)["planning"]["suites"]
   right = sum(
-    episode["plan"].partition(" <loc")[0] == episode["target"]
+    bool(trial["plan_is_right"])
     for name in suites
     if name.startswith("reasoning_")
-    for episode in suites[name]["episodes"]
+    for trial in suites[name]["trials"]
   )
   figure = f"{right} of 500 plans for reasoning named the right thing"
   assert figure in readme()
@@ -74,8 +74,8 @@ def test_the_figures_of_plans_are_the_programs():
 
 @pytest.mark.parametrize("folder", [MINI, MICRO, SEED_1])
 def test_every_run_names_its_config(folder):
-  for policy, result in summary.read(folder).items():
-    if policy not in summary.BASELINES:
+  for policy, result in results.read(folder).items():
+    if not results.is_baseline(result):
       assert len(result["config_hash"]) == 16, policy
       assert result["web"] and result["command"]
 

@@ -13,15 +13,16 @@ import jax
 import pytest
 from PIL import Image
 
-from rt2_jax.actions import TABLETOP, ActionTokenizer
+from rt2_jax.actions import RT1, TABLETOP, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
-from rt2_jax.envs.tabletop import suites
+from rt2_jax.envs.tabletop import pictures
+from rt2_jax.envs.tabletop.benchmark import Tabletop
 from rt2_jax.envs.tabletop.pictures import Pictures
-from rt2_jax.errors import UserError
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params
+from rt2_jax.observation import ObservationSpec
 from rt2_jax.prompt import ROBOT_TEMPLATE
-from rt2_jax.rollouts import report, summary, trials
+from rt2_jax.rollouts import report, results
 from tests.conftest import ROOT
 
 SUITES = "--suites=seen,symbols_numbers,people"
@@ -36,16 +37,17 @@ def start(*flags: str) -> subprocess.CompletedProcess:
   )
 
 
-def save_run(folder, tokenizer, prefix_length=48, num_frames=1):
+def save_run(folder, tokenizer, prefix_length=48, history=1, space=TABLETOP):
   """A checkpoint of a random model that acts on the tabletop."""
   model = variants.vlm(
     "tiny/16",
     "gemma_tiny",
     image_size=32,
     vocab_size=tokenizer.vocab_size,
-    num_frames=num_frames,
+    num_images=history,
   )
-  actions = ActionTokenizer(TABLETOP, tokenizer.action_route("rare"))
+  spec = ObservationSpec(history=history).to_dict()
+  actions = ActionTokenizer(space, tokenizer.action_route("rare"))
   meta = {
     "config": {
       "sources": {"tabletop": {}},
@@ -59,6 +61,8 @@ def save_run(folder, tokenizer, prefix_length=48, num_frames=1):
       "template": ROBOT_TEMPLATE,
     },
     "action_tokenizers": {"tabletop": actions.to_dict()},
+    "observation": spec,
+    "observations": {"tabletop": spec},
     "tokenizer_sha256": tokenizer.sha256,
   }
   params = init_params(model, jax.random.key(0))
@@ -86,7 +90,7 @@ def folder(tmp_path_factory, run):
   output = tmp_path_factory.mktemp("rollouts") / "new"
   common = [SUITES, f"--output={output}", "--episodes=2", "--image_size=48"]
   common += ["--max_steps=20", "--films=1", "--num_envs=8"]
-  for flags in ([f"--workdir={run}"], ["--policy=null,oracle"]):
+  for flags in ([f"--policy={run}"], ["--policy=null,oracle"]):
     done = start(*common, *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"page: {output / 'report.html'}" in done.stdout
@@ -126,8 +130,8 @@ class Page(html.parser.HTMLParser):
 
 
 def test_numbers(folder):
-  results = summary.read(folder)
-  assert list(results) == ["random <b>", "null", "oracle"]
+  found = results.read(folder)
+  assert list(found) == ["random <b>", "null", "oracle"]
   oracle = json.loads((folder / "oracle.json").read_text())
   names = ["seen", "symbols_numbers", "people_names", "people_roles"]
   assert list(oracle["suites"]) == names
@@ -135,13 +139,13 @@ def test_numbers(folder):
   assert seen["n"] == seen["successes"] == seen["outcomes"]["success"] == 2
   assert seen["interval"] == pytest.approx([0.342, 1.0], abs=1e-3)
   assert len(seen["seeds"]) == 2
-  for result in results.values():
-    assert result["episodes_hash"] == oracle["episodes_hash"]
+  for result in found.values():
+    assert result["trials_hash"] == oracle["trials_hash"]
     for name in names:
       assert result["suites"][name]["seeds"] == oracle["suites"][name]["seeds"]
-  assert results["null"]["suites"]["seen"]["capped"] == 2
-  assert results["null"]["suites"]["seen"]["rate"] == 0.0
-  run = results["random <b>"]
+  assert found["null"]["suites"]["seen"]["capped"] == 2
+  assert found["null"]["suites"]["seen"]["rate"] == 0.0
+  run = found["random <b>"]
   assert len(run["config_hash"]) == 16 and run["what"].endswith("step 7")
   assert run["web"] == {"name": 0.625} and run["web_before"] == {"name": 0.75}
 
@@ -184,26 +188,18 @@ def test_the_page_holds_tables_and_pictures_and_needs_nothing_else(folder):
   assert web == [["web source", "random <b>"], ["name", "62.5"]]
   assert text.count("<svg") == 2
   assert (folder / "success.svg").read_text() in text
+  assert rows["move_to"][1:] == ["0 0 to 49", "100 51 to 100"]
   assert len(page.loaded) == 12  # four suites, three policies, one film each
   assert all(s.startswith("data:image/jpeg;base64,") for s in page.loaded)
   assert all((folder / urllib.parse.unquote(x)).is_file() for x in page.links)
   assert "https://" not in text
   oracle = json.loads((folder / "oracle.json").read_text())
-  asked = oracle["suites"]["seen"]["episodes"][0]["instruction"]
+  asked = oracle["suites"]["seen"]["trials"][0]["instruction"]
   assert f"“{asked}”" in text
 
 
-def test_results_of_other_episodes_are_not_compared(folder, tmp_path):
-  for path in folder.glob("*.json"):
-    result = json.loads(path.read_text())
-    if path.name == "null.json":
-      result["episodes_hash"] = "0" * 16
-    (tmp_path / path.name).write_text(json.dumps(result))
-  with pytest.raises(
-    ValueError, match="2 different sets of episodes.*--seed.*another --output"
-  ):
-    report.write(tmp_path)
-  (tmp_path / "null.json").unlink()
+def test_a_film_that_is_gone(folder, tmp_path):
+  (tmp_path / "null.json").write_bytes((folder / "null.json").read_bytes())
   with pytest.raises(ValueError, match="got film .*seen_0.gif.*run it again"):
     report.write(tmp_path)
 
@@ -227,59 +223,79 @@ def test_a_call_that_does_not_fit_plays_nothing(folder, change):
   common = [SUITES, f"--output={folder}", "--episodes=2", "--image_size=48"]
   done = start(*common, "--max_steps=20", "--policy=oracle", *change)
   assert done.returncode == 1 and "Traceback" not in done.stderr
-  assert "episodes/s" not in done.stderr and "numbers:" not in done.stdout
+  assert "trials/s" not in done.stderr and "numbers:" not in done.stdout
   assert "choose another --output" in done.stderr
   if change != ["--suites=seen"]:
     assert f"{change[0]} " in done.stderr or f"{change[0]})" in done.stderr
   assert contents(folder) == before
 
 
-def test_results_of_another_policy_are_not_replaced(folder):
-  there = summary.read(folder)
-  fits = {name: dict(result) for name, result in there.items()}
-  summary.check_fit(folder, fits)
-  name = "random <b>"
-  for field, value in (
-    ("what", "runs/other/random <b>, step 7"),
-    ("what", there[name]["what"].replace("step 7", "step 8")),
-    ("config_hash", "0" * 16),
-  ):
-    with pytest.raises(UserError) as error:
-      summary.check_fit(folder, {name: there[name] | {field: value}})
-    assert value in str(error.value) and there[name][field] in str(error.value)
-  summary.check_fit(folder, {"new": there[name] | {"what": "another"}})
-
-
-@pytest.mark.parametrize("text", ['{"steps": 8}', "[1]", '{"episodes', "7"])
-def test_a_file_that_is_no_result_is_named(tmp_path, text):
-  (tmp_path / "config.json").write_text(text)
-  for read in (summary.read, lambda folder: summary.check_fit(folder, {})):
-    with pytest.raises(UserError, match="config.json', which is no result"):
-      read(tmp_path)
-
-
-def test_other_pictures_of_the_same_things_are_other_episodes():
-  pictures = Pictures.load(ROOT / "data/pictures.zip")
-  episodes = trials.draw(suites.choose(["seen"]), pictures, 2, 0)
+def test_other_pictures_of_the_same_things_are_other_trials(monkeypatch):
+  known = Pictures.load(ROOT / "data/pictures.zip")
   drawn_again = Pictures(
-    pictures.concepts,
-    {style: 255 - atlas for style, atlas in pictures._atlases.items()},
+    known.concepts,
+    {style: 255 - atlas for style, atlas in known._atlases.items()},
   )
+  benchmark = Tabletop()
+  trials = benchmark.trials(["seen"], 2, 0)
+  before = benchmark.fingerprint(trials)
+  monkeypatch.setattr(pictures, "load", lambda path: drawn_again)
+  assert benchmark.trials(["seen"], 2, 0) == trials
+  assert benchmark.fingerprint(trials) != before
+
+
+TOY = ["--benchmark=tests.rollouts.toy:benchmark", "--films=1", "--episodes=2"]
+
+
+def test_another_benchmark_and_a_function_as_its_policy(tmp_path):
+  flags = [*TOY, f"--output={tmp_path}", "--execute=2"]
+  done = start(*flags, "--policy=tests.rollouts.toy:act,rest,expert")
+  assert done.returncode == 0, done.stderr[-2000:]
+  found = results.read(tmp_path)
+  assert list(found) == ["tests.rollouts.toy.act", "rest", "expert"]
+  mine, rest, expert = found.values()
+  for suite in ("near", "middle", "far"):
+    assert mine["suites"][suite]["rate"] == 1.0
+    assert rest["suites"][suite]["rate"] == 0.0
+    seeds = mine["suites"][suite]["seeds"]
+    assert rest["suites"][suite]["seeds"] == seeds
+  assert mine["trials_hash"] == expert["trials_hash"]
+  assert mine["execute"] == 2
+  page = Page()
+  page.feed((tmp_path / "report.html").read_text())
+  success = {row[0]: row[1:] for row in page.tables[0]}
+  assert success["mean of both"] == ["100", "0", "100"]
+  with Image.open(tmp_path / "films/expert/far_0.gif") as film:
+    assert film.size == (8, 8) and film.info["duration"] == 250  # 4 Hz
+
+
+def test_an_exported_folder_acts_as_its_run_does(tmp_path, tokenizer):
+  """Both read the last two frames, which the runner keeps for them."""
+  run = save_run(tmp_path / "run", tokenizer, history=2)
+  converted = tmp_path / "exported"
+  command = [sys.executable, "launch/convert.py", "to_hf", f"--workdir={run}"]
+  done = subprocess.run(
+    [*command, f"--output={converted}"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  flags = ["--suites=seen", "--episodes=2", "--image_size=48", "--max_steps=3"]
+  policies = f"--policy={run},{converted}"
+  done = start(*flags, f"--output={tmp_path}/out", "--films=0", policies)
+  assert done.returncode == 0, done.stderr[-2000:]
   first, second = (
-    trials.fingerprint(episodes, p) for p in (pictures, drawn_again)
+    results.read(tmp_path / "out")[name]["suites"]["seen"]["trials"]
+    for name in ("run", "exported")
   )
-  assert first != second
-
-
-def test_nothing_to_report(tmp_path):
-  with pytest.raises(ValueError, match="got no results in .*launch/rollout.py"):
-    report.write(tmp_path)
+  assert first == second and len(first) == 2
 
 
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    ([], "got nothing to try, expected --workdir or --policy"),
+    ([], "got nothing to try, expected --policy"),
     (["--policy=orcle"], "got 'orcle' for --policy.*did you mean 'oracle'"),
     (["--policy=null,null"], "expected another one for each policy"),
     (
@@ -287,7 +303,18 @@ def test_nothing_to_report(tmp_path):
       "got 'people_role' for suite.*did you mean 'people_roles'",
     ),
     (["--policy=null", "--pictures=no.zip"], "got pictures 'no.zip', which"),
-    (["--workdir=/nowhere/run"], "which does not exist; pass the --workdir"),
+    (
+      ["--policy=/nowhere/run"],
+      "got '/nowhere/run' for --policy.*run's workdir",
+    ),
+    (["--policy=tests"], "in /.*tests, expected.*there is no checkpoint"),
+    (["--policy=no_lab:act"], "'no_lab:act' for --policy.*PYTHONPATH"),
+    (["--policy=tests.rollouts.toy:ac"], "'ac'.*did you mean 'act'"),
+    (["--policy=tests.rollouts.toy:SPACE"], "of type ActionSpace.*a function"),
+    (["--policy=null", "--benchmark=table"], "'table' for --benchmark"),
+    (["--policy=null", "--benchmark=re:sub"], "'re:sub' of type function wit"),
+    (["--policy=rest", *TOY, "--image_size=32"], "got --image_size with --be"),
+    (["--policy=rest", *TOY, "--execute=3"], "got execute = 3, expected 1 to"),
     (["--policy=null", "extra"], "expected flags only"),
   ],
 )
@@ -309,11 +336,11 @@ def find(text: str, part: str) -> str:
   ("made", "message"),
   [
     ({"prefix_length": 12}, "tokens, expected at most 12: 'Q: what"),
-    ({"num_frames": 2}, "on 2 image(s), expected ('terminate', "),
+    ({"space": RT1}, "which acts with ('mode', 'dx'"),
   ],
 )
 def test_a_model_that_cannot_act_here(made, message, tmp_path, tokenizer):
   run = save_run(tmp_path / "run", tokenizer, **made)
-  done = start(f"--output={tmp_path}/x", f"--workdir={run}", "--episodes=2")
+  done = start(f"--output={tmp_path}/x", f"--policy={run}", "--episodes=2")
   assert done.returncode != 0
   assert message in done.stderr and "Traceback" not in done.stderr

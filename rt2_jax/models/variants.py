@@ -137,8 +137,7 @@ class VLMConfig:
   def from_dict(cls, data: Mapping[str, Any]) -> "VLMConfig":
     """The inverse of `dataclasses.asdict`, for what a checkpoint stores."""
     img, llm = SiglipConfig(**data["img"]), GemmaConfig(**data["llm"])
-    # Called so in checkpoints of format 1.
-    return cls(img, llm, data.get("num_images") or data["num_frames"])
+    return cls(img, llm, data["num_images"])
 
   @property
   def num_image_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""Episodes as moving pictures, and as strips that can be printed."""
+"""Trials as films, and as strips that can be printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from rt2_jax.envs.tabletop.scene import CONTROL_HZ
 from rt2_jax.errors import UserError
 
 _LAST_MS = 1200  # the end can be looked at
@@ -17,11 +16,13 @@ _STRIP = 6  # images
 _QUALITY = 85
 
 
-def write_gif(images: Sequence[np.ndarray], path: pathlib.Path) -> None:
-  """Writes uint8[S, S, 3] images as a film of the robot's own speed."""
+def write_gif(
+  images: Sequence[np.ndarray], path: pathlib.Path, control_hz: float
+) -> None:
+  """Writes uint8[H, W, 3] images as a film at the robot's own speed."""
   path.parent.mkdir(parents=True, exist_ok=True)
   first, *others = (Image.fromarray(image) for image in images)
-  step_ms = round(1000 / CONTROL_HZ)
+  step_ms = round(1000 / control_hz)
   first.save(
     path,
     save_all=True,
@@ -32,7 +33,7 @@ def write_gif(images: Sequence[np.ndarray], path: pathlib.Path) -> None:
 
 
 def read_strip(path: pathlib.Path) -> bytes:
-  """A film's first, last and some images between them, side by side; a JPEG.
+  """Lays a film's first, last and some images between side by side, as JPEG.
 
   Raises:
     UserError: no such film.

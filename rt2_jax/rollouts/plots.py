@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from rt2_jax.rollouts.runner import OUTCOMES
+from rt2_jax.rollouts.trial import BROKEN_OFF
 
 # What matplotlib would write about itself: dates, links.
 _UNSAID = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -18,15 +19,20 @@ _POLICIES = (
   *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
   *("#999999", "#000000"),
 )
-_OUTCOMES = ("#009e73", "#d55e00", "#e69f00", "#f0e442", "#bbbbbb", "#000000")
+_REASONS = ("#009e73", "#d55e00", "#e69f00", "#f0e442", "#bbbbbb")
+_MORE_REASONS = ("#0072b2", "#cc79a7", "#56b4e9", "#999999")
+_BROKEN_OFF = "#000000"
 
 
-def outcome_colour(outcome: str) -> str:
-  return _OUTCOMES[OUTCOMES.index(outcome)]
+def colours(reasons: Sequence[str]) -> dict[str, str]:
+  """Returns a colour for each reason why trials end; success is green."""
+  palette = itertools.cycle(_REASONS + _MORE_REASONS)
+  chosen = dict(zip(reasons, palette, strict=False))
+  return chosen | {BROKEN_OFF: _BROKEN_OFF}
 
 
 def draw_success(rows: Mapping[str, Mapping[str, Any]]) -> str:
-  """Bars with intervals, side by side for the policies.
+  """Draws bars with intervals, side by side for the policies.
 
   Args:
     rows: for each row's title, by policy: numbers with `rate` and `interval`.
@@ -66,11 +72,13 @@ def draw_success(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def draw_outcomes(
   columns: Mapping[str, Sequence[tuple[str, Mapping[str, int]]]],
+  reasons: Sequence[str],
 ) -> str:
-  """How episodes ended: for each policy a panel with a bar for each suite.
+  """Draws how trials ended: for each policy a panel with a bar for each suite.
 
   Args:
-    columns: by policy, (suite's title, number of each outcome).
+    columns: by policy, (suite's title, number of trials for each reason).
+    reasons: in the order of the drawing.
 
   Returns:
     An <svg> element.
@@ -80,14 +88,14 @@ def draw_outcomes(
   panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
   for panel, (policy, suites) in zip(panels, columns.items(), strict=True):
     start = [0.0] * len(titles)
-    for outcome in OUTCOMES:
-      parts = [100 * c[outcome] / max(sum(c.values()), 1) for _, c in suites]
+    for reason in reasons:
+      parts = [100 * c[reason] / max(sum(c.values()), 1) for _, c in suites]
       panel.barh(
         range(len(titles)),
         parts,
         left=start,
-        color=outcome_colour(outcome),
-        label=outcome,
+        color=colours(reasons)[reason],
+        label=reason,
       )
       start = [s + part for s, part in zip(start, parts, strict=True)]
     panel.set_title(policy, fontsize="medium")
@@ -95,14 +103,14 @@ def draw_outcomes(
     panel.spines[["top", "right"]].set_visible(False)
   panels[0].set_yticks(range(len(titles)), titles)
   panels[0].invert_yaxis()
-  figure.supxlabel("% of episodes", fontsize="medium")
+  figure.supxlabel("% of trials", fontsize="medium")
   handles, labels = panels[0].get_legend_handles_labels()
   figure.legend(handles, labels, loc="outside upper center", ncols=3)
   return _svg(figure)
 
 
 def _svg(figure: Figure) -> str:
-  """The <svg> element alone; the same drawing gives the same text."""
+  """Returns the <svg> element alone; the same drawing gives the same text."""
   figure.set_layout_engine("constrained")
   text = io.StringIO()
   style = {"svg.fonttype": "none", "svg.hashsalt": "rollouts", "font.size": 9}

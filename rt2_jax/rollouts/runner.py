@@ -1,241 +1,245 @@
 """How often a policy does what it is asked to, in simulation.
 
-Many environments are stepped in parallel, with one call of the policy a step.
-A policy is anything that takes images uint8[B, S, S, 3] and B instructions and
-gives B plans in words, "" where it acts without, and actions float32[B, 8] in
-the units of `actions.TABLETOP`, such as `Policy.plan_and_act`.
+Many environments are stepped in parallel, with one call of the policy for all
+robots whose last chunk of actions has been carried out.
 
-Shapes: B environments, S x S pixels.
+Shapes: B environments, H actions of a chunk (the horizon), D dimensions.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from rt2_jax.actions import TABLETOP
-from rt2_jax.envs.tabletop import environment
-from rt2_jax.envs.tabletop.instructions import Task
 from rt2_jax.errors import UserError
+from rt2_jax.observation import History, Observation, ObservationSpec
 from rt2_jax.rollouts.simulation import (
-  Act,
   Begin,
   Broken,
+  Expert,
   Lost,
+  Request,
   Seen,
   Simulations,
+  Step,
   has_ended,
 )
-from rt2_jax.rollouts.trials import Episode
-
-BROKEN_OFF = "broken off"  # the environment threw or died
-OUTCOMES = (
-  environment.SUCCESS,
-  environment.WRONG_OBJECT,
-  environment.WRONG_PLACE,
-  environment.FAILED,
-  environment.NOTHING,
-  BROKEN_OFF,
-)
-
-Decision = tuple[Sequence[str], np.ndarray]  # plans, actions
-Policy = Callable[[np.ndarray, Sequence[str]], Decision]
-
-
-def null(images: np.ndarray, instructions: Sequence[str]) -> Decision:
-  """The floor: rests with an open hand and never ends an episode."""
-  actions = np.zeros((len(images), len(TABLETOP)), np.float32)
-  actions[:, -1] = 1.0
-  return [""] * len(images), actions
-
-
-def random(images: np.ndarray, instructions: Sequence[str]) -> Decision:
-  """Any motion; ends one step in thirty. The same picture, the same motion."""
-  low = np.array([d.low for d in TABLETOP.dimensions])
-  high = np.array([d.high for d in TABLETOP.dimensions])
-  actions = []
-  for image in images:
-    rng = np.random.default_rng(zlib.crc32(image.tobytes()))
-    actions.append(rng.uniform(low, high))
-    actions[-1][0] = rng.random() < 1 / 30
-  return [""] * len(images), np.array(actions, np.float32)
-
-
-def asked(episode: Episode) -> Task:
-  """What the scripted expert should do: the ceiling."""
-  return episode.options.task
-
-
-def guessed(episode: Episode) -> Task:
-  """What one would do who moves well and knows all but the described thing."""
-  task, others = episode.options.task, episode.options.distractors
-  rng = np.random.default_rng(episode.seed)
-  blocks, mats = environment.lay(task, others)
-  known = {task.target, task.reference} - {getattr(task, episode.described)}
-  choices = mats if mats and episode.described == "reference" else blocks
-  choice = rng.choice([name for name in choices if name not in known])
-  return dataclasses.replace(task, **{episode.described: str(choice)})
+from rt2_jax.rollouts.trial import BROKEN_OFF, Act, Benchmark, Trial
 
 
 @dataclasses.dataclass
 class Rollout:
-  """What became of an episode.
+  """The record of a trial.
 
   Attributes:
-    episode: which.
-    outcome: one of `OUTCOMES`.
-    steps: how many.
-    capped: the policy did not end it; the step cap did.
-    engaged: name of what the robot acted on first, or "".
+    trial: the trial.
+    success: whether the instruction was fulfilled.
+    reason: one of the benchmark's reasons, or `BROKEN_OFF`.
+    details: as in `trial.Outcome`.
+    steps: number of actions taken.
     plan: what the policy wrote before its first action, or "".
-    error: what broke it off, or "".
-    images: of every step, uint8[S, S, 3]; empty unless asked for.
+    error: what broke the trial off, or "".
+    images: of the first camera at every step, uint8[H, W, 3]; empty unless the
+      trial is filmed.
+    control_hz: images per second.
     film: path of a file with the images, or "".
   """
 
-  episode: Episode
-  outcome: str = BROKEN_OFF
+  trial: Trial
+  success: bool = False
+  reason: str = BROKEN_OFF
+  details: dict[str, Any] = dataclasses.field(default_factory=dict)
   steps: int = 0
-  capped: bool = False
-  engaged: str = ""
   plan: str = ""
   error: str = ""
   images: list[np.ndarray] = dataclasses.field(default_factory=list)
+  control_hz: float = 0.0
   film: str = ""
 
-  def to_dict(self) -> dict[str, Any]:
-    """All but the images, for a file."""
-    options = self.episode.options
-    return {
-      "number": self.episode.number,
-      "seed": self.episode.seed,
-      "instruction": options.instruction,
-      **dataclasses.asdict(options.task),
-      "outcome": self.outcome,
-      "steps": self.steps,
-      "capped": self.capped,
-      "engaged": self.engaged,
-      "plan": self.plan,
-      "error": self.error,
-      "film": self.film,
-    }
+  @property
+  def capped(self) -> bool:
+    """Whether a step limit ended the trial, not the policy."""
+    return bool(self.details.get("capped", False))
+
+
+@dataclasses.dataclass
+class _Robot:
+  """A slot's running trial.
+
+  Attributes:
+    rollout: its record.
+    history: its last frames.
+    seen: the newest observation; None until the trial has begun.
+    actions: the rest of its chunk.
+  """
+
+  rollout: Rollout
+  history: History
+  seen: Observation | None = None
+  actions: collections.deque[np.ndarray] = dataclasses.field(
+    default_factory=collections.deque
+  )
 
 
 def run(
-  policy: Policy | None,
-  episodes: Sequence[Episode],
-  make: Callable[[], environment.TabletopEnv],
+  act: Act | None,
+  trials: Sequence[Trial],
+  benchmark: Benchmark,
   num_envs: int,
   num_processes: int | None = None,
+  *,
+  spec: ObservationSpec | None = None,
+  execute: int = 1,
   num_filmed: int = 0,
-  expert: Callable[[Episode], Task] = asked,
+  expert: Callable[[Trial], Trial] | None = None,
 ) -> Iterator[Rollout]:
-  """Tries a policy on episodes, and yields each as it ends.
+  """Tries a policy on trials, and yields each as it ends.
 
-  The policy is always called with `num_envs` rows, so that it is compiled once;
-  rows that are not needed repeat another.
+  The policy is always called with B = `num_envs` rows, so that it is compiled
+  once; rows that are not needed repeat another.
 
   Args:
-    policy: what to try; None for the scripted expert.
-    episodes: what to try it on.
-    make: makes an environment, in another process: `simulation.make_tabletop`
-      with its arguments.
-    num_envs: how many are stepped at once.
-    num_processes: that step them; default: one for each CPU.
-    num_filmed: of each suite, the first so many episodes keep their images.
-    expert: which task the scripted expert takes an episode for.
+    act: the policy; None for the scripted expert.
+    trials: what to try it on.
+    benchmark: makes the environments, in worker processes.
+    num_envs: environments stepped at once.
+    num_processes: workers; default: one for each CPU.
+    spec: the part of an observation that the policy reads; default: all that
+      the benchmark shows.
+    execute: actions of a chunk that are carried out before the policy is
+      called again, 1 to H.
+    num_filmed: of each suite, the first so many trials keep their images.
+    expert: the trial that the scripted expert carries out; default: the real
+      one.
 
   Raises:
-    UserError: the policy gives actions of another shape, or the
-      environments cannot be made.
+    UserError: a policy that reads what the benchmark does not show, actions
+      of another shape, an `execute` that no chunk has, or environments that
+      cannot be made.
   """
-  waiting = collections.deque(episodes)
-  running: dict[int, Rollout] = {}
-  seen: dict[int, np.ndarray] = {}
-  num_envs = min(num_envs, len(episodes))
-  with Simulations(make, num_envs, num_processes) as simulations:
-    while waiting or running:
-      requests = _decide(policy, running, seen, num_envs)
+  spec = spec or benchmark.spec
+  check_spec(spec, benchmark.spec)
+  waiting = collections.deque(trials)
+  robots: dict[int, _Robot] = {}
+  num_envs = min(num_envs, len(trials))
+  dimensions = benchmark.action_space.names
+  with Simulations(benchmark, num_envs, num_processes) as simulations:
+    while waiting or robots:
+      requests: dict[int, Request] = {}
+      if act is not None:
+        _decide(act, robots, num_envs, execute, dimensions)
       for slot in range(num_envs):
-        if slot not in running and waiting:
-          running[slot] = Rollout(waiting.popleft())
-        if slot in running and slot not in seen:
-          episode = running[slot].episode
-          requests[slot] = Begin(episode, expert(episode))
+        if slot not in robots and waiting:
+          rollout = Rollout(
+            waiting.popleft(), control_hz=simulations.control_hz
+          )
+          robots[slot] = _Robot(rollout, History(spec.history))
+        if slot in robots:
+          requests[slot] = _request(robots[slot], act is None, expert)
       for slot, reply in simulations.exchange(requests).items():
-        if isinstance(reply, Lost):  # from its first picture again
-          seen.pop(slot, None)
-          running[slot].images.clear()
-          continue
-        if isinstance(reply, Seen):
-          seen[slot] = reply.image
-          if running[slot].episode.number < num_filmed:
-            running[slot].images.append(reply.image)
+        robot = robots[slot]
+        _record(robot, reply, spec, benchmark.spec, num_filmed)
         if has_ended(reply):
-          seen.pop(slot, None)
-          yield _end(running.pop(slot), reply)
+          yield robots.pop(slot).rollout
 
 
-def _end(rollout: Rollout, reply: Seen | Broken) -> Rollout:
-  """Fills in what became of it."""
-  if isinstance(reply, Broken):
-    rollout.error = reply.error
-    return rollout
-  rollout.outcome = reply.info["outcome"]
-  rollout.steps = reply.info["steps"]
-  rollout.engaged = reply.info["engaged"]
-  rollout.capped = reply.truncated
-  return rollout
+def check_spec(spec: ObservationSpec, shown: ObservationSpec) -> None:
+  """Checks that a benchmark shows what a policy reads.
+
+  Raises:
+    UserError: a camera or a number of the state is missing.
+  """
+  if set(spec.present) - set(shown.cameras):
+    raise UserError(
+      f"got a policy that reads the cameras {spec.present}, expected some of "
+      f"the benchmark's: {list(shown.cameras)}; choose another policy or "
+      "benchmark"
+    )
+  wanted = spec.state.names if spec.state else ()
+  given = shown.state.names if shown.state else ()
+  if wanted and wanted != given:
+    raise UserError(
+      f"got a policy that reads the state {list(wanted)}, expected that of the "
+      f"benchmark: {list(given)}; choose another policy or benchmark"
+    )
 
 
 def _decide(
-  policy: Policy | None,
-  running: dict[int, Rollout],
-  seen: dict[int, np.ndarray],
+  act: Act,
+  robots: dict[int, _Robot],
   num_envs: int,
-) -> dict[int, Act]:
-  """The next actions of the environments whose picture is there."""
-  if policy is None or not seen:
-    return {slot: Act(None) for slot in seen}
-  slots = list(seen)
-  rows = slots + slots[:1] * (num_envs - len(slots))
-  instructions = [running[s].episode.options.instruction for s in rows]
-  plans, actions = policy(np.stack([seen[s] for s in rows]), instructions)
-  if actions.shape != (num_envs, len(TABLETOP)):
+  execute: int,
+  dimensions: Sequence[str],
+) -> None:
+  """Gives a new chunk to the robots that have carried out their last one."""
+  asking = [r for r in robots.values() if r.seen is not None and not r.actions]
+  if not asking:
+    return
+  rows = asking + asking[:1] * (num_envs - len(asking))
+  answer = act([robot.seen for robot in rows])
+  plans, chunks = answer if isinstance(answer, tuple) else ((), answer)
+  chunks = np.asarray(chunks)
+  if chunks.ndim != 3 or chunks.shape[::2] != (num_envs, len(dimensions)):
     raise UserError(
-      f"got actions {list(actions.shape)} from the policy, expected "
-      f"{[num_envs, len(TABLETOP)]}: {', '.join(TABLETOP.names)}"
+      f"got actions {list(chunks.shape)} from the policy, expected "
+      f"[{num_envs}, H, {len(dimensions)}]: chunks of H actions of "
+      f"{', '.join(dimensions)}"
     )
-  for slot, plan in zip(slots, plans, strict=False):
-    running[slot].plan = running[slot].plan or plan
-  return {slot: Act(actions[i]) for i, slot in enumerate(slots)}
+  if not 1 <= execute <= chunks.shape[1]:
+    raise UserError(
+      f"got execute = {execute}, expected 1 to {chunks.shape[1]}, the actions "
+      "of the policy's chunk"
+    )
+  for i, robot in enumerate(asking):
+    robot.actions.extend(chunks[i, :execute])
+  for robot, plan in zip(asking, plans, strict=False):
+    robot.rollout.plan = robot.rollout.plan or plan
 
 
-def summarize(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-  """One suite's numbers: n, successes, rate, interval, outcomes, episodes."""
-  rollouts = sorted(rollouts, key=lambda r: r.episode.number)
-  counts = collections.Counter(r.outcome for r in rollouts)
-  successes, n = counts[environment.SUCCESS], len(rollouts)
-  return {
-    "n": n,
-    "successes": successes,
-    "rate": successes / n,
-    "interval": wilson(successes, n),
-    "outcomes": {outcome: counts[outcome] for outcome in OUTCOMES},
-    "capped": sum(r.capped for r in rollouts),
-    "mean_steps": float(np.mean([r.steps for r in rollouts])),
-    "seeds": [r.episode.seed for r in rollouts],
-    "episodes": [r.to_dict() for r in rollouts],
-  }
+def _request(
+  robot: _Robot, is_expert: bool, expert: Callable[[Trial], Trial] | None
+) -> Request:
+  trial = robot.rollout.trial
+  if robot.seen is None:
+    return Begin(trial)
+  if is_expert:
+    return Expert(expert(trial) if expert else trial)
+  return Step(robot.actions.popleft())
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-  """Wilson's 95% interval of a rate."""
-  interval = stats.binomtest(successes, n).proportion_ci(method="wilson")
-  return float(interval.low), float(interval.high)
+def _record(
+  robot: _Robot,
+  reply: Seen | Broken | Lost,
+  spec: ObservationSpec,
+  shown: ObservationSpec,
+  num_filmed: int,
+) -> None:
+  """Writes down what an environment replied."""
+  rollout = robot.rollout
+  if isinstance(reply, Broken):
+    rollout.error, rollout.steps = reply.error, 0
+    return
+  if isinstance(reply, Lost):  # from its first observation again
+    robot.history, robot.seen = History(spec.history), None
+    robot.actions.clear()
+    rollout.images.clear()
+    rollout.steps = 0
+    return
+  rollout.steps += robot.seen is not None
+  if rollout.trial.number < num_filmed:
+    rollout.images.append(reply.observation.images[shown.cameras[0]][-1])
+  robot.seen = robot.history.add(_read(reply.observation, spec))
+  if reply.outcome:
+    rollout.success, rollout.reason, rollout.details = reply.outcome
+
+
+def _read(observation: Observation, spec: ObservationSpec) -> Observation:
+  """Returns the part of an observation that a policy reads."""
+  images = {camera: observation.images[camera] for camera in spec.present}
+  return Observation(
+    images, observation.instruction, observation.state if spec.state else None
+  )

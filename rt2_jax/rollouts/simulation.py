@@ -1,75 +1,72 @@
-"""Many environments at once, each in one of a few processes of their own.
+"""Many environments at once, in worker processes.
 
-Drawing and TensorFlow crash each other in one process, so these start clean,
-whatever this process has loaded. One that dies or hangs takes only the episode
-with it that it was busy with: it is started again, and so are the others that
-it held.
+Drawing and TensorFlow crash each other in one process, so workers start clean,
+whatever this process has loaded. A crashed or hung worker costs only the trial
+it was running: it is started again, and so are the other trials it held.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
+import pathlib
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import Pipe, connection
+from collections.abc import Mapping, Sequence
+from multiprocessing import Pipe
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rt2_jax.envs.tabletop import oracle, pictures
-from rt2_jax.envs.tabletop.environment import TabletopConfig, TabletopEnv
-from rt2_jax.envs.tabletop.instructions import Task
+import rt2_jax
 from rt2_jax.errors import UserError
-from rt2_jax.rollouts.trials import Episode
+from rt2_jax.observation import Observation
+from rt2_jax.rollouts import wire
+from rt2_jax.rollouts.trial import Benchmark, Outcome, Trial
 
 _END_S = 5.0
 _START_S = 180.0  # until the environments are made, which takes seconds
 _ANSWER_S = 60.0  # a step takes milliseconds
-_PROGRAM = (
-  "import sys; from rt2_jax.rollouts import simulation; "
-  "simulation.serve(int(sys.argv[1]))"
+_PICKLE = 4  # every Python that workers may run under reads it
+# Another interpreter gets this package alone, and not the packages beside it:
+# they were built for this one.
+_PROGRAM = """
+import importlib.util, sys
+handle, folder = int(sys.argv[1]), sys.argv[2]
+spec = importlib.util.spec_from_file_location(
+  "rt2_jax", folder + "/__init__.py", submodule_search_locations=[folder]
 )
+sys.modules["rt2_jax"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from rt2_jax.rollouts import worker
+worker.serve(handle)
+"""
 
 
 class Begin(NamedTuple):
-  """Asks for an episode's first picture.
+  """Asks for a trial's first observation."""
 
-  Attributes:
-    episode: which.
-    task: what the scripted expert would do in it, rightly or wrongly.
-  """
-
-  episode: Episode
-  task: Task
+  trial: Trial
 
 
-class Act(NamedTuple):
-  """Asks for a step.
+class Step(NamedTuple):
+  """Asks for a step with an action, float32[D]."""
 
-  Attributes:
-    action: float32[8]; None for what the scripted expert would do.
-  """
+  action: np.ndarray
 
-  action: np.ndarray | None
+
+class Expert(NamedTuple):
+  """Asks for a step of the scripted expert, who carries out a trial."""
+
+  trial: Trial
 
 
 class Seen(NamedTuple):
-  """What an environment answers.
+  """An environment's reply; the outcome is None until the trial's end."""
 
-  Attributes:
-    image: uint8[S, S, 3].
-    info: as of the environment.
-    terminated: the policy has ended the episode.
-    truncated: the step cap has.
-  """
-
-  image: np.ndarray
-  info: dict[str, Any]
-  terminated: bool = False
-  truncated: bool = False
+  observation: Observation
+  outcome: Outcome | None
 
 
 class Broken(NamedTuple):
@@ -79,120 +76,105 @@ class Broken(NamedTuple):
 
 
 class Lost(NamedTuple):
-  """A neighbour's process died with this episode in it: begin it again."""
+  """A neighbour's process died with this trial in it: begin it again."""
 
 
-Request = Begin | Act
+Request = Begin | Step | Expert
 Reply = Seen | Broken | Lost
 
 
 def has_ended(reply: Reply) -> bool:
-  """True where nothing follows in this episode."""
+  """True where nothing follows in this trial."""
   if isinstance(reply, Seen):
-    return reply.terminated or reply.truncated
+    return reply.outcome is not None
   return isinstance(reply, Broken)
 
 
-def make_tabletop(path: str, config: TabletopConfig) -> TabletopEnv:
-  """An environment with the pictures of a file."""
-  return TabletopEnv(pictures.load(path), config)
+def _encode(request: Request) -> dict[str, Any]:
+  if isinstance(request, Begin):
+    return {"trial": request.trial._asdict()}
+  if isinstance(request, Expert):
+    return {"expert": request.trial._asdict()}
+  return {"action": np.asarray(request.action, np.float32)}
 
 
-def serve(handle: int) -> None:
-  """What a process does: makes its environments, then answers requests.
-
-  Args:
-    handle: of the connection that the process inherited.
-  """
-  # Ctrl-C ends the parent, which closes the connection; one message is enough.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  with connection.Connection(handle) as parent:
-    try:
-      make, count = parent.recv()
-      slots = [_Slot(make()) for _ in range(count)]
-      parent.send(None)
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-      parent.send(error)
-      return
-    while True:
-      try:
-        requests = parent.recv()
-      except EOFError:
-        return
-      for slot, request in requests.items():
-        parent.send(slots[slot].answer(request))
-
-
-class _Slot:
-  """One environment in its process."""
-
-  def __init__(self, env: TabletopEnv):
-    self.env = env
-    self._task: Task | None = None
-
-  def answer(self, request: Request) -> Reply:
-    try:
-      if isinstance(request, Begin):
-        episode, self._task = request
-        options = vars(episode.options)
-        first, info = self.env.reset(seed=episode.seed, options=options)
-        return Seen(first["image"], info)
-      action = request.action
-      if action is None:
-        action = oracle.act(self.env.world, self._task)
-      seen, _, terminated, truncated, info = self.env.step(action)
-      return Seen(seen["image"], info, terminated, truncated)
-    except Exception as error:
-      # Whatever it was, the other episodes go on, and the report names it.
-      return Broken(f"{type(error).__name__}: {error}")
+def _decode(reply: dict[str, Any]) -> Reply:
+  if "error" in reply:
+    return Broken(reply["error"])
+  outcome = reply["outcome"] and Outcome(**reply["outcome"])
+  return Seen(Observation(**reply["observation"]), outcome)
 
 
 class _Process:
-  """A process with some environments, seen from here."""
+  """A worker with some environments, seen from here."""
 
-  def __init__(self, make: Callable[[], TabletopEnv], count: int):
-    self._make, self._count = make, count
+  def __init__(self, benchmark: bytes, python: str, count: int):
+    """Starts it.
+
+    Args:
+      benchmark: pickled.
+      python: path of the interpreter; "" for the running one.
+      count: environments of the worker.
+    """
+    self._benchmark, self._python, self._count = benchmark, python, count
+    self.control_hz = 0.0
     self._start()
 
   def _start(self) -> None:
     self._is_alive = True
     self._connection, theirs = Pipe()
-    self._process = subprocess.Popen(
-      [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
-      pass_fds=[theirs.fileno()],
-      # One thread draws: there are as many processes as CPUs.
-      env={"LP_NUM_THREADS": "1"}
-      | os.environ
-      | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    theirs.close()
-    self._connection.send((self._make, self._count))
+    # One thread draws: there are as many processes as CPUs.
+    variables = {"LP_NUM_THREADS": "1"} | os.environ
+    if not self._python:
+      variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    folder = str(pathlib.Path(rt2_jax.__file__).parent)
+    command = [self._python or sys.executable, "-c", _PROGRAM]
+    try:
+      self._process = subprocess.Popen(
+        [*command, str(theirs.fileno()), folder],
+        pass_fds=[theirs.fileno()],
+        env=variables,
+      )
+    except OSError as error:
+      self._connection.close()
+      raise UserError(
+        f"got python {self._python!r} of the benchmark, which cannot be "
+        f"started ({error.strerror}); expected the path of an interpreter"
+      ) from error
+    finally:
+      theirs.close()
+    with contextlib.suppress(OSError):  # `check` notices that it died
+      self._connection.send_bytes(wire.dumps({"count": self._count}))
+      self._connection.send_bytes(self._benchmark)
 
   def check(self) -> None:
     """Waits for the environments.
 
     Raises:
-      UserError: the process died. Others, as the environment raised them.
+      UserError: the environments cannot be made, or the process died.
     """
-    error = self._receive(_START_S)
-    if isinstance(error, Broken):
+    reply = self._receive(_START_S)
+    if isinstance(reply, Broken):
       raise UserError(
-        f"got no environment ({error.error}), expected a process that can "
+        f"got no environment ({reply.error}), expected a process that can "
         "make one; its own words are above"
       )
-    if error is not None:
-      raise error
+    if "error" in reply:
+      raise UserError(reply["error"])
+    self.control_hz = reply["control_hz"]
 
   def send(self, requests: Mapping[int, Request]) -> None:
+    encoded = {str(slot): _encode(r) for slot, r in requests.items()}
     # One that has died is noticed by `collect`.
     with contextlib.suppress(OSError):
-      self._connection.send(requests)
+      self._connection.send_bytes(wire.dumps(encoded))
 
   def collect(self, slots: Sequence[int]) -> dict[int, Reply]:
-    """The answers of its environments, in the order of the requests."""
+    """Receives its environments' replies, in the order of the requests."""
     replies: dict[int, Reply] = {}
     for slot in slots:
-      replies[slot] = self._receive(_ANSWER_S)
+      reply = self._receive(_ANSWER_S)
+      replies[slot] = reply if isinstance(reply, Broken) else _decode(reply)
       if not self._is_alive:
         self._start()
         self.check()
@@ -201,11 +183,11 @@ class _Process:
         return {s: Lost() for s in slots} | ended
     return replies
 
-  def _receive(self, timeout_s: float) -> Any:
-    """What it sends; `Broken` when nothing comes any more."""
+  def _receive(self, timeout_s: float) -> dict[str, Any] | Broken:
+    """Receives a message; `Broken` when none comes any more."""
     try:
       if self._connection.poll(timeout_s):
-        return self._connection.recv()
+        return wire.loads(self._connection.recv_bytes())
       how = f"did not answer for {timeout_s:.0f} s"
     except (EOFError, OSError):
       how = "died"
@@ -223,37 +205,43 @@ class _Process:
 
 
 class Simulations:
-  """`count` environments, numbered from 0, in `num_processes` processes."""
+  """`count` environments, numbered from 0, in `num_processes` processes.
+
+  Attributes:
+    control_hz: of the environments.
+  """
 
   def __init__(
-    self,
-    make: Callable[[], TabletopEnv],
-    count: int,
-    num_processes: int | None = None,
+    self, benchmark: Benchmark, count: int, num_processes: int | None = None
   ):
     """Starts the processes and waits until all environments are made.
 
     Args:
-      make: makes an environment; goes to the processes by pickle.
+      benchmark: makes the environments.
       count: how many environments.
       num_processes: default: one for each CPU.
 
     Raises:
-      UserError: no library that draws without a screen, bad pictures or a
-        bad configuration.
+      UserError: a benchmark that does not pickle, an interpreter that does not
+        start, or what making an environment raised, such as no library that
+        draws without a screen.
     """
     num = min(count, num_processes or os.cpu_count() or 1)
     held = [len(range(i, count, num)) for i in range(num)]
-    self._processes = [_Process(make, n) for n in held]
+    pickled = _pickle(benchmark)
+    self._processes: list[_Process] = []
     try:
+      for n in held:
+        self._processes.append(_Process(pickled, benchmark.python, n))
       for process in self._processes:
         process.check()
     except BaseException:
       self.close()
       raise
+    self.control_hz = self._processes[0].control_hz
 
   def exchange(self, requests: Mapping[int, Request]) -> dict[int, Reply]:
-    """Sends requests to environments, waits, and returns their answers."""
+    """Sends requests to environments, waits, and returns their replies."""
     num = len(self._processes)
     shares: list[dict[int, Request]] = [{} for _ in range(num)]
     for slot, request in requests.items():
@@ -276,3 +264,19 @@ class Simulations:
 
   def __exit__(self, *_) -> None:
     self.close()
+
+
+def _pickle(benchmark: Benchmark) -> bytes:
+  """Pickles a benchmark for its workers.
+
+  Raises:
+    UserError: it does not pickle.
+  """
+  try:
+    return pickle.dumps(benchmark, _PICKLE)
+  except (pickle.PicklingError, AttributeError, TypeError) as error:
+    raise UserError(
+      f"got a benchmark {type(benchmark).__name__} that cannot be sent to "
+      f"workers ({error}), expected one that pickles: keep functions without "
+      "a name and open files out of its attributes"
+    ) from error

@@ -19,6 +19,7 @@ import numpy as np
 import safetensors.numpy
 
 from rt2_jax import trees
+from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
@@ -135,7 +136,7 @@ def read_meta(folder: pathlib.Path) -> tuple[dict[str, Any], bytes, int]:
       f"got {folder}/tokenizer.model with sha256 {tokenizer.sha256}, expected "
       f"{meta['tokenizer_sha256']} as {_ROBOT_FILE} says; convert it again"
     )
-  return meta, tokenizer.model, step
+  return CheckpointMeta.from_dict(meta).to_dict(), tokenizer.model, step
 
 
 def _generation_fields(config: VLMConfig) -> dict[str, Any]:

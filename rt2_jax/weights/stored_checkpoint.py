@@ -16,6 +16,7 @@ import numpy as np
 
 from rt2_jax import trees
 from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
 from rt2_jax.weights.checks import check_finite
 
@@ -26,7 +27,7 @@ class StoredCheckpoint:
 
   Attributes:
     folder: of this step.
-    meta: what the checkpoint says of itself.
+    meta: what the checkpoint says of itself, in today's format.
     tokenizer: the SentencePiece model.
     shapes: jax.ShapeDtypeStruct of each parameter, by its flat name.
     has_optimizer: whether training can go on from it.
@@ -55,7 +56,7 @@ class StoredCheckpoint:
       meta, tokenizer = checkpoints.restore_meta(step)
       return cls(
         checkpoints.step_folder(step),
-        meta,
+        CheckpointMeta.from_dict(meta).to_dict(),
         tokenizer,
         trees.flatten(checkpoints.stored_params(step)),
         checkpoints.has_optimizer(step),

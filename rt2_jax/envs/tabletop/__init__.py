@@ -1,4 +1,7 @@
-"""The simulated tabletop, drawn without a screen."""
+"""The simulated tabletop, drawn without a screen.
+
+Importing it registers "rt2_jax/Tabletop-v0" with gymnasium.
+"""
 
 import ctypes.util
 import importlib.util
@@ -12,8 +15,20 @@ for _package in ("gymnasium", "mujoco", "PIL"):
     )
 
 # MuJoCo reads this once, when it is imported; by itself it would ask for a
-# screen. Whoever sets it knows better.
+# screen. A value that is set already stays.
 for _library, _backend in (("EGL", "egl"), ("OSMesa", "osmesa")):
   if ctypes.util.find_library(_library):
     os.environ.setdefault("MUJOCO_GL", _backend)
     break
+
+
+def _register() -> None:
+  import gymnasium  # after the check above, whose message says more
+
+  gymnasium.register(
+    "rt2_jax/Tabletop-v0",
+    entry_point="rt2_jax.envs.tabletop.environment:TabletopEnv",
+  )
+
+
+_register()

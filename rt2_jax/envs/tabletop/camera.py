@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ _TOP = 4  # which of a cube texture's six faces lies on top
 BLOCK_COLOUR = (250, 247, 238)
 MAT_COLOUR = (176, 206, 232)
 _SIDE_COLOUR = (205, 196, 178)
+_drawing_process: int | None = None  # id of the process that opened a camera
 
 
 class Camera:
@@ -37,6 +39,7 @@ class Camera:
         "and the drawing library crash each other; run the environment in a "
         "process of its own (multiprocessing, start method 'spawn')"
       )
+    _check_fork()
     self._world = world
     try:
       self._screen = mujoco.GLContext(image_size, image_size)
@@ -156,6 +159,23 @@ class Camera:
   def close(self) -> None:
     """Gives the drawing context back."""
     self._free()
+
+
+def _check_fork() -> None:
+  """Notes that this process draws.
+
+  Raises:
+    UserError: it was forked from one that has drawn, whose drawing threads it
+      lacks: it would wait for them for ever.
+  """
+  global _drawing_process
+  if _drawing_process not in (None, os.getpid()):
+    raise UserError(
+      "got a process that was forked after its parent had drawn, expected a "
+      "fresh one; start it with 'spawn', such as "
+      "AsyncVectorEnv(..., context='spawn'), or draw in the children alone"
+    )
+  _drawing_process = os.getpid()
 
 
 def _free(screen, context) -> None:

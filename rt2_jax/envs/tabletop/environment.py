@@ -1,6 +1,7 @@
 """A tabletop robot that understands RT-2's eight numbers, for gymnasium.
 
-  env = TabletopEnv(Pictures.load("data/pictures.zip"), TabletopConfig())
+  import rt2_jax.envs.tabletop
+  env = gymnasium.make("rt2_jax/Tabletop-v0")  # or TabletopEnv()
   observation, info = env.reset(seed=0)
   observation, reward, terminated, truncated, info = env.step(action)
 
@@ -22,7 +23,7 @@ from rt2_jax.actions import TABLETOP
 from rt2_jax.envs.tabletop import instructions, oracle, scene, surfaces, tasks
 from rt2_jax.envs.tabletop.camera import Camera
 from rt2_jax.envs.tabletop.instructions import Task
-from rt2_jax.envs.tabletop.pictures import Pictures
+from rt2_jax.envs.tabletop.pictures import PATH, Pictures, load
 from rt2_jax.errors import UserError, unknown_name
 
 # How an episode ended, in `info["outcome"]`.
@@ -84,24 +85,41 @@ class EpisodeOptions:
 
 
 class TabletopEnv(gymnasium.Env):
-  """Observations: `image` uint8[S, S, 3] and `instruction`; see `step`."""
+  """Observations: `image` uint8[S, S, 3] and `instruction`; see `step`.
+
+  gymnasium's `AsyncVectorEnv` reads texts from its shared memory only once
+  (version 1.4): pass it `shared_memory=False`.
+  """
 
   metadata = {"render_modes": ["rgb_array"], "render_fps": scene.CONTROL_HZ}  # noqa: RUF012
-  render_mode = "rgb_array"
 
-  def __init__(self, pictures: Pictures, config: TabletopConfig | None = None):
-    """Builds the world and its camera.
+  def __init__(
+    self,
+    pictures: Pictures | None = None,
+    config: TabletopConfig | None = None,
+    render_mode: str = "rgb_array",
+  ):
+    """Builds the world.
+
+    The camera opens at the first reset: a process that only asks for the
+    spaces can be forked afterwards, a drawing context cannot.
+
+    Args:
+      pictures: of all objects; default: those of this repository.
+      config: what episodes look like.
+      render_mode: "rgb_array".
 
     Raises:
-      UserError: an unknown name in `config`, too few concepts, or no library
-        that draws without a screen.
+      UserError: an unknown name in `config`, too few concepts, or no pictures.
     """
+    self.render_mode = render_mode
+    pictures = pictures or load(PATH)
     self.pictures = pictures
     self.config = config = config or TabletopConfig()
     self.concepts = config.concepts or tuple(pictures.concepts)
     self._check(config)
     self.world = scene.World(config.image_size)
-    self._camera = Camera(self.world, config.image_size)
+    self._camera: Camera | None = None
     self.task: Task | None = None
     self.observation_space = gymnasium.spaces.Dict(
       {
@@ -118,6 +136,17 @@ class TabletopEnv(gymnasium.Env):
       np.array([0.0, *(-x for x in limits), 0.0], np.float32),
       np.array([1.0, *limits, 1.0], np.float32),
     )
+
+  def open_camera(self) -> Camera:
+    """Opens the camera, once.
+
+    Raises:
+      UserError: no library that draws without a screen, or a process that
+        cannot draw.
+    """
+    if self._camera is None:
+      self._camera = Camera(self.world, self.config.image_size)
+    return self._camera
 
   def _check(self, config: TabletopConfig) -> None:
     for family in config.families:
@@ -176,7 +205,7 @@ class TabletopEnv(gymnasium.Env):
     background = _pick(rng, config.backgrounds)
     environment = _pick(rng, config.environments)
     self.style = fixed.style or style
-    things = tasks.arrange(rng, task, *lay(task, others))
+    things = tasks.arrange(rng, task, *tasks.lay(task, others))
     order = rng.permutation(len(things))  # slots must not give the target away
     things = [things[i] for i in order]
     self.world.reset(
@@ -184,7 +213,7 @@ class TabletopEnv(gymnasium.Env):
       tasks.out_of_the_way(rng, np.array([t.place for t in things])),
       yaw=float(rng.uniform(-0.3, 0.3)),
     )
-    self._camera.dress(
+    self.open_camera().dress(
       things,
       [self.pictures.picture(t.name, self.style) for t in things],
       surfaces.background(fixed.background or background),
@@ -302,30 +331,19 @@ class TabletopEnv(gymnasium.Env):
 
   def render(self) -> np.ndarray:
     """uint8[S, S, 3]: what the camera sees now."""
-    return self._camera.render()
+    return self.open_camera().render()
 
   def box(self, name: str) -> tuple[float, float, float, float]:
     """Where a thing is in the image: y_min x_min y_max x_max, parts of 1."""
-    return self._camera.box(self.world.find(name))
+    return self.open_camera().box(self.world.find(name))
 
   def oracle_action(self) -> np.ndarray:
     """float32[8]: what the scripted expert would do now."""
     return oracle.act(self.world, self.task)
 
   def close(self) -> None:
-    self._camera.close()
-
-
-def lay(task: Task, others: tuple[str, ...]) -> tuple[list[str], list[str]]:
-  """Names of the blocks and of the mats.
-
-  Where something is to be put on a mat, every other distractor is a mat too:
-  else the only mat would do as a target without a look at its picture.
-  """
-  if task.family == "place_on":
-    return [task.target, *others[1::2]], [task.reference, *others[::2]]
-  reference = [task.reference] if task.reference else []
-  return [task.target, *reference, *others], []
+    if self._camera is not None:
+      self._camera.close()
 
 
 def _pick(rng: np.random.Generator, choices: tuple[str, ...]) -> str:

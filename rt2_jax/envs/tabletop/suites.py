@@ -1,4 +1,4 @@
-"""What a policy is tried on: suites of tabletop episodes, after RT-2's own.
+"""Suites of tabletop trials, after RT-2's own.
 
 Seen tasks look as in the robot's demonstrations. Unseen ones differ in their
 objects, tables, or light and camera (the paper's tables 2 and 4). Emergent ones
@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from rt2_jax.envs.tabletop import instructions, surfaces
 from rt2_jax.envs.tabletop.pictures import Concept
 from rt2_jax.envs.tabletop.seen import SEEN_CONCEPTS, SEEN_STYLE
-from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.errors import UserError
+from rt2_jax.rollouts.trial import SuiteInfo
 
 # Kinds that demonstrations show nothing of and emergent suites ask about.
 _SYMBOLS = ("number", "heart", "shape", "sign", "flag")
@@ -89,6 +90,13 @@ class Suite:
   style: str = SEEN_STYLE
   backgrounds: tuple[str, ...] = surfaces.SEEN_BACKGROUNDS
   environments: tuple[str, ...] = surfaces.SEEN_ENVIRONMENTS
+
+  @property
+  def info(self) -> SuiteInfo:
+    """The suite in tables. Unseen ones have a topic of their own each."""
+    kind = self.title.split(",")[0]
+    topic = f"unseen {kind}" if self.group == "unseen" else self.group
+    return SuiteInfo(self.title, self.group, topic)
 
 
 def _symbols(name: str, title: str, *kinds: str) -> Suite:
@@ -175,27 +183,12 @@ _ROWS = (
   ),
 )
 SUITES = {suite.name: suite for suite in _ROWS}
-GROUPS = tuple(dict.fromkeys(suite.group for suite in _ROWS))
-
-
-def choose(names: Iterable[str]) -> tuple[Suite, ...]:
-  """Suites by their names or their groups' (with _ for spaces), or "all".
-
-  Raises:
-    UserError: an unknown name.
-  """
-  groups = {group.replace(" ", "_"): group for group in GROUPS}
-  chosen: dict[str, Suite] = {}
-  for name in names:
-    found = [
-      suite
-      for suite in SUITES.values()
-      if name in ("all", suite.name) or groups.get(name) == suite.group
-    ]
-    if not found:
-      raise unknown_name("suite", name, ["all", *groups, *SUITES])
-    chosen |= {suite.name: suite for suite in found}
-  return tuple(suite for suite in SUITES.values() if suite.name in chosen)
+# Rows of the page that average groups, as in the paper's table 5.
+MEANS = {
+  "emergent, mean of the three averages": (
+    *("symbol understanding", "reasoning", "people"),
+  )
+}
 
 
 def only(suites: Iterable[Suite], families: Sequence[str]) -> tuple[Suite, ...]:

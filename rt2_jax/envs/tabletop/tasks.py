@@ -45,6 +45,18 @@ def direction(side: str) -> np.ndarray:
   return _DIRECTIONS[side]
 
 
+def lay(task: Task, others: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Names the blocks and the mats.
+
+  Where something is to be put on a mat, every other distractor is a mat too:
+  otherwise the only mat would give the answer away without its picture.
+  """
+  if task.family == "place_on":
+    return [task.target, *others[1::2]], [task.reference, *others[::2]]
+  reference = [task.reference] if task.reference else []
+  return [task.target, *reference, *others], []
+
+
 def arrange(
   rng: np.random.Generator,
   task: Task,

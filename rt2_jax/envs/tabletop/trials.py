@@ -1,16 +1,18 @@
-"""Episodes drawn from suites.
+"""Trials drawn from the tabletop's suites.
 
-Everything about an episode follows from its suite's row and name, the seed and
-its number, so that all policies meet the same.
+Everything about a trial follows from its suite's row and name, the seed and its
+number, so that all policies meet the same.
+
+A trial's options are the JSON form of `EpisodeOptions` without the instruction,
+and "described": "target" or "reference", the object that the suite is about.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,37 +23,41 @@ from rt2_jax.envs.tabletop.instructions import Task
 from rt2_jax.envs.tabletop.pictures import Concept, Pictures
 from rt2_jax.envs.tabletop.suites import Suite
 from rt2_jax.errors import UserError
+from rt2_jax.rollouts.trial import Trial
 
 
-@dataclasses.dataclass(frozen=True)
-class Episode:
-  """One trial.
+def task(trial: Trial) -> Task:
+  """Reads a trial's task."""
+  return Task(**trial.options["task"])
 
-  Attributes:
-    suite: its name.
-    number: within the suite.
-    seed: of the environment: the places of the things.
-    options: of the environment's reset.
-    described: "target" or "reference": what the suite is about.
-  """
 
-  suite: str
-  number: int
-  seed: int
-  options: EpisodeOptions
-  described: str
+def with_task(trial: Trial, other: Task) -> Trial:
+  """Returns a trial with another task in the same scene."""
+  options = {**trial.options, "task": dataclasses.asdict(other)}
+  return trial._replace(options=options)
+
+
+def reset_options(trial: Trial) -> dict[str, Any]:
+  """Returns the options of the environment's reset."""
+  look = {n: trial.options[n] for n in ("style", "background", "environment")}
+  return {
+    "task": task(trial),
+    "instruction": trial.instruction,
+    "distractors": tuple(trial.options["distractors"]),
+    **look,
+  }
 
 
 def draw(
   suites: Sequence[Suite], pictures: Pictures, count: int, seed: int
-) -> list[Episode]:
-  """`count` episodes of each suite, round by round.
+) -> list[Trial]:
+  """Draws `count` trials of each suite, round by round.
 
   Args:
     suites: what to draw from.
     pictures: all things that there are.
     count: of each suite; the first n are the same for every count.
-    seed: gives other episodes.
+    seed: gives other trials.
 
   Raises:
     UserError: a row that no things fit.
@@ -59,48 +65,48 @@ def draw(
   for suite in suites:
     for family in suite.families:
       instructions.check_family(family)
-  episodes = {s.name: _draw_suite(s, pictures, count, seed) for s in suites}
+  drawn = {s.name: _draw_suite(s, pictures, count, seed) for s in suites}
   return [
-    episode
-    for together in zip(*episodes.values(), strict=True)
-    for episode in together
+    trial
+    for together in zip(*drawn.values(), strict=True)
+    for trial in together
   ]
 
 
 def _draw_suite(
   suite: Suite, pictures: Pictures, count: int, seed: int
-) -> Iterator[Episode]:
+) -> Iterator[Trial]:
   for number in range(count):
     # A suite's name, not its place: a new row changes no other's episodes.
     key = (seed, zlib.crc32(suite.name.encode()), number)
     rng = np.random.default_rng(key)
     family = suite.families[number % len(suite.families)]
-    yield Episode(
-      suite.name,
-      number,
-      int(rng.integers(2**31)),
-      _draw_options(suite, family, pictures, rng),
-      suite.described if family.startswith("place") else "target",
-    )
+    env_seed = int(rng.integers(2**31))
+    drawn = dataclasses.asdict(_draw_options(suite, family, pictures, rng))
+    described = suite.described if family.startswith("place") else "target"
+    instruction = drawn.pop("instruction")
+    options = {**drawn, "described": described}
+    tags = {"family": family}
+    yield Trial(suite.name, number, env_seed, instruction, options, tags)
 
 
 def _draw_options(
   suite: Suite, family: str, pictures: Pictures, rng: np.random.Generator
 ) -> EpisodeOptions:
-  """What an episode of a family shows, and how it is asked for."""
+  """Draws what a trial of a family shows, and how it is asked for."""
   places = family.startswith("place")
   described = suite.described if places else "target"
   parts, others, words = _draw_things(suite, places, pictures, rng)
   side = tuple(instructions.SIDES)[int(rng.integers(len(instructions.SIDES)))]
-  task = Task(
+  drawn = Task(
     family,
     parts["target"].name,
     parts["reference"].name if places else "",
     side if family == "push" else "",
   )
   return EpisodeOptions(
-    task,
-    instructions.instruct(task, rng, **{described: words}),
+    drawn,
+    instructions.instruct(drawn, rng, **{described: words}),
     tuple(c.name for c in others),
     suite.style,
     suite.backgrounds[int(rng.integers(len(suite.backgrounds)))],
@@ -114,7 +120,7 @@ def _draw_things(
   pictures: Pictures,
   rng: np.random.Generator,
 ) -> tuple[dict[str, Concept], list[Concept], str]:
-  """Target and reference, the other things, and words for the described."""
+  """Draws target, reference, other things, and words for the described."""
   describer = DESCRIBERS[suite.words[int(rng.integers(len(suite.words)))]]
   about = suite.described
 
@@ -141,7 +147,7 @@ def _draw_things(
     other = "target" if about == "reference" else "reference"
     parts[other] = another(other)
   count = int(rng.integers(*suite.distractors, endpoint=True))
-  # As `environment.lay` has it: the first lies there as the reference does.
+  # As `tasks.lay` has it: the first lies there as the reference does.
   kinds = ("reference" if places else about, "target")
   return parts, [another(kinds[i % 2]) for i in range(count)], words.text
 
@@ -166,32 +172,3 @@ def _pick(
       "targets, references or words"
     )
   return concepts[int(rng.integers(len(concepts)))]
-
-
-def fingerprint(
-  episodes: Sequence[Episode], pictures: Pictures, **settings: int
-) -> str:
-  """Hashes all that policies meet: results can be compared where these agree.
-
-  Args:
-    episodes: as drawn.
-    pictures: of the things that lie there.
-    **settings: of the environment, such as the size of its images.
-
-  Returns:
-    Sixteen hex digits.
-  """
-  rows = [dataclasses.asdict(episode) for episode in episodes]
-  text = json.dumps([settings, rows], sort_keys=True)
-  digest = hashlib.sha256(text.encode())
-  for name, style in sorted({s for e in episodes for s in _shown(e.options)}):
-    digest.update(pictures.picture(name, style).tobytes())
-  return digest.hexdigest()[:16]
-
-
-def _shown(options: EpisodeOptions) -> Iterator[tuple[str, str]]:
-  """(concept, art style) of everything that lies there."""
-  task = options.task
-  for name in (task.target, task.reference, *options.distractors):
-    if name:
-      yield name, options.style
