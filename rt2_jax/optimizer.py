@@ -22,10 +22,11 @@ DECAYED = (
   r"kernel$",
   r"einsum/w$",
   r"mlp/(gating_einsum|linear)$",
+  r"_lora/[ab]$",
 )
 
 
-_MOMENT_DTYPES = ("float32", "bfloat16")
+_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,10 @@ class OptimizerConfig:
     b2: decay of AdamW's second moment.
     moment_dtype: of the first moment; "bfloat16" saves two bytes per
       parameter.
-    frozen: patterns of parameter names that do not train.
+    trained: patterns of the names of parameters that train, all by default;
+      ("_lora/",) trains the adapters alone.
+    frozen: patterns of the names of parameters that do not.
+    frozen_dtype: of frozen matrices and tables. Norms and biases stay float32.
     ema_decay: of the running mean of the parameters that policies act with;
       0 keeps none.
   """
@@ -64,15 +68,17 @@ class OptimizerConfig:
   b1: Annotated[float, below(1)] = 0.9
   b2: Annotated[float, below(1)] = 0.999
   moment_dtype: str = "float32"
+  trained: tuple[str, ...] = (".*",)
   frozen: tuple[str, ...] = ()
+  frozen_dtype: str = "float32"
   ema_decay: Annotated[float, below(1)] = 0.0
 
   def __post_init__(self):
     ranges.check(OptimizerConfig, "config.optimizer.", vars(self))
-    if self.moment_dtype not in _MOMENT_DTYPES:
-      raise unknown_name(
-        "config.optimizer.moment_dtype", str(self.moment_dtype), _MOMENT_DTYPES
-      )
+    for field in ("moment_dtype", "frozen_dtype"):
+      dtype = str(getattr(self, field))
+      if dtype not in _DTYPES:
+        raise unknown_name(f"config.optimizer.{field}", dtype, _DTYPES)
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

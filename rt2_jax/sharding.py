@@ -42,6 +42,8 @@ PARAM_RULES: Sequence[tuple[str, P | str]] = (
   # Adafactor's row and column statistics lack the other dimensions.
   (r"(^|/)v_(row|col)/", _LONGEST),
   (r"(scale|bias)$", P()),
+  # Adapters are small: their gradients are summed once.
+  (r"_lora/[ab]$", P()),
   (r"img/embedding/kernel$", P("fsdp")),
   (r"img/pos_embedding$", P("fsdp")),
   (r"img/.*/(query|key|value)/kernel$", P("fsdp", "model", None)),

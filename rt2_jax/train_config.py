@@ -248,7 +248,9 @@ class TrainConfig:
       seed=self.seed,
       mesh=mesh,
       microbatches=self.microbatches,
+      trained=tuple(self.optimizer.trained),
       frozen=tuple(self.optimizer.frozen),
+      frozen_dtype=self.optimizer.frozen_dtype,
       ema_decay=self.optimizer.ema_decay,
       objective=self.objective,
     )

@@ -23,6 +23,8 @@ from rt2_jax import augment, checkpoint, losses, sharding, step_metrics, trees
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.compiler_options import TRAINING, options_for
+from rt2_jax.errors import UserError
+from rt2_jax.models import lora
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, init_params
 
@@ -33,7 +35,7 @@ class TrainState:
 
   Attributes:
     step: int32[], steps done.
-    params: the model's parameters, float32.
+    params: the model's parameters, float32; frozen ones in `frozen_dtype`.
     opt_state: the optimizer's, of the parameters that train.
     ema: running mean of the parameters; None when the trainer keeps none.
   """
@@ -74,7 +76,9 @@ class Trainer:
     mesh: where everything lives.
     microbatches: parts that a batch is computed in, one after the other; more
       of them need less memory for activations and give the same update.
-    frozen: patterns of parameter names that do not train.
+    trained: patterns of the names of parameters that train.
+    frozen: patterns of the names of parameters that do not.
+    frozen_dtype: of frozen matrices and tables.
     ema_decay: of the running mean of the parameters, 0 for none.
     objective: one of `OBJECTIVES`.
   """
@@ -86,7 +90,9 @@ class Trainer:
   seed: int
   mesh: Mesh
   microbatches: int = 1
+  trained: tuple[str, ...] = (".*",)
   frozen: tuple[str, ...] = ()
+  frozen_dtype: str = "float32"
   ema_decay: float = 0.0
   objective: str = "answers"
 
@@ -165,7 +171,7 @@ class Trainer:
     metrics |= {
       "gradient_norm": optax.tree.norm(grads),
       "update_norm": optax.tree.norm(updates),
-      "parameter_norm": optax.tree.norm(params),
+      "parameter_norm": optax.tree.norm(trained),
     }
     ema = self._moved_mean(state.ema, params)
     return TrainState(state.step + 1, params, opt_state, ema), metrics
@@ -221,7 +227,8 @@ class Trainer:
     return self._start(init_params(self.model, jax.random.key(self.seed)))
 
   def _start(self, params: Any) -> TrainState:
-    _, trained = self._split(params)
+    frozen, trained = self._split(params)
+    params = trees.join(self._stored(frozen), trained)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -232,7 +239,38 @@ class Trainer:
 
   def _split(self, params: Any) -> tuple[dict, dict]:
     """(frozen, trained)"""
-    return trees.split(params, self.frozen, "config.optimizer.frozen")
+    leaves = trees.flatten(params)
+    names = trees.matching(leaves, self.trained, "config.optimizer.trained")
+    names -= trees.matching(leaves, self.frozen, "config.optimizer.frozen")
+    self._check_trained(names, set(leaves))
+    frozen = {name: x for name, x in leaves.items() if name not in names}
+    trained = {name: x for name, x in leaves.items() if name in names}
+    return trees.unflatten(frozen), trees.unflatten(trained)
+
+  def _check_trained(self, trained: set[str], names: set[str]):
+    got = (
+      f"got config.optimizer.trained = {self.trained} and frozen = "
+      f"{self.frozen}"
+    )
+    adapters = lora.adapters(names)
+    if not (trained & adapters if adapters else trained):
+      what = "adapter" if adapters else "parameter"
+      raise UserError(f"{got}, which let no {what} train; change one of them")
+    if adapters and trained == names:
+      raise UserError(
+        f"{got}, which let the whole base train beside its adapters, expected "
+        f"a frozen base: trained = ('{lora.SUFFIX}/',)"
+      )
+
+  def _stored(self, frozen: dict) -> dict:
+    """Frozen parameters in the dtype that they are kept in."""
+
+    def stored(name, x):
+      exact = name.endswith(("scale", "bias"))
+      return x if exact else x.astype(self.frozen_dtype)
+
+    leaves = trees.flatten(frozen).items()
+    return trees.unflatten({name: stored(name, x) for name, x in leaves})
 
   def _state_shardings(self) -> TrainState:
     return jax.tree.map(lambda x: x.sharding, self.abstract_state())

@@ -28,8 +28,8 @@ FLOORS = [
 ]
 INSIDE = {
   "models": [
-    {"remat", "token_table"},
-    {"variants"},
+    {"remat", "token_table", "lora"},
+    {"variants", "weight"},
     {"gated_mlp"},
     {"siglip", "gemma"},
     {"vlm"},

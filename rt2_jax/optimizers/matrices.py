@@ -33,6 +33,10 @@ _PLAIN = Axes((-2,), (-1,))
 # Name pattern -> axes; the first match wins. A vector, which is scaled or
 # added, has none.
 LAYERS: tuple[tuple[str, Axes], ...] = (
+  (r"(attn_vec_einsum/w|out/kernel)_lora/a$", Axes((-3, -2), (-1,))),
+  (r"(q|kv)_einsum/w_lora/b$", Axes((-3,), (-2, -1))),
+  (r"(query|key|value)/kernel_lora/b$", Axes((-3,), (-2, -1))),
+  (r"_lora/[ab]$", _PLAIN),
   (r"(q|kv)_einsum/w$", Axes((-2,), (-3, -1))),
   (r"(query|key|value)/kernel$", Axes((-3,), (-2, -1))),
   (r"(attn_vec_einsum/w|out/kernel)$", Axes((-3, -2), (-1,))),
