@@ -24,7 +24,6 @@ def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
       "frozen_dtype": "bfloat16",
     }
   )
-  config.mesh = {"slice": 1, "data": 1, "fsdp": 1, "model": 1}
   config.batch_size = 16
   config.num_steps = 10_000
   return config

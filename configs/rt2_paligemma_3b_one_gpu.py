@@ -32,7 +32,6 @@ def get_config(argument: str = "24") -> ml_collections.ConfigDict:
   config.topology = "v5e:4x4"
   config.sources = {"bridge": config.sources.bridge}
   config.optimizer.update({"warmup_steps": 200} | _FITTING[gigabytes])
-  config.mesh = {"slice": 1, "data": 1, "fsdp": -1, "model": 1}
   config.batch_size = _BATCH_SIZE[gigabytes]
   config.num_steps = 10_000
   return config

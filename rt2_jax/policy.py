@@ -35,6 +35,7 @@ from rt2_jax.robot_policy import (
   is_empty,
 )
 from rt2_jax.tokenizer import EOS, Tokenizer
+from rt2_jax.weights import base
 
 
 class Policy(RobotPolicy):
@@ -105,8 +106,11 @@ class Policy(RobotPolicy):
     model = VLMConfig.from_dict(meta["model"])
     mesh = mesh or one_device()
     shapes = held_params(model)
-    params = checkpoints.restore_params(
-      abstract(shapes, sharding.state_shardings(shapes, mesh)), step
+    params = base.restore(
+      checkpoints,
+      meta,
+      abstract(shapes, sharding.state_shardings(shapes, mesh)),
+      step,
     )
     checkpoints.close()
     prompt = Prompt(Tokenizer(model_file), **meta["prompt"])

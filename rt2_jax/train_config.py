@@ -175,6 +175,11 @@ class TrainConfig:
     for axis in self.mesh:
       if axis not in sharding.MESH_AXES:
         raise unknown_name("an axis of config.mesh", axis, sharding.MESH_AXES)
+    if self.model.adapted and not self.pretrained:
+      raise UserError(
+        "got config.model.lora_rank above 0 with config.pretrained = '', "
+        "expected the weights of a base: adapters alone are stored"
+      )
     self._check_objective()
 
   def _check_objective(self):

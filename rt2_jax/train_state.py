@@ -23,16 +23,14 @@ from rt2_jax import (
   augment,
   checkpoint,
   losses,
-  parameters,
   sharding,
   step_metrics,
+  trainable,
   trees,
 )
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.compiler_options import TRAINING, options_for
-from rt2_jax.errors import UserError
-from rt2_jax.models import lora
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, init_params
 from rt2_jax.optimizers import rounding
@@ -61,18 +59,6 @@ class TrainState:
   def acting(self) -> Any:
     """The parameters that a policy should act with: the mean, if kept."""
     return self.params if self.ema is None else self.ema
-
-  def to_items(self) -> tuple[Any, Any]:
-    """(`acting`, all else that training needs to go on), for a checkpoint."""
-    if self.ema is None:
-      return self.params, self.opt_state
-    return self.ema, {"params": self.params, "optimizer": self.opt_state}
-
-  def from_items(self, step: jax.Array, acting: Any, rest: Any) -> TrainState:
-    """The state whose items these are; this one has the same structure."""
-    if self.ema is None:
-      return TrainState(step, acting, rest)
-    return TrainState(step, rest["params"], rest["optimizer"], acting)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +113,47 @@ class Trainer:
     with jax.set_mesh(self.mesh):
       return jax.jit(self._init, out_shardings=self._state_shardings())()
 
+  def to_items(self, state: TrainState) -> tuple[Any, Any]:
+    """Splits a state into the items of a checkpoint.
+
+    Returns:
+      What a policy acts with, and all else that training needs to go on. Both
+      are without the frozen base where the model has adapters.
+    """
+    acting, params = self._kept(state.acting), self._kept(state.params)
+    if state.ema is None:
+      return acting, state.opt_state
+    return acting, {"params": params, "optimizer": state.opt_state}
+
+  def from_items(
+    self, step: jax.Array, acting: Any, rest: Any, base: Any = None
+  ) -> TrainState:
+    """Joins the items of a checkpoint to a state.
+
+    Args:
+      step: steps done.
+      acting: from `to_items`.
+      rest: likewise.
+      base: parameters of the model without its adapters, where it has some.
+    """
+
+    def whole(params):
+      return trainable.filled(params, base) if self.model.adapted else params
+
+    if not self.ema_decay:
+      return TrainState(step, whole(acting), rest)
+    params = whole(rest["params"])
+    return TrainState(step, params, rest["optimizer"], whole(acting))
+
+  def frozen_of(self, params: Any) -> dict:
+    """The parameters that do not train."""
+    return self._split(params)[0]
+
   def state_from(self, params: Any) -> TrainState:
-    """A state at step 0 around loaded parameters, whose memory it takes."""
+    """A state at step 0 around loaded parameters, whose memory it takes.
+
+    Adapters, which they lack, are drawn.
+    """
     start = jax.jit(
       self._start, out_shardings=self._state_shardings(), donate_argnums=0
     )
@@ -179,16 +204,15 @@ class Trainer:
     images = self.training_images(batch, state.step)
     frozen, trained = self._split(state.params)
     grads, metrics = self._gradients(trained, frozen, images, batch)
-    grads = _float32(grads)
     updates, opt_state = self.optimizer.update(
-      grads, state.opt_state, _float32(trained)
+      grads, state.opt_state, trainable.float32(trained)
     )
     trained = rounding.add_updates(trained, updates, self._rounding_key(state))
     params = trees.join(frozen, trained)
     metrics |= {
       "gradient_norm": optax.tree.norm(grads),
       "update_norm": optax.tree.norm(updates),
-      "parameter_norm": optax.tree.norm(_float32(trained)),
+      "parameter_norm": optax.tree.norm(trainable.float32(trained)),
     }
     ema = self._moved_mean(state.ema, params)
     return TrainState(state.step + 1, params, opt_state, ema), metrics
@@ -202,19 +226,19 @@ class Trainer:
     """The mean gradient over the microbatches, and the sums of metrics."""
 
     def gradients_of(part):
-      return jax.grad(self._loss, has_aux=True)(trained, frozen, *part)
+      found = jax.grad(self._loss, has_aux=True)(trained, frozen, *part)
+      return trainable.float32(found)
 
     if self.microbatches == 1:
       return gradients_of((images, batch))
     parts = jax.tree.map(self._parts, (images, batch))
     one = jax.tree.map(lambda x: x[0], parts)
     nothing = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(lambda part: _float32(gradients_of(part)), one),
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients_of, one)
     )
 
     def add(total, part):
-      return jax.tree.map(jnp.add, total, _float32(gradients_of(part))), None
+      return jax.tree.map(jnp.add, total, gradients_of(part)), None
 
     (grads, metrics), _ = jax.lax.scan(add, nothing, parts)
     return jax.tree.map(lambda g: g / self.microbatches, grads), metrics
@@ -249,42 +273,32 @@ class Trainer:
   def _init(self) -> TrainState:
     return self._start(init_params(self.model, jax.random.key(self.seed)))
 
+  def _kept(self, params: Any) -> Any:
+    """What a checkpoint holds of the parameters."""
+    return self._split(params)[1] if self.model.adapted else params
+
+  def _with_adapters(self, params: Any) -> Any:
+    drawn = init_params(self.model, jax.random.key(self.seed))
+    return trainable.filled(params, drawn)
+
   def _start(self, params: Any) -> TrainState:
+    if self.model.adapted:
+      params = self._with_adapters(params)
     frozen, trained = self._split(params)
-    trained = _stored(trained, self.param_dtype)
-    params = trees.join(_stored(frozen, self.frozen_dtype), trained)
+    trained = trainable.stored(trained, self.param_dtype)
+    params = trees.join(trainable.stored(frozen, self.frozen_dtype), trained)
+    exact = trainable.float32(params)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      opt_state=self.optimizer.init(_float32(trained)),
+      opt_state=self.optimizer.init(trainable.float32(trained)),
       # Its own memory: both are given to the step, which reuses them.
-      ema=jax.tree.map(jnp.copy, _float32(params)) if self.ema_decay else None,
+      ema=jax.tree.map(jnp.copy, exact) if self.ema_decay else None,
     )
 
   def _split(self, params: Any) -> tuple[dict, dict]:
     """(frozen, trained)"""
-    leaves = trees.flatten(params)
-    names = trees.matching(leaves, self.trained, "config.optimizer.trained")
-    names -= trees.matching(leaves, self.frozen, "config.optimizer.frozen")
-    self._check_trained(names, set(leaves))
-    frozen = {name: x for name, x in leaves.items() if name not in names}
-    trained = {name: x for name, x in leaves.items() if name in names}
-    return trees.unflatten(frozen), trees.unflatten(trained)
-
-  def _check_trained(self, trained: set[str], names: set[str]):
-    got = (
-      f"got config.optimizer.trained = {self.trained} and frozen = "
-      f"{self.frozen}"
-    )
-    adapters = lora.adapters(names)
-    if not (trained & adapters if adapters else trained):
-      what = "adapter" if adapters else "parameter"
-      raise UserError(f"{got}, which let no {what} train; change one of them")
-    if adapters and trained == names:
-      raise UserError(
-        f"{got}, which let the whole base train beside its adapters, expected "
-        f"a frozen base: trained = ('{lora.SUFFIX}/',)"
-      )
+    return trainable.split(params, self.trained, self.frozen)
 
   def _state_shardings(self) -> TrainState:
     return jax.tree.map(lambda x: x.sharding, self.abstract_state())
@@ -306,23 +320,6 @@ class Trainer:
         return call(*args)
 
     return on_mesh
-
-
-def _stored(params: dict, dtype: str) -> dict:
-  """Casts all but what `parameters.PARAMETERS` keeps in float32."""
-
-  def stored(name, x):
-    return x if parameters.row(name).float32 else x.astype(dtype)
-
-  flat = trees.flatten(params).items()
-  return trees.unflatten({name: stored(name, x) for name, x in flat})
-
-
-def _float32(tree: Any) -> Any:
-  """Casts what is bfloat16; what is not, such as a count, stays."""
-  return jax.tree.map(
-    lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree
-  )
 
 
 def answer(

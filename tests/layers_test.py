@@ -19,11 +19,20 @@ FLOORS = [
   {"parameters"},
   {"actions", "tokenizer", "augment", "models", "optimizers", "sharding"}
   | {"consensus", "platforms"},
-  {"prompt", "decode", "optimizer", "step_metrics", "saved_step", "envs"}
+  {
+    "prompt",
+    "decode",
+    "optimizer",
+    "trainable",
+    "step_metrics",
+    "saved_step",
+    "envs",
+  }
   | {"observation"},
   {"checkpoint", "input_pipeline", "robot_policy", "rollouts"},
+  {"weights"},
   {"policy", "pytorch", "train_state", "workdir"},
-  {"evaluators", "train_config", "weights"},
+  {"evaluators", "train_config"},
   {"evaluation", "progress", "tpu"},
   {"training"},
 ]
@@ -66,7 +75,7 @@ INSIDE = {
     {"files", "hf_names", "hf_fields", "hf_processor"},
     {"hf_config", "checks"},
     {"pretrained", "export", "stored_checkpoint"},
-    {"processor_agreement"},
+    {"processor_agreement", "base"},
     {"agreement"},
   ],
   "tpu": [

@@ -152,6 +152,18 @@ class VLMConfig:
     return cls(img, llm, data["num_frames"])
 
   @property
+  def adapted(self) -> bool:
+    """Whether LoRA's adapters lie beside some matrices."""
+    return self.img.lora.rank > 0 or self.llm.lora.rank > 0
+
+  def without_adapters(self) -> "VLMConfig":
+    """The base of a model with LoRA's adapters."""
+    img, llm = (
+      dataclasses.replace(part, lora=lora.OFF) for part in (self.img, self.llm)
+    )
+    return dataclasses.replace(self, img=img, llm=llm)
+
+  @property
   def num_image_tokens(self) -> int:
     """Columns that the images of one example take, before any text."""
     return self.num_frames * self.img.num_tokens

@@ -20,7 +20,6 @@ from rt2_jax import augment, trees
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM
-from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt, question_ids
 from rt2_jax.tokenizer import EOS
 from rt2_jax.weights.processor_agreement import QUESTIONS, as_processed
@@ -82,6 +81,19 @@ class Actor(Protocol):
   def logits(self, image, prefix, mask_input, suffix): ...
 
   def token_ids(self, image, instructions): ...
+
+
+class Policy(Protocol):
+  """What `policy.Policy` offers, which stands above this module."""
+
+  model: VLMConfig
+  params: Any
+  prompt: Prompt
+  tokenizer: ActionTokenizer | None
+
+  def token_ids(self, image, instructions): ...
+
+  def answer_ids(self, image, questions): ...
 
 
 def sources(action_tokenizers: dict[str, dict]) -> list[str | None]:
