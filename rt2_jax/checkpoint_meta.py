@@ -40,6 +40,8 @@ class CheckpointMeta:
     statistics: what `data/compute_stats.py` found of each source.
     data: length and fingerprint of each source.
     versions: of the libraries that shape a checkpoint.
+    base: which weights the adapters of LoRA belong to, see `weights.base`;
+      empty without adapters.
     format: of this description.
   """
 
@@ -53,6 +55,7 @@ class CheckpointMeta:
   statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   format: int = FORMAT
 
   def to_dict(self) -> dict[str, Any]:

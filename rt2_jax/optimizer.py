@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rt2_jax import ranges, trees
+from rt2_jax import parameters, ranges, trees
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.optimizers import matrices
 from rt2_jax.optimizers.adafactor import scale_by_adafactor
 from rt2_jax.optimizers.muon import scale_by_muon
 from rt2_jax.ranges import at_least, below
 
-# Weights of every matrix product; norms, biases and embeddings do not decay.
-DECAYED = (
-  r"kernel$",
-  r"einsum/w$",
-  r"mlp/(gating_einsum|linear)$",
-)
-
-
-_MOMENT_DTYPES = ("float32", "bfloat16")
+_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +32,20 @@ class OptimizerConfig:
       as large as AdamW's (arXiv:2502.16982), with AdamW for the rest.
     schedule: what follows the warm-up, "cosine" or "constant".
     end_learning_rate: where "cosine" ends, at the last step.
-    weight_decay: decoupled decay of the `DECAYED` parameters, per unit of
-      learning rate.
+    weight_decay: decoupled decay of matrices, see `parameters.PARAMETERS`, per
+      unit of learning rate.
     clip_norm: largest global norm of a gradient, 0 for any.
     b1: decay of the first moment, of AdamW and of Muon.
     b2: decay of AdamW's second moment.
     moment_dtype: of the first moment; "bfloat16" saves two bytes per
       parameter.
-    frozen: patterns of parameter names that do not train.
+    trained: patterns of the names of parameters that train, all by default;
+      ("_lora/",) trains the adapters alone.
+    frozen: patterns of the names of parameters that do not.
+    param_dtype: of the matrices and tables that train; "bfloat16" halves
+      parameters and gradients, and rounds updates stochastically. Norms,
+      biases and adapters stay float32.
+    frozen_dtype: of the frozen matrices and tables.
     ema_decay: of the running mean of the parameters that policies act with;
       0 keeps none.
   """
@@ -64,15 +60,18 @@ class OptimizerConfig:
   b1: Annotated[float, below(1)] = 0.9
   b2: Annotated[float, below(1)] = 0.999
   moment_dtype: str = "float32"
+  trained: tuple[str, ...] = (".*",)
   frozen: tuple[str, ...] = ()
+  param_dtype: str = "float32"
+  frozen_dtype: str = "float32"
   ema_decay: Annotated[float, below(1)] = 0.0
 
   def __post_init__(self):
     ranges.check(OptimizerConfig, "config.optimizer.", vars(self))
-    if self.moment_dtype not in _MOMENT_DTYPES:
-      raise unknown_name(
-        "config.optimizer.moment_dtype", str(self.moment_dtype), _MOMENT_DTYPES
-      )
+    for field in ("moment_dtype", "param_dtype", "frozen_dtype"):
+      dtype = str(getattr(self, field))
+      if dtype not in _DTYPES:
+        raise unknown_name(f"config.optimizer.{field}", dtype, _DTYPES)
 
 
 def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -150,7 +149,7 @@ def muon_or_adamw(params: Any) -> Any:
   """Labels each parameter with what "muon" updates it by."""
   return trees.unflatten(
     {
-      name: "muon" if matrices.within_a_layer(name) else "adamw"
+      name: "muon" if parameters.row(name).muon else "adamw"
       for name in trees.flatten(params)
     }
   )
@@ -159,10 +158,7 @@ def muon_or_adamw(params: Any) -> Any:
 def decay_mask(params: Any) -> Any:
   """True for the parameters that decay."""
   return trees.unflatten(
-    {
-      name: any(re.search(pattern, name) for pattern in DECAYED)
-      for name in trees.flatten(params)
-    }
+    {name: parameters.row(name).decays for name in trees.flatten(params)}
   )
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rt2_jax import augment, sharding, trees
+from rt2_jax import augment, parameters, sharding, trees
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints, abstract
 from rt2_jax.checkpoint_meta import CheckpointMeta
@@ -37,6 +37,7 @@ from rt2_jax.robot_policy import (
   is_empty,
 )
 from rt2_jax.tokenizer import EOS, Tokenizer
+from rt2_jax.weights import base
 
 
 class Policy(RobotPolicy):
@@ -111,8 +112,11 @@ class Policy(RobotPolicy):
     tokenizer, observation = meta.robot(source)
     mesh = mesh or one_device()
     shapes = held_params(meta.model)
-    params = checkpoints.restore_params(
-      abstract(shapes, sharding.state_shardings(shapes, mesh)), step
+    params = base.restore(
+      checkpoints,
+      meta,
+      abstract(shapes, sharding.state_shardings(shapes, mesh)),
+      step,
     )
     checkpoints.close()
     prompt = meta.make_prompt(Tokenizer(model_file))
@@ -296,7 +300,7 @@ def held_params(model: VLMConfig) -> dict:
   shapes = abstract_params(model)
 
   def held(name, x):
-    if name.endswith(("scale", "bias")):
+    if parameters.row(name).float32:
       return x
     part = model.img if name.startswith("img/") else model.llm
     return jax.ShapeDtypeStruct(x.shape, part.dtype)

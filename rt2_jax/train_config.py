@@ -231,6 +231,11 @@ class TrainConfig:
         "field '{state}' in the template of a model that reads a robot's "
         "state, and in no other; change one of them"
       )
+    if self.model.adapted and not self.pretrained:
+      raise UserError(
+        "got config.model.lora_rank above 0 with config.pretrained = '', "
+        "expected the weights of a base: adapters alone are stored"
+      )
     self._check_objective()
 
   def _check_objective(self):
@@ -306,7 +311,10 @@ class TrainConfig:
       seed=self.seed,
       mesh=mesh,
       microbatches=self.microbatches,
+      trained=tuple(self.optimizer.trained),
       frozen=tuple(self.optimizer.frozen),
+      param_dtype=self.optimizer.param_dtype,
+      frozen_dtype=self.optimizer.frozen_dtype,
       ema_decay=self.optimizer.ema_decay,
       objective=self.objective,
       observation=self.observation.spec,

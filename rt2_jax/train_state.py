@@ -19,13 +19,25 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from rt2_jax import augment, checkpoint, losses, sharding, step_metrics, trees
+from rt2_jax import (
+  augment,
+  checkpoint,
+  losses,
+  sharding,
+  step_metrics,
+  trainable,
+  trees,
+)
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.compiler_options import TRAINING, options_for
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, init_params
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
+from rt2_jax.optimizers import rounding
+
+# Keeps the key of stochastic rounding apart from the augmentation's.
+_ROUNDING = 0x726F756E
 
 
 @flax.struct.dataclass
@@ -34,7 +46,7 @@ class TrainState:
 
   Attributes:
     step: int32[], steps done.
-    params: the model's parameters, float32.
+    params: the model's parameters, in the dtypes that the trainer says.
     opt_state: the optimizer's, of the parameters that train.
     ema: running mean of the parameters; None when the trainer keeps none.
   """
@@ -48,18 +60,6 @@ class TrainState:
   def acting(self) -> Any:
     """The parameters that a policy should act with: the mean, if kept."""
     return self.params if self.ema is None else self.ema
-
-  def to_items(self) -> tuple[Any, Any]:
-    """(`acting`, all else that training needs to go on), for a checkpoint."""
-    if self.ema is None:
-      return self.params, self.opt_state
-    return self.ema, {"params": self.params, "optimizer": self.opt_state}
-
-  def from_items(self, step: jax.Array, acting: Any, rest: Any) -> TrainState:
-    """The state whose items these are; this one has the same structure."""
-    if self.ema is None:
-      return TrainState(step, acting, rest)
-    return TrainState(step, rest["params"], rest["optimizer"], acting)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,10 @@ class Trainer:
     mesh: where everything lives.
     microbatches: parts that a batch is computed in, one after the other; more
       of them need less memory for activations and give the same update.
-    frozen: patterns of parameter names that do not train.
+    trained: patterns of the names of parameters that train.
+    frozen: patterns of the names of parameters that do not.
+    param_dtype: of the matrices and tables that train.
+    frozen_dtype: of the frozen ones.
     ema_decay: of the running mean of the parameters, 0 for none.
     objective: one of `OBJECTIVES`.
     observation: cameras of the model, and which of them may be cropped.
@@ -88,7 +91,10 @@ class Trainer:
   seed: int
   mesh: Mesh
   microbatches: int = 1
+  trained: tuple[str, ...] = (".*",)
   frozen: tuple[str, ...] = ()
+  param_dtype: str = "float32"
+  frozen_dtype: str = "float32"
   ema_decay: float = 0.0
   objective: str = "answers"
   observation: ObservationSpec = ONE_CAMERA
@@ -110,8 +116,47 @@ class Trainer:
     with jax.set_mesh(self.mesh):
       return jax.jit(self._init, out_shardings=self._state_shardings())()
 
+  def to_items(self, state: TrainState) -> tuple[Any, Any]:
+    """Splits a state into the items of a checkpoint.
+
+    Returns:
+      What a policy acts with, and all else that training needs to go on. Both
+      are without the frozen base where the model has adapters.
+    """
+    acting, params = self._kept(state.acting), self._kept(state.params)
+    if state.ema is None:
+      return acting, state.opt_state
+    return acting, {"params": params, "optimizer": state.opt_state}
+
+  def from_items(
+    self, step: jax.Array, acting: Any, rest: Any, base: Any = None
+  ) -> TrainState:
+    """Joins the items of a checkpoint to a state.
+
+    Args:
+      step: steps done.
+      acting: from `to_items`.
+      rest: likewise.
+      base: parameters of the model without its adapters, where it has some.
+    """
+
+    def whole(params):
+      return trainable.filled(params, base) if self.model.adapted else params
+
+    if not self.ema_decay:
+      return TrainState(step, whole(acting), rest)
+    params = whole(rest["params"])
+    return TrainState(step, params, rest["optimizer"], whole(acting))
+
+  def frozen_of(self, params: Any) -> dict:
+    """The parameters that do not train."""
+    return self._split(params)[0]
+
   def state_from(self, params: Any) -> TrainState:
-    """A state at step 0 around loaded parameters, whose memory it takes."""
+    """A state at step 0 around loaded parameters, whose memory it takes.
+
+    Adapters, which they lack, are drawn.
+    """
     start = jax.jit(
       self._start, out_shardings=self._state_shardings(), donate_argnums=0
     )
@@ -164,22 +209,30 @@ class Trainer:
     images = self.training_images(batch, state.step)
     frozen, trained = self._split(state.params)
     grads, metrics = self._gradients(trained, frozen, images, batch)
-    updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
-    trained = optax.apply_updates(trained, updates)
+    updates, opt_state = self.optimizer.update(
+      grads, state.opt_state, trainable.float32(trained)
+    )
+    trained = rounding.add_updates(trained, updates, self._rounding_key(state))
     params = trees.join(frozen, trained)
     metrics |= {
       "gradient_norm": optax.tree.norm(grads),
       "update_norm": optax.tree.norm(updates),
-      "parameter_norm": optax.tree.norm(params),
+      "parameter_norm": optax.tree.norm(trainable.float32(trained)),
     }
     ema = self._moved_mean(state.ema, params)
     return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+  def _rounding_key(self, state: TrainState) -> jax.Array:
+    """A constant key, the step's number, and not the augmentation's."""
+    key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+    return jax.random.fold_in(key, _ROUNDING)
 
   def _gradients(self, trained, frozen, images, batch):
     """The mean gradient over the microbatches, and the sums of metrics."""
 
     def gradients_of(part):
-      return jax.grad(self._loss, has_aux=True)(trained, frozen, *part)
+      found = jax.grad(self._loss, has_aux=True)(trained, frozen, *part)
+      return trainable.float32(found)
 
     if self.microbatches == 1:
       return gradients_of((images, batch))
@@ -227,19 +280,32 @@ class Trainer:
   def _init(self) -> TrainState:
     return self._start(init_params(self.model, jax.random.key(self.seed)))
 
+  def _kept(self, params: Any) -> Any:
+    """What a checkpoint holds of the parameters."""
+    return self._split(params)[1] if self.model.adapted else params
+
+  def _with_adapters(self, params: Any) -> Any:
+    drawn = init_params(self.model, jax.random.key(self.seed))
+    return trainable.filled(params, drawn)
+
   def _start(self, params: Any) -> TrainState:
-    _, trained = self._split(params)
+    if self.model.adapted:
+      params = self._with_adapters(params)
+    frozen, trained = self._split(params)
+    trained = trainable.stored(trained, self.param_dtype)
+    params = trees.join(trainable.stored(frozen, self.frozen_dtype), trained)
+    exact = trainable.float32(params)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      opt_state=self.optimizer.init(trained),
+      opt_state=self.optimizer.init(trainable.float32(trained)),
       # Its own memory: both are given to the step, which reuses them.
-      ema=jax.tree.map(jnp.copy, params) if self.ema_decay else None,
+      ema=jax.tree.map(jnp.copy, exact) if self.ema_decay else None,
     )
 
   def _split(self, params: Any) -> tuple[dict, dict]:
     """(frozen, trained)"""
-    return trees.split(params, self.frozen, "config.optimizer.frozen")
+    return trainable.split(params, self.trained, self.frozen)
 
   def _state_shardings(self) -> TrainState:
     return jax.tree.map(lambda x: x.sharding, self.abstract_state())

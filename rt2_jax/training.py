@@ -14,7 +14,14 @@ import numpy as np
 import tensorboardX
 from jax.sharding import Mesh
 
-from rt2_jax import consensus, local_files, optimizer, platforms, sharding
+from rt2_jax import (
+  consensus,
+  local_files,
+  optimizer,
+  platforms,
+  sharding,
+  trees,
+)
 from rt2_jax import workdir as claim
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
@@ -28,7 +35,7 @@ from rt2_jax.progress import Progress
 from rt2_jax.saved_step import Damaged
 from rt2_jax.train_config import TrainConfig, with_defaults
 from rt2_jax.train_state import Trainer, TrainState
-from rt2_jax.weights import pretrained
+from rt2_jax.weights import base
 
 _LOG = logging.getLogger(__name__)
 
@@ -76,6 +83,10 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     state, window = restore_or_init(
       trainer, abstract, checkpoints, meta, config.pretrained
     )
+    if config.model.adapted:
+      frozen = trainer.frozen_of(state.params)
+      record = base.record(config.pretrained, frozen)
+      meta = dataclasses.replace(meta, base=record)
     stack.enter_context(claim.held(workdir, fields, with_defaults))
     start = int(state.step)
     log_start(config, state, mesh)
@@ -95,7 +106,8 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
         progress.add_evaluation(done, evaluation(state.acting))
       if done % config.checkpoint_every == 0 or last:
         window = progress.before_save(done)
-        items = (*state.to_items(), meta.to_dict(), config.tokenizer.model)
+        arrays = trainer.to_items(state)
+        items = (*arrays, meta.to_dict(), config.tokenizer.model)
         checkpoints.save(done, *items, window)
   return state
 
@@ -263,7 +275,8 @@ def restore_or_init(
     try:
       check_same(checkpoints, meta, _SAME, step)
       check_data(checkpoints, meta, step)
-      found = checkpoints.restore_state(*abstract.to_items(), step)
+      items = trainer.to_items(abstract)
+      found = checkpoints.restore_state(*items, step)
     except Damaged as error:
       damaged[step] = error
       continue
@@ -271,8 +284,11 @@ def restore_or_init(
       place = checkpoints.set_aside(bad)
       _LOG.error("%s; it is now %s, going on from %d", error, place, step)
     count = jax.device_put(np.int32(step), abstract.step.sharding)
-    state = abstract.from_items(count, found.params, found.opt_state)
-    return state, found.window
+    items = count, found.params, found.opt_state
+    frozen = None
+    if trainer.model.adapted:
+      frozen = read_base(weights, trainer, abstract, checkpoints, step)
+    return trainer.from_items(*items, frozen), found.window
   raise UserError(
     f"got no checkpoint that is whole among {steps}: "
     f"{'; '.join(map(str, damaged.values()))}; repair one, or use another "
@@ -291,15 +307,32 @@ def read_weights(
   Raises:
     UserError: they are of another model, or a run's of another tokenizer.
   """
-  if (
-    isinstance(weights, str)
-    and (pathlib.Path(weights) / "checkpoints").is_dir()
-  ):
+  if base.is_run(weights):
     run = Checkpoints.open_run(weights)
-    check_same(run, meta, ("model",))
-    return run.restore_params(abstract.params)
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
-  return pretrained.load(weights, trainer.model, shardings, seed=trainer.seed)
+    model = trainer.model.without_adapters()
+    check_same(run, dataclasses.replace(meta, model=model), ("model",))
+  return base.read(weights, trainer.model, abstract.params, trainer.seed)
+
+
+def read_base(
+  weights: str | Mapping[str, str],
+  trainer: Trainer,
+  abstract: TrainState,
+  checkpoints: Checkpoints,
+  step: int,
+) -> Any:
+  """Reads the base of a LoRA run again, and compares it.
+
+  Raises:
+    UserError: it is not the base that a checkpoint's adapters were trained on.
+  """
+  params = base.read(weights, trainer.model, abstract.params, trainer.seed)
+  stored, _ = checkpoints.restore_meta(step)
+  flat, frozen = map(
+    trees.flatten, (params, trainer.frozen_of(abstract.params))
+  )
+  base.check(stored["base"], trees.unflatten({n: flat[n] for n in frozen}))
+  return params
 
 
 def check_same(

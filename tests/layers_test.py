@@ -17,26 +17,28 @@ FLOORS = [
   | {"checksums", "differences", "import_path", "interrupts"}
   | {"local_files", "ranges"}
   | {"compiler_options", "cpu_memory", "hosts"},
+  {"parameters"},
   {"actions", "tokenizer", "augment", "models", "optimizers", "sharding"}
   | {"consensus", "platforms"},
-  {"prompt", "decode", "optimizer", "step_metrics", "saved_step"}
+  {"prompt", "decode", "optimizer", "trainable", "step_metrics", "saved_step"}
   | {"observation"},
   {"checkpoint", "checkpoint_meta", "input_pipeline", "robot_policy"}
   | {"rollouts"},
+  {"weights"},
   {"envs", "policy", "pytorch", "train_state", "workdir"},
-  {"evaluators", "train_config", "weights"},
+  {"evaluators", "train_config"},
   {"evaluation", "progress", "tpu"},
   {"training"},
 ]
 INSIDE = {
   "models": [
-    {"remat", "token_table"},
-    {"variants"},
+    {"remat", "token_table", "lora"},
+    {"variants", "weight"},
     {"gated_mlp"},
     {"siglip", "gemma"},
     {"vlm"},
   ],
-  "optimizers": [{"matrices"}, {"adafactor", "muon"}],
+  "optimizers": [{"adafactor", "muon"}],
   "input_pipeline": [
     {"mixture", "frames", "damage", "image_size"}
     | {"unusable", "code_hash", "grippers"},
@@ -72,7 +74,7 @@ INSIDE = {
     {"files", "hf_names", "hf_fields", "hf_processor"},
     {"hf_config", "checks"},
     {"pretrained", "export", "stored_checkpoint"},
-    {"processor_agreement"},
+    {"processor_agreement", "base"},
     {"agreement"},
   ],
   "tpu": [

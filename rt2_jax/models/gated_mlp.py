@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from rt2_jax.models.remat import gated
 from rt2_jax.models.variants import GemmaConfig
+from rt2_jax.models.weight import multiply, weight
 
 
 class GatedMlp(nn.Module):
@@ -26,11 +27,27 @@ class GatedMlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """dtype[B, T, D] -> dtype[B, T, D]."""
     d, f, normal = x.shape[-1], self.config.mlp_dim, nn.initializers.normal
-    gating = self.param("gating_einsum", normal(d**-0.5), (2, d, f))
-    linear = self.param("linear", normal(f**-0.5), (f, d))
-    gate, up = (gated(product(x, w)) for w in gating.astype(x.dtype))
+    lora, dtype = self.config.lora, x.dtype
+    gating = weight(
+      self,
+      "gating_einsum",
+      (2, d, f),
+      "btd,cdf->cbtf",
+      normal(d**-0.5),
+      lora,
+      dtype,
+    )
+    linear = weight(
+      self, "linear", (f, d), "btf,fd->btd", normal(f**-0.5), lora, dtype
+    )
+    gate, up = (gated(multiply(x, w, _product)) for w in gating.parts())
     hidden = nn.gelu(gate, approximate=True) * up
-    return gated(product(hidden, linear.astype(x.dtype)))
+    return gated(multiply(hidden, linear, _product))
+
+
+def _product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+  del equation  # the last axis of x and the first of w
+  return product(x, w)
 
 
 @jax.custom_vjp

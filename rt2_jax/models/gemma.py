@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from rt2_jax.models.gated_mlp import GatedMlp
+from rt2_jax.models.lora import LoraConfig
 from rt2_jax.models.remat import rematerialized, ungated
 from rt2_jax.models.token_table import lookup, scores
 from rt2_jax.models.variants import GemmaConfig
+from rt2_jax.models.weight import multiply, weight
 
 # Not -inf: a position that may attend to nothing must not turn into NaN.
 _MASKED = -2.38e38
@@ -114,14 +116,16 @@ class RMSNorm(nn.Module):
 class Einsum(nn.Module):
   """A weight `w`, drawn so that a product over `fan_in` keeps its scale."""
 
+  equation: str
   shape: tuple[int, ...]
   fan_in: int
+  lora: LoraConfig
 
   @nn.compact
-  def __call__(self, equation: str, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array:
     init = nn.initializers.normal(self.fan_in**-0.5)
-    w = self.param("w", init, self.shape)
-    return ungated(jnp.einsum(equation, x, w.astype(x.dtype)))
+    w = weight(self, "w", self.shape, self.equation, init, self.lora, x.dtype)
+    return ungated(multiply(x, w))
 
 
 class Attention(nn.Module):
@@ -132,22 +136,26 @@ class Attention(nn.Module):
   def setup(self):
     c = self.config
     d, n, k, h = c.width, c.num_heads, c.num_kv_heads, c.head_dim
+
+    def einsum(equation, shape, fan_in):
+      return Einsum(equation, shape, fan_in, c.lora)
+
     if k == n:
-      self.qkv_einsum = Einsum((3, n, d, h), fan_in=d)
+      self.qkv_einsum = einsum("btd,cndh->cbtnh", (3, n, d, h), d)
     else:
-      self.q_einsum = Einsum((n, d, h), fan_in=d)
-      self.kv_einsum = Einsum((2, k, d, h), fan_in=d)
-    self.attn_vec_einsum = Einsum((n, h, d), fan_in=n * h)
+      self.q_einsum = einsum("btd,ndh->btnh", (n, d, h), d)
+      self.kv_einsum = einsum("btd,ckdh->cbtkh", (2, k, d, h), d)
+    self.attn_vec_einsum = einsum("btnh,nhd->btd", (n, h, d), n * h)
 
   def project(
     self, x: jax.Array, positions: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """dtype[B, T, D] -> q dtype[B, T, N, H], k and v dtype[B, T, K, H]."""
     if self.config.num_kv_heads == self.config.num_heads:
-      q, k, v = self.qkv_einsum("btd,cndh->cbtnh", x)
+      q, k, v = self.qkv_einsum(x)
     else:
-      q = self.q_einsum("btd,ndh->btnh", x)
-      k, v = self.kv_einsum("btd,ckdh->cbtkh", x)
+      q = self.q_einsum(x)
+      k, v = self.kv_einsum(x)
     return rope(q, positions) * self.config.query_factor, rope(k, positions), v
 
   def read(
@@ -155,7 +163,7 @@ class Attention(nn.Module):
   ) -> jax.Array:
     """Attends and projects back: dtype[B, T, D]. Shapes as in `attend`."""
     heads = attend(q, k, v, mask, self.config.attn_softcap)
-    return self.attn_vec_einsum("btnh,nhd->btd", heads)
+    return self.attn_vec_einsum(heads)
 
 
 class Block(nn.Module):

@@ -34,11 +34,6 @@ def gated(product: jax.Array) -> jax.Array:
   return checkpoint_name(product, _GATED)
 
 
-def ungated_dot_general(*args, **kwargs) -> jax.Array:
-  """`jax.lax.dot_general`, marked, for Flax's own layers."""
-  return ungated(jax.lax.dot_general(*args, **kwargs))
-
-
 def rematerialized(layer: Callable, policy: str) -> Callable:
   """A layer, module or function, that keeps what `policy` says.
 

@@ -8,6 +8,7 @@ Shapes: B images, H x W pixels, n patches, D encoder width, E decoder width.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,12 +16,69 @@ import jax
 import jax.numpy as jnp
 
 from rt2_jax.errors import UserError
-from rt2_jax.models.remat import rematerialized, ungated_dot_general
+from rt2_jax.models.remat import rematerialized, ungated
 from rt2_jax.models.variants import SiglipConfig
+from rt2_jax.models.weight import multiply, weight
 
 # How activations are laid out between blocks. `sharding.py` says what the names
 # mean on a mesh; without rules for them the constraint does nothing.
 _TOKENS = ("batch", "length", "embed")
+
+
+class Linear(nn.Module):
+  """A product with `kernel`, plus `bias`, as in Flax's `DenseGeneral`.
+
+  Attributes:
+    equation: of the product.
+    shape: of the kernel; it ends in those of the bias.
+    config: the encoder's.
+    mark: what the product is marked with for `remat.POLICIES`.
+  """
+
+  equation: str
+  shape: tuple[int, ...]
+  config: SiglipConfig
+  mark: Callable = lambda product: product
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dtype, lora = self.config.dtype, self.config.lora
+    left, result = self.equation.split("->")
+    kernel_axes = left.split(",")[1]
+    outputs = sum(i in result for i in kernel_axes)
+
+    def init(key, shape):
+      flat = -1, math.prod(shape[-outputs:])
+      flat = math.prod(shape) // flat[1], flat[1]
+      return nn.initializers.lecun_normal()(key, flat).reshape(shape)
+
+    kernel = weight(
+      self, "kernel", self.shape, self.equation, init, lora, dtype
+    )
+    bias = self.param("bias", nn.initializers.zeros, self.shape[-outputs:])
+    product = self.mark(multiply(x.astype(dtype), kernel))
+    return product + bias.astype(dtype).reshape(1, 1, *bias.shape)
+
+
+class Attention(nn.Module):
+  """Every patch attends to all, with softmax in float32."""
+
+  config: SiglipConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """float32[B, n, D] -> dtype[B, n, D]."""
+    c = self.config
+    heads = c.width, c.num_heads, c.width // c.num_heads
+    q, k, v = (
+      Linear("bnd,dhk->bnhk", heads, c, ungated, name=name)(x)
+      for name in ("query", "key", "value")
+    )
+    y = nn.dot_product_attention(
+      q, k, v, dtype=c.dtype, force_fp32_for_softmax=True
+    )
+    shape = *heads[1:], c.width
+    return Linear("bnhk,hkd->bnd", shape, c, ungated, name="out")(y)
 
 
 class MlpBlock(nn.Module):
@@ -30,13 +88,12 @@ class MlpBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = nn.Dense(
-      self.config.mlp_dim,
-      dtype=self.config.dtype,
-      dot_general=ungated_dot_general,
-    )(x)
+    c = self.config
+    x = Linear("bnd,df->bnf", (c.width, c.mlp_dim), c, ungated, name="Dense_0")(
+      x
+    )
     x = nn.gelu(x, approximate=True)
-    return nn.Dense(self.config.width, dtype=self.config.dtype)(x)
+    return Linear("bnf,fd->bnd", (c.mlp_dim, c.width), c, name="Dense_1")(x)
 
 
 class EncoderBlock(nn.Module):
@@ -53,13 +110,7 @@ class EncoderBlock(nn.Module):
     """
     config = self.config
     y = nn.LayerNorm(epsilon=1e-6, dtype="float32")(x)
-    x += nn.MultiHeadDotProductAttention(
-      num_heads=config.num_heads,
-      dtype=config.dtype,
-      force_fp32_for_softmax=True,
-      qkv_dot_general=ungated_dot_general,
-      out_dot_general=ungated_dot_general,
-    )(y)
+    x += Attention(config, name="MultiHeadDotProductAttention_0")(y)
     y = nn.LayerNorm(epsilon=1e-6, dtype="float32")(x)
     x += MlpBlock(config)(y)
     return nn.with_logical_constraint(x, _TOKENS), None
@@ -137,7 +188,8 @@ class Siglip(nn.Module):
     self.Transformer = Encoder(config)
     # Not zero, as it is in big_vision: trained from scratch, the decoder would
     # first have to discover that there is an image at all.
-    self.head = nn.Dense(self.out_width, dtype=config.dtype)
+    shape = config.width, self.out_width
+    self.head = Linear("bnd,de->bne", shape, config)
 
   def embed(self, images: jax.Array) -> jax.Array:
     """Cuts images into patches and projects each.

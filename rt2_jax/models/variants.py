@@ -6,13 +6,15 @@ parameters, to train from scratch on a laptop with 64 x 64 images.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any
 
 from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.models import lora
+from rt2_jax.models.lora import LoraConfig
 from rt2_jax.models.remat import POLICIES
-from rt2_jax.ranges import at_least
+from rt2_jax.ranges import at_least, more_than
 
 
 def _check_remat(policy: str):
@@ -33,6 +35,7 @@ class SiglipConfig:
     image_size: side of the square input image, in pixels.
     dtype: what matrix products compute in; parameters are float32.
     remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
+    lora: which matrices have an adapter.
 
   Raises:
     UserError: the image is no whole number of patches, or the heads do not
@@ -47,6 +50,7 @@ class SiglipConfig:
   image_size: int = 224
   dtype: str = "float32"
   remat: str = "none"
+  lora: LoraConfig = lora.OFF
 
   def __post_init__(self):
     if self.image_size <= 0 or self.image_size % self.patch_size:
@@ -89,6 +93,7 @@ class GemmaConfig:
     post_norms: also normalise what a sublayer adds to the residual.
     dtype: what matrix products compute in; parameters are float32.
     remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
+    lora: which matrices have an adapter.
 
   Raises:
     UserError: num_kv_heads does not divide num_heads.
@@ -107,6 +112,7 @@ class GemmaConfig:
   post_norms: bool = False
   dtype: str = "float32"
   remat: str = "none"
+  lora: LoraConfig = lora.OFF
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -136,8 +142,26 @@ class VLMConfig:
   @classmethod
   def from_dict(cls, data: Mapping[str, Any]) -> "VLMConfig":
     """The inverse of `dataclasses.asdict`, for what a checkpoint stores."""
-    img, llm = SiglipConfig(**data["img"]), GemmaConfig(**data["llm"])
+
+    def part(build, fields):
+      adapters = dict(fields.get("lora", {}))
+      adapters["targets"] = tuple(adapters.get("targets", ()))
+      return build(**dict(fields) | {"lora": LoraConfig(**adapters)})
+
+    img, llm = part(SiglipConfig, data["img"]), part(GemmaConfig, data["llm"])
     return cls(img, llm, data["num_images"])
+
+  @property
+  def adapted(self) -> bool:
+    """Whether LoRA's adapters lie beside some matrices."""
+    return self.img.lora.rank > 0 or self.llm.lora.rank > 0
+
+  def without_adapters(self) -> "VLMConfig":
+    """The base of a model with LoRA's adapters."""
+    img, llm = (
+      dataclasses.replace(part, lora=lora.OFF) for part in (self.img, self.llm)
+    )
+    return dataclasses.replace(self, img=img, llm=llm)
 
   @property
   def num_image_tokens(self) -> int:
@@ -196,6 +220,9 @@ def vlm(
   dtype: str = "float32",
   remat: str = "none",
   final_softcap: Annotated[float | None, at_least(0)] = None,
+  lora_rank: Annotated[int, at_least(0)] = 0,
+  lora_alpha: Annotated[float, more_than(0)] = 16.0,
+  lora_targets: Sequence[str] = (),
 ) -> VLMConfig:
   """A model by the names of its parts. The defaults are PaliGemma 3B.
 
@@ -209,6 +236,9 @@ def vlm(
     remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
     final_softcap: bound on the output logits, 0 for none; None keeps the
       decoder's own.
+    lora_rank: of the adapters, see `lora.LoraConfig`; 0 makes none.
+    lora_alpha: adapters are scaled by lora_alpha / lora_rank.
+    lora_targets: patterns of the names of matrices that get one.
 
   Raises:
     UserError: an unknown name, or an image that is no whole number of patches.
@@ -217,12 +247,13 @@ def vlm(
     raise unknown_name("encoder", img, ENCODERS)
   if llm not in DECODERS:
     raise unknown_name("decoder", llm, DECODERS)
-  encoder = dataclasses.replace(
-    ENCODERS[img], image_size=image_size, dtype=dtype, remat=remat
-  )
-  decoder = dataclasses.replace(
-    DECODERS[llm], vocab_size=vocab_size, dtype=dtype, remat=remat
-  )
+  both = {
+    "dtype": dtype,
+    "remat": remat,
+    "lora": LoraConfig(lora_rank, lora_alpha, tuple(lora_targets)),
+  }
+  encoder = dataclasses.replace(ENCODERS[img], image_size=image_size, **both)
+  decoder = dataclasses.replace(DECODERS[llm], vocab_size=vocab_size, **both)
   if final_softcap is not None:
     decoder = dataclasses.replace(decoder, final_softcap=final_softcap)
   return VLMConfig(encoder, decoder)

@@ -9,13 +9,18 @@ P prefix columns, S suffix columns, T columns of one `extend`, C cache slots,
 D decoder width, V vocabulary, A chosen tokens.
 """
 
+import dataclasses
+
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rt2_jax import trees
 from rt2_jax.errors import UserError
+from rt2_jax.models import lora
 from rt2_jax.models.gemma import Gemma, KVCache
+from rt2_jax.models.lora import LoraConfig
 from rt2_jax.models.siglip import Siglip
 from rt2_jax.models.variants import VLMConfig
 
@@ -236,7 +241,24 @@ def init_params(config: VLMConfig, rng: jax.Array) -> dict:
   images = jnp.zeros((1, config.num_images, size, size, 3))
   token = jnp.zeros((1, 1), jnp.int32)
   mask_input = jnp.ones((1, 1), bool)
-  return VLM(config).init(rng, images, token, mask_input, token)["params"]
+  model = VLM(config)
+  params = model.init(rng, images, token, mask_input, token)["params"]
+  _check_targets(config, params)
+  return params
+
+
+def _check_targets(config: VLMConfig, params: dict):
+  """Raises a UserError for a LoRA target that matches no matrix."""
+  parts = (config.img, config.llm)
+  targets = {t for part in parts if part.lora.rank for t in part.lora.targets}
+  everything = {".*"}
+  if targets <= everything:
+    return
+  everywhere = LoraConfig(1, targets=tuple(everything))
+  img, llm = (dataclasses.replace(part, lora=everywhere) for part in parts)
+  known = abstract_params(dataclasses.replace(config, img=img, llm=llm))
+  found, known = (lora.adapted(trees.flatten(p)) for p in (params, known))
+  lora.check_targets(sorted(targets), found, known)
 
 
 def abstract_params(config: VLMConfig) -> dict:

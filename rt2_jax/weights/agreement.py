@@ -21,7 +21,6 @@ from rt2_jax.actions import ActionTokenizer
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM
 from rt2_jax.observation import Batched, ObservationSpec, from_images
-from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt, question_ids
 from rt2_jax.tokenizer import EOS
 from rt2_jax.weights.processor_agreement import QUESTIONS, as_processed
@@ -87,6 +86,22 @@ class Actor(Protocol):
   def prompts(self, seen): ...
 
   def token_ids(self, seen): ...
+
+
+class Policy(Protocol):
+  """What `policy.Policy` offers, which stands above this module."""
+
+  model: VLMConfig
+  params: Any
+  prompt: Prompt
+  tokenizer: ActionTokenizer | None
+  observation: ObservationSpec
+
+  def prompts(self, seen): ...
+
+  def token_ids(self, seen): ...
+
+  def answer_ids(self, image, questions): ...
 
 
 def sources(action_tokenizers: dict[str, dict]) -> list[str | None]:

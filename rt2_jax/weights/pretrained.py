@@ -58,7 +58,7 @@ def load(
   source: Path | Mapping[str, Path],
   config: VLMConfig,
   shardings: dict,
-  dtype: str = "float32",
+  dtype: str | dict = "float32",
   seed: int = 0,
 ) -> dict:
   """Reads the parameters of a model.
@@ -73,7 +73,7 @@ def load(
       other is then drawn at random.
     config: the model to fill.
     shardings: one for each parameter, as a tree.
-    dtype: of the parameters.
+    dtype: of the parameters; or one for each, as a tree.
     seed: of what is drawn at random.
 
   Returns:
@@ -91,10 +91,12 @@ def load(
   }
   flat, placements = {}, trees.flatten(shardings)
   shapes = parameter_shapes(config)
+  same = {name: dtype for name in shapes} if isinstance(dtype, str) else {}
+  dtypes = same or trees.flatten(dtype)
   # The largest first: its second copy is gone before the host fills up.
   for name in sorted(shapes, key=lambda name: -math.prod(shapes[name])):
     shape = shapes[name]
-    leaf = weights[name].read().astype(dtype, copy=False)
+    leaf = weights[name].read().astype(dtypes[name], copy=False)
     check_finite(_name(source), name, leaf)
     if leaf.shape != shape:
       leaf = fit[name](leaf, shape)

@@ -1,0 +1,156 @@
+"""The base of a LoRA run: frozen weights that its checkpoints name.
+
+A checkpoint holds what trains; `meta.base` says where the rest came from,
+with a hash and the checksum of every array. Whatever reads the base compares it
+with these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from rt2_jax import checksums, trees
+from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.checkpoint_meta import CheckpointMeta
+from rt2_jax.errors import UserError
+from rt2_jax.models import lora
+from rt2_jax.models.variants import VLMConfig
+from rt2_jax.weights import pretrained
+
+# What a run starts from: `TrainConfig.pretrained`.
+Source = str | Mapping[str, str]
+
+
+def is_run(source: Source) -> bool:
+  """Tells a run's workdir from a file or folder of weights."""
+  return (
+    isinstance(source, str) and (pathlib.Path(source) / "checkpoints").is_dir()
+  )
+
+
+def read(
+  source: Source, config: VLMConfig, params: Any, seed: int = 0
+) -> dict[str, Any]:
+  """Reads the weights of a model, without adapters.
+
+  Args:
+    source: as `TrainConfig.pretrained` has it.
+    config: of the model.
+    params: ShapeDtypeStructs with shardings, of all its parameters; adapters
+      are left out.
+    seed: of what a source lacks, see `pretrained.load`.
+
+  Raises:
+    UserError: no such weights, or those of another model.
+  """
+  flat = trees.flatten(params)
+  names = flat.keys() - lora.adapters(flat)
+  wanted = trees.unflatten({name: flat[name] for name in flat if name in names})
+  if is_run(source):
+    return Checkpoints.open_run(source).restore_params(wanted)
+  return pretrained.load(
+    source,
+    config.without_adapters(),
+    jax.tree.map(lambda x: x.sharding, wanted),
+    jax.tree.map(lambda x: str(x.dtype), wanted),
+    seed,
+  )
+
+
+def record(source: Source, frozen: Any) -> dict[str, Any]:
+  """Describes a base for a checkpoint's `meta`.
+
+  Args:
+    source: where it was read.
+    frozen: its arrays that do not train.
+  """
+  sums = _sums(frozen)
+  weights = source if isinstance(source, str) else dict(source)
+  return {"weights": weights, "hash": _hash(sums), "checksums": sums}
+
+
+def check(stored: Mapping[str, Any], frozen: Any):
+  """Compares a base with the one that a checkpoint was trained on.
+
+  Args:
+    stored: the checkpoint's `meta.base`.
+    frozen: arrays of the same names.
+
+  Raises:
+    UserError: it is another base.
+  """
+  found = checksums.measure(frozen, rounded=True)
+  kept = stored["checksums"]
+  other = sorted(found.keys() ^ kept.keys())
+  other += [n for n in found.keys() & kept.keys() if _differs(found, kept, n)]
+  if other:
+    got = _hash({name: array.sums for name, array in found.items()})
+    raise UserError(
+      f"got the base {stored['weights']} with hash {got}, which differs in "
+      f"{len(other)} arrays such as {other[0]}, expected the one with hash "
+      f"{stored['hash']} that the adapters were trained on; put it back, or "
+      "start a new run"
+    )
+
+
+def restore(
+  checkpoints: Checkpoints,
+  meta: CheckpointMeta,
+  params: Any,
+  step: int | None = None,
+) -> dict[str, Any]:
+  """Restores a checkpoint's parameters, with its base where it names one.
+
+  Args:
+    checkpoints: of the run.
+    meta: of the checkpoint.
+    params: ShapeDtypeStructs with shardings, of all parameters.
+    step: which checkpoint; default: the newest.
+
+  Raises:
+    UserError: no such checkpoint; its base is not there, or is another one.
+  """
+  if not meta.base:
+    return checkpoints.restore_params(params, step)
+  own = trees.flatten(checkpoints.stored_params(step)).keys()
+  flat = trees.flatten(params)
+  trained = trees.unflatten({n: x for n, x in flat.items() if n in own})
+  kept = meta.base["checksums"]
+  as_trained = {n: _as_trained(x, kept.get(n, {})) for n, x in flat.items()}
+  weights = meta.base["weights"]
+  base = trees.flatten(read(weights, meta.model, trees.unflatten(as_trained)))
+  frozen = trees.unflatten({n: x for n, x in base.items() if n not in own})
+  check(meta.base, frozen)
+  frozen = {n: x.astype(flat[n].dtype) for n, x in base.items() if n not in own}
+  return trees.join(
+    checkpoints.restore_params(trained, step), trees.unflatten(frozen)
+  )
+
+
+def _as_trained(x: Any, kept: Mapping[str, str]) -> Any:
+  """In bfloat16, where the adapters were trained beside a rounded array."""
+  rounded = kept.keys() == {"bfloat16"}
+  dtype = "bfloat16" if rounded else x.dtype
+  return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+
+
+def _differs(found: Mapping[str, Any], kept: Mapping[str, Any], name: str):
+  return checksums.differs(found[name], kept[name]) is not False
+
+
+def _sums(frozen: Any) -> dict[str, dict[str, str]]:
+  measured = checksums.measure(frozen, rounded=True)
+  return {name: array.sums for name, array in measured.items()}
+
+
+def _hash(sums: Mapping[str, Mapping[str, str]]) -> str:
+  """Sixteen hex digits that name a base, in whatever type it is held."""
+  rounded = {name: kinds["bfloat16"] for name, kinds in sums.items()}
+  text = json.dumps(rounded, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,94 @@
+"""A LoRA run: what its checkpoints hold, and that it acts and goes on."""
+
+import jax
+import numpy as np
+import pytest
+
+from rt2_jax import training, trees
+from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.models import lora
+from rt2_jax.models.vlm import init_params
+from rt2_jax.policy import Policy
+from rt2_jax.train_config import TrainConfig
+from rt2_jax.weights import export
+from tests.training_test import fields  # noqa: F401, a fixture
+
+
+@pytest.fixture
+def adapted(fields, tmp_path):  # noqa: F811
+  """Four steps of adapters beside a decoder's matrices."""
+  config = TrainConfig.from_dict(fields | {"pretrained": ""})
+  write_base(config, tmp_path / "base.npz", seed=7)
+  fields["pretrained"] = str(tmp_path / "base.npz")
+  fields["model"] |= {"lora_rank": 2, "lora_targets": ("llm/layers/",)}
+  fields["optimizer"] |= {
+    "trained": ("_lora/",),
+    "frozen_dtype": "bfloat16",
+    "learning_rate": 1e-2,
+  }
+  return fields
+
+
+def write_base(config, path, seed):
+  params = init_params(config.model.without_adapters(), jax.random.key(seed))
+  export.to_big_vision(params, path)
+
+
+def test_a_lora_run_stores_its_adapters_and_goes_on_from_them(
+  adapted, tmp_path
+):
+  whole = training.train(adapted, tmp_path / "run")
+  run = Checkpoints.open_run(tmp_path / "run")
+  names = trees.flatten(run.stored_params(4)).keys()
+  assert names == lora.adapters(trees.flatten(whole.params))
+  meta, _ = run.restore_meta(4)
+  assert meta["base"]["weights"] == adapted["pretrained"]
+  assert len(meta["base"]["hash"]) == 16
+
+  policy = Policy.from_checkpoint(tmp_path / "run")
+  held = trees.flatten(policy.params)
+  for name, leaf in trees.flatten(jax.device_get(whole.params)).items():
+    np.testing.assert_array_equal(held[name], leaf.astype(held[name].dtype))
+
+  (tmp_path / "run/checkpoints/4").rename(tmp_path / "aside")
+  resumed = training.train(adapted, tmp_path / "run")
+  for tree in "params", "opt_state":
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      getattr(whole, tree),
+      getattr(resumed, tree),
+    )
+
+  config = TrainConfig.from_dict(adapted)
+  write_base(config, tmp_path / "base.npz", seed=8)
+  (tmp_path / "run/checkpoints/4").rename(tmp_path / "aside2")
+  other = "differs in .* expected the one with hash " + meta["base"]["hash"]
+  with pytest.raises(ValueError, match=other):
+    training.train(adapted, tmp_path / "run")
+  with pytest.raises(ValueError, match=other):
+    Policy.from_checkpoint(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+  ("section", "changed", "message"),
+  [
+    ("model", {"lora_targets": ("llm/layrs/",)}, "'llm/layrs/' .* matches no"),
+    ("model", {"lora_rank": 500}, "lora_rank = 500 for llm/.* at most"),
+    ("model", {"lora_targets": ()}, "lora_rank = 2 without lora_targets"),
+    ("optimizer", {"trained": (".*",)}, "let the whole base train"),
+    ("optimizer", {"trained": ("^img/",)}, "let 0 of .* adapter"),
+    ("optimizer", {"frozen": ("^llm/",)}, "let 0 of .* adapter"),
+  ],
+)
+def test_a_run_that_makes_no_sense_is_refused(
+  adapted, tmp_path, section, changed, message
+):
+  adapted[section] |= changed
+  with pytest.raises(ValueError, match=message):
+    training.train(adapted, tmp_path / "run")
+
+
+def test_adapters_need_a_base(adapted, tmp_path):
+  adapted["pretrained"] = ""
+  with pytest.raises(ValueError, match="expected the weights of a base"):
+    training.train(adapted, tmp_path / "run")
