@@ -307,7 +307,7 @@ def test_one_image_is_no_observation_of_two_cameras(policies):
   ("changes", "got"),
   [
     (
-      {"cameras": ["front"]},
+      {"cameras": ["front"], "uncropped": []},
       r"\['front'\] for dataset 'libero', expected .*wri",
     ),
     ({"cameras": ["primary", "hand"]}, r"no source has \['hand'\]"),

@@ -11,6 +11,7 @@ from rt2_jax.input_pipeline import description
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.observation import ObservationSpec
 from tests import tiny_datasets
+from tests.conftest import ROOT
 
 KITCHEN = {
   "rate_hz": 10,
@@ -217,3 +218,11 @@ def test_no_description_and_no_json(tmp_path):
   (tmp_path / "robot.json").write_text("{")
   with pytest.raises(UserError, match="no JSON"):
     open_source(SourceConfig("robot.json", str(folder)), "train")
+
+
+def test_the_example_in_the_readme_is_read():
+  text = (ROOT / "data/README.md").read_text()
+  fields = json.loads(text.partition("```json\n")[2].partition("```")[0])
+  found = description.parse(fields, "README").to_dataset()
+  assert found.space.names == ("terminate", "dx", "dyaw", "gripper")
+  assert found.state.space.names == ("x",)
