@@ -7,11 +7,12 @@ decay, optimizers, dtypes. A new parameter needs one row here.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import NamedTuple
 
 from jax.sharding import PartitionSpec as P
 
-from rt2_jax import trees
+from rt2_jax.errors import UserError
 
 
 class Axes(NamedTuple):
@@ -113,4 +114,10 @@ def row(name: str) -> Row:
   Raises:
     UserError: a name that no row matches.
   """
-  return trees.first_match(name, PARAMETERS)
+  for pattern, found in PARAMETERS:
+    if re.search(pattern, name):
+      return found
+  patterns = ", ".join(pattern for pattern, _ in PARAMETERS)
+  raise UserError(
+    f"got parameter {name!r}, which no row matches; the rows are: {patterns}"
+  )

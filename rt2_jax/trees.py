@@ -71,21 +71,6 @@ def split_layer(name: str) -> tuple[str, int | None]:
   return parent + rest, int(index)
 
 
-def first_match(name: str, rules: Sequence[tuple[str, Any]]) -> Any:
-  """The value of the first rule whose pattern is found in `name`.
-
-  Raises:
-    UserError: no rule matches.
-  """
-  for pattern, value in rules:
-    if re.search(pattern, name):
-      return value
-  patterns = ", ".join(pattern for pattern, _ in rules)
-  raise UserError(
-    f"got parameter {name!r}, which no rule matches; the rules are: {patterns}"
-  )
-
-
 def split(
   tree: Mapping[str, Any], patterns: Sequence[str], what: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:

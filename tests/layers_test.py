@@ -16,8 +16,7 @@ FLOORS = [
   {"action_tokens", "batch", "images", "losses", "storage", "trees"}
   | {"checksums", "differences", "import_path", "interrupts"}
   | {"local_files", "ranges"}
-  | {"compiler_options", "cpu_memory", "hosts"},
-  {"parameters"},
+  | {"compiler_options", "cpu_memory", "hosts", "parameters"},
   {"actions", "tokenizer", "augment", "models", "optimizers", "sharding"}
   | {"consensus", "platforms"},
   {"prompt", "decode", "optimizer", "trainable", "step_metrics", "saved_step"}
