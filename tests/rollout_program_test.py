@@ -44,8 +44,8 @@ def save_run(folder, tokenizer, prefix_length=48, history=1, space=TABLETOP):
     "gemma_tiny",
     image_size=32,
     vocab_size=tokenizer.vocab_size,
-    num_images=history,
   )
+  model = dataclasses.replace(model, num_images=history)
   spec = ObservationSpec(history=history).to_dict()
   actions = ActionTokenizer(space, tokenizer.action_route("rare"))
   meta = {
@@ -269,9 +269,10 @@ def test_another_benchmark_and_a_function_as_its_policy(tmp_path):
     assert film.size == (8, 8) and film.info["duration"] == 250  # 4 Hz
 
 
-def test_an_exported_folder_acts_as_its_run_does(tmp_path, tokenizer):
-  """Both read the last two frames, which the runner keeps for them."""
-  run = save_run(tmp_path / "run", tokenizer, history=2)
+def test_an_exported_folder_acts_as_its_run(tmp_path, tokenizer):
+  """A run of two frames acts as well; the runner keeps them for it."""
+  run = save_run(tmp_path / "run", tokenizer)
+  frames = save_run(tmp_path / "two_frames", tokenizer, history=2)
   converted = tmp_path / "exported"
   command = [sys.executable, "launch/convert.py", "to_hf", f"--workdir={run}"]
   done = subprocess.run(
@@ -282,14 +283,15 @@ def test_an_exported_folder_acts_as_its_run_does(tmp_path, tokenizer):
   )
   assert done.returncode == 0, done.stderr[-2000:]
   flags = ["--suites=seen", "--episodes=2", "--image_size=48", "--max_steps=3"]
-  policies = f"--policy={run},{converted}"
+  policies = f"--policy={run},{converted},{frames}"
   done = start(*flags, f"--output={tmp_path}/out", "--films=0", policies)
   assert done.returncode == 0, done.stderr[-2000:]
-  first, second = (
+  first, second, third = (
     results.read(tmp_path / "out")[name]["suites"]["seen"]["trials"]
-    for name in ("run", "exported")
+    for name in ("run", "exported", "two_frames")
   )
   assert first == second and len(first) == 2
+  assert not any(trial["error"] for trial in (*first, *third))
 
 
 @pytest.mark.parametrize(
