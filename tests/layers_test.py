@@ -25,6 +25,7 @@ FLOORS = [
   {"evaluators", "train_config", "weights"},
   {"evaluation", "progress", "tpu"},
   {"training"},
+  {"benchmarks"},
 ]
 INSIDE = {
   "models": [
@@ -60,7 +61,7 @@ INSIDE = {
     {"summary", "plots"},
     {"report"},
   ],
-  "pytorch": [{"decode"}, {"policy"}, {"train_step"}],
+  "pytorch": [{"decode", "random_model"}, {"policy"}, {"train_step"}],
   "weights": [
     {"files", "hf_names", "hf_fields", "hf_processor"},
     {"hf_config", "checks"},
@@ -77,6 +78,10 @@ INSIDE = {
     {"control_rate"},
   ],
   "evaluators": [{"action_accuracy", "vqa"}],
+  "benchmarks": [
+    {"meters", "synthetic"},
+    {"acting", "loading", "tabletop", "training"},
+  ],
 }
 
 
