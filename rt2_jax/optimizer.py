@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rt2_jax import ranges, trees
+from rt2_jax import parameters, ranges, trees
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.optimizers import matrices
 from rt2_jax.optimizers.adafactor import scale_by_adafactor
 from rt2_jax.optimizers.muon import scale_by_muon
 from rt2_jax.ranges import at_least, below
-
-# Weights of every matrix product; norms, biases and embeddings do not decay.
-DECAYED = (
-  r"kernel$",
-  r"einsum/w$",
-  r"mlp/(gating_einsum|linear)$",
-  r"_lora/[ab]$",
-)
-
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -43,8 +32,8 @@ class OptimizerConfig:
       as large as AdamW's (arXiv:2502.16982), with AdamW for the rest.
     schedule: what follows the warm-up, "cosine" or "constant".
     end_learning_rate: where "cosine" ends, at the last step.
-    weight_decay: decoupled decay of the `DECAYED` parameters, per unit of
-      learning rate.
+    weight_decay: decoupled decay of matrices, see `parameters.PARAMETERS`, per
+      unit of learning rate.
     clip_norm: largest global norm of a gradient, 0 for any.
     b1: decay of the first moment, of AdamW and of Muon.
     b2: decay of AdamW's second moment.
@@ -53,7 +42,10 @@ class OptimizerConfig:
     trained: patterns of the names of parameters that train, all by default;
       ("_lora/",) trains the adapters alone.
     frozen: patterns of the names of parameters that do not.
-    frozen_dtype: of frozen matrices and tables. Norms and biases stay float32.
+    param_dtype: of the matrices and tables that train; "bfloat16" halves
+      parameters and gradients, and rounds updates stochastically. Norms,
+      biases and adapters stay float32.
+    frozen_dtype: of the frozen matrices and tables.
     ema_decay: of the running mean of the parameters that policies act with;
       0 keeps none.
   """
@@ -70,12 +62,13 @@ class OptimizerConfig:
   moment_dtype: str = "float32"
   trained: tuple[str, ...] = (".*",)
   frozen: tuple[str, ...] = ()
+  param_dtype: str = "float32"
   frozen_dtype: str = "float32"
   ema_decay: Annotated[float, below(1)] = 0.0
 
   def __post_init__(self):
     ranges.check(OptimizerConfig, "config.optimizer.", vars(self))
-    for field in ("moment_dtype", "frozen_dtype"):
+    for field in ("moment_dtype", "param_dtype", "frozen_dtype"):
       dtype = str(getattr(self, field))
       if dtype not in _DTYPES:
         raise unknown_name(f"config.optimizer.{field}", dtype, _DTYPES)
@@ -156,7 +149,7 @@ def muon_or_adamw(params: Any) -> Any:
   """Labels each parameter with what "muon" updates it by."""
   return trees.unflatten(
     {
-      name: "muon" if matrices.within_a_layer(name) else "adamw"
+      name: "muon" if parameters.row(name).muon else "adamw"
       for name in trees.flatten(params)
     }
   )
@@ -165,10 +158,7 @@ def muon_or_adamw(params: Any) -> Any:
 def decay_mask(params: Any) -> Any:
   """True for the parameters that decay."""
   return trees.unflatten(
-    {
-      name: any(re.search(pattern, name) for pattern in DECAYED)
-      for name in trees.flatten(params)
-    }
+    {name: parameters.row(name).decays for name in trees.flatten(params)}
   )
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rt2_jax import augment, sharding, trees
+from rt2_jax import augment, parameters, sharding, trees
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints, abstract
 from rt2_jax.compiler_options import ACTING, options_for
@@ -295,7 +295,7 @@ def held_params(model: VLMConfig) -> dict:
   shapes = abstract_params(model)
 
   def held(name, x):
-    if name.endswith(("scale", "bias")):
+    if parameters.row(name).float32:
       return x
     part = model.img if name.startswith("img/") else model.llm
     return jax.ShapeDtypeStruct(x.shape, part.dtype)

@@ -1,4 +1,4 @@
-"""Where every array lives: one table for parameters, one for activations.
+"""Where every array lives: parameters by their table, activations by another.
 
 Mesh axes, from the slowest network to the fastest: "slice" repeats the model
 on slices that only the data centre's network connects, "data" repeats it within
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rt2_jax import trees
+from rt2_jax import parameters, trees
 from rt2_jax.errors import UserError
 
 MESH_AXES = ("slice", "data", "fsdp", "model")
@@ -31,34 +32,9 @@ _BATCH_AXES = ("slice", "data", "fsdp")
 # than the memory that a finer split would save.
 _LARGEST_FSDP = 256
 
-# A rule's value for "the longest dimension, where it divides, over fsdp".
-_LONGEST = "longest"
-
-# Name pattern -> how the last dimensions are split; the first match wins. Axes
-# to the left, such as the stacked layers, stay whole, so that a scan over
-# layers moves no data. Optimizer states end in their parameter's name and
-# follow it.
-PARAM_RULES: Sequence[tuple[str, P | str]] = (
-  # Adafactor's row and column statistics lack the other dimensions.
-  (r"(^|/)v_(row|col)/", _LONGEST),
-  (r"(scale|bias)$", P()),
-  # Adapters are small: their gradients are summed once.
-  (r"_lora/[ab]$", P()),
-  (r"img/embedding/kernel$", P("fsdp")),
-  (r"img/pos_embedding$", P("fsdp")),
-  (r"img/.*/(query|key|value)/kernel$", P("fsdp", "model", None)),
-  (r"img/.*/out/kernel$", P("model", None, "fsdp")),
-  (r"img/.*/Dense_0/kernel$", P("fsdp", "model")),
-  (r"img/.*/Dense_1/kernel$", P("model", "fsdp")),
-  (r"img/head/kernel$", P("fsdp")),
-  (r"llm/embedder/input_embedding$", P("fsdp")),
-  (r"llm/.*/attn/q(kv)?_einsum/w$", P("model", "fsdp", None)),
-  # Key and value heads may be fewer than the chips of the model axis.
-  (r"llm/.*/attn/kv_einsum/w$", P("fsdp", None)),
-  (r"llm/.*/attn/attn_vec_einsum/w$", P("model", None, "fsdp")),
-  (r"llm/.*/mlp/gating_einsum$", P("fsdp", "model")),
-  (r"llm/.*/mlp/linear$", P("model", "fsdp")),
-)
+# Adafactor's row and column statistics lack some of a parameter's dimensions:
+# the longest, where it divides, is split over "fsdp".
+_STATISTICS = re.compile(r"(^|/)v_(row|col)/")
 
 # Logical axis of an activation -> mesh axes, for flax's logical constraints.
 ACTIVATION_RULES = (
@@ -158,7 +134,7 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
     mesh: from `make_mesh`.
 
   Raises:
-    UserError: a name that no rule matches, or a dimension that does not
+    UserError: a name that no row matches, or a dimension that does not
       divide by its mesh axis.
   """
   leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
@@ -178,15 +154,18 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def _spec(name: str, leaf: Any, sizes: Mapping[str, int]) -> P:
-  """The first rule that matches, aligned to the leaf's last dimensions."""
-  # Counters and placeholders have nothing to split.
-  rule = trees.first_match(name, PARAM_RULES) if leaf.size > 1 else P()
-  if rule is _LONGEST:
-    longest = max(leaf.shape)
-    after = leaf.ndim - 1 - leaf.shape.index(longest)
-    whole = longest % sizes["fsdp"] > 0
-    rule = P() if whole else P("fsdp", *[None] * after)
-  return P(*[None] * (leaf.ndim - len(rule)), *rule)
+  """The split of a parameter's row, aligned to the leaf's last dimensions."""
+  split = P()
+  if leaf.size > 1:  # counters and placeholders have nothing to split
+    statistics = _STATISTICS.search(name)
+    split = _longest(leaf, sizes) if statistics else parameters.row(name).split
+  return P(*[None] * (leaf.ndim - len(split)), *split)
+
+
+def _longest(leaf: Any, sizes: Mapping[str, int]) -> P:
+  longest = max(leaf.shape)
+  after = leaf.ndim - 1 - leaf.shape.index(longest)
+  return P() if longest % sizes["fsdp"] else P("fsdp", *[None] * after)
 
 
 def _divides(params: Any, sizes: Mapping[str, int]) -> bool:

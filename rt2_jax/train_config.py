@@ -250,6 +250,7 @@ class TrainConfig:
       microbatches=self.microbatches,
       trained=tuple(self.optimizer.trained),
       frozen=tuple(self.optimizer.frozen),
+      param_dtype=self.optimizer.param_dtype,
       frozen_dtype=self.optimizer.frozen_dtype,
       ema_decay=self.optimizer.ema_decay,
       objective=self.objective,

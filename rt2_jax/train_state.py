@@ -19,7 +19,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from rt2_jax import augment, checkpoint, losses, sharding, step_metrics, trees
+from rt2_jax import (
+  augment,
+  checkpoint,
+  losses,
+  parameters,
+  sharding,
+  step_metrics,
+  trees,
+)
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.compiler_options import TRAINING, options_for
@@ -27,6 +35,10 @@ from rt2_jax.errors import UserError
 from rt2_jax.models import lora
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, init_params
+from rt2_jax.optimizers import rounding
+
+# Keeps the key of stochastic rounding apart from the augmentation's.
+_ROUNDING = 0x726F756E
 
 
 @flax.struct.dataclass
@@ -35,7 +47,7 @@ class TrainState:
 
   Attributes:
     step: int32[], steps done.
-    params: the model's parameters, float32; frozen ones in `frozen_dtype`.
+    params: the model's parameters, in the dtypes that the trainer says.
     opt_state: the optimizer's, of the parameters that train.
     ema: running mean of the parameters; None when the trainer keeps none.
   """
@@ -78,7 +90,8 @@ class Trainer:
       of them need less memory for activations and give the same update.
     trained: patterns of the names of parameters that train.
     frozen: patterns of the names of parameters that do not.
-    frozen_dtype: of frozen matrices and tables.
+    param_dtype: of the matrices and tables that train.
+    frozen_dtype: of the frozen ones.
     ema_decay: of the running mean of the parameters, 0 for none.
     objective: one of `OBJECTIVES`.
   """
@@ -92,6 +105,7 @@ class Trainer:
   microbatches: int = 1
   trained: tuple[str, ...] = (".*",)
   frozen: tuple[str, ...] = ()
+  param_dtype: str = "float32"
   frozen_dtype: str = "float32"
   ema_decay: float = 0.0
   objective: str = "answers"
@@ -165,16 +179,24 @@ class Trainer:
     images = self.training_images(batch, state.step)
     frozen, trained = self._split(state.params)
     grads, metrics = self._gradients(trained, frozen, images, batch)
-    updates, opt_state = self.optimizer.update(grads, state.opt_state, trained)
-    trained = optax.apply_updates(trained, updates)
+    grads = _float32(grads)
+    updates, opt_state = self.optimizer.update(
+      grads, state.opt_state, _float32(trained)
+    )
+    trained = rounding.add_updates(trained, updates, self._rounding_key(state))
     params = trees.join(frozen, trained)
     metrics |= {
       "gradient_norm": optax.tree.norm(grads),
       "update_norm": optax.tree.norm(updates),
-      "parameter_norm": optax.tree.norm(trained),
+      "parameter_norm": optax.tree.norm(_float32(trained)),
     }
     ema = self._moved_mean(state.ema, params)
     return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+  def _rounding_key(self, state: TrainState) -> jax.Array:
+    """A constant key, the step's number, and not the augmentation's."""
+    key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+    return jax.random.fold_in(key, _ROUNDING)
 
   def _gradients(self, trained, frozen, images, batch):
     """The mean gradient over the microbatches, and the sums of metrics."""
@@ -187,11 +209,12 @@ class Trainer:
     parts = jax.tree.map(self._parts, (images, batch))
     one = jax.tree.map(lambda x: x[0], parts)
     nothing = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients_of, one)
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(lambda part: _float32(gradients_of(part)), one),
     )
 
     def add(total, part):
-      return jax.tree.map(jnp.add, total, gradients_of(part)), None
+      return jax.tree.map(jnp.add, total, _float32(gradients_of(part))), None
 
     (grads, metrics), _ = jax.lax.scan(add, nothing, parts)
     return jax.tree.map(lambda g: g / self.microbatches, grads), metrics
@@ -228,13 +251,14 @@ class Trainer:
 
   def _start(self, params: Any) -> TrainState:
     frozen, trained = self._split(params)
-    params = trees.join(self._stored(frozen), trained)
+    trained = _stored(trained, self.param_dtype)
+    params = trees.join(_stored(frozen, self.frozen_dtype), trained)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      opt_state=self.optimizer.init(trained),
+      opt_state=self.optimizer.init(_float32(trained)),
       # Its own memory: both are given to the step, which reuses them.
-      ema=jax.tree.map(jnp.copy, params) if self.ema_decay else None,
+      ema=jax.tree.map(jnp.copy, _float32(params)) if self.ema_decay else None,
     )
 
   def _split(self, params: Any) -> tuple[dict, dict]:
@@ -262,16 +286,6 @@ class Trainer:
         f"a frozen base: trained = ('{lora.SUFFIX}/',)"
       )
 
-  def _stored(self, frozen: dict) -> dict:
-    """Frozen parameters in the dtype that they are kept in."""
-
-    def stored(name, x):
-      exact = name.endswith(("scale", "bias"))
-      return x if exact else x.astype(self.frozen_dtype)
-
-    leaves = trees.flatten(frozen).items()
-    return trees.unflatten({name: stored(name, x) for name, x in leaves})
-
   def _state_shardings(self) -> TrainState:
     return jax.tree.map(lambda x: x.sharding, self.abstract_state())
 
@@ -292,6 +306,23 @@ class Trainer:
         return call(*args)
 
     return on_mesh
+
+
+def _stored(params: dict, dtype: str) -> dict:
+  """Casts all but what `parameters.PARAMETERS` keeps in float32."""
+
+  def stored(name, x):
+    return x if parameters.row(name).float32 else x.astype(dtype)
+
+  flat = trees.flatten(params).items()
+  return trees.unflatten({name: stored(name, x) for name, x in flat})
+
+
+def _float32(tree: Any) -> Any:
+  """Casts what is bfloat16; what is not, such as a count, stays."""
+  return jax.tree.map(
+    lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree
+  )
 
 
 def answer(

@@ -16,6 +16,7 @@ FLOORS = [
   {"action_tokens", "batch", "images", "losses", "storage", "trees"}
   | {"checksums", "differences", "interrupts", "local_files", "ranges"}
   | {"compiler_options", "cpu_memory", "hosts"},
+  {"parameters"},
   {"actions", "tokenizer", "augment", "models", "optimizers", "sharding"}
   | {"consensus", "platforms"},
   {"prompt", "decode", "optimizer", "step_metrics", "saved_step", "envs"}
@@ -35,7 +36,7 @@ INSIDE = {
     {"siglip", "gemma"},
     {"vlm"},
   ],
-  "optimizers": [{"matrices"}, {"adafactor", "muon"}],
+  "optimizers": [{"adafactor", "muon"}],
   "input_pipeline": [
     {"mixture", "frames", "damage", "image_size"}
     | {"unusable", "code_hash", "grippers"},

@@ -5,25 +5,28 @@ that the state is about a thousandth of the parameters. Updates are those of
 `transformers.Adafactor(scale_parameter=True)` for one parameter per matrix:
 no momentum, clipped to an RMS of 1, relative to the RMS of the matrix itself.
 
-Shapes: [*batch, *inputs, *outputs] in the order of `matrices.Axes`' table.
+Shapes: [*batch, *inputs, *outputs] in the order of `parameters.Axes`.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rt2_jax import trees
-from rt2_jax.optimizers.matrices import block_axes, matrix_axes
+from rt2_jax import parameters, trees
 
 _DECAY_EXPONENT = 0.8
 _EPSILON = 1e-30  # added to squared gradients
 _LARGEST_RMS = 1.0  # of an update before it is made relative
 _SMALLEST_SCALE = 1e-3  # of a parameter, so that zeros can grow
 
+
+# A parameter below this name has its layers on axis 0.
+_STACKED = re.compile(r"(^|/)(encoderblock|layers)/")
 
 _KINDS = ("v_row", "v_col", "v")
 
@@ -78,7 +81,7 @@ def _update(
 
 def _moments(name: str, squares: jax.Array) -> dict[str, jax.Array]:
   """Means of rows and columns of a matrix; a vector as it is."""
-  axes = matrix_axes(name)
+  axes = parameters.row(name).matrix
   if axes is None:
     return {"v": squares}
   return {
@@ -91,7 +94,7 @@ def _relative(
   name: str, grad: jax.Array, moments: dict[str, jax.Array], param: jax.Array
 ) -> jax.Array:
   """The update of a parameter, in units of the learning rate."""
-  axes = matrix_axes(name)
+  axes = parameters.row(name).matrix
   if axes is None:
     update = grad * jax.lax.rsqrt(moments["v"])
   else:
@@ -99,9 +102,18 @@ def _relative(
     columns = jnp.expand_dims(moments["v_col"], axes.inputs)
     rows = rows / rows.mean(axes.inputs, keepdims=True)
     update = grad * jax.lax.rsqrt(rows) * jax.lax.rsqrt(columns)
-  block = block_axes(name, grad.ndim)
+  block = _block(name, grad.ndim)
   update /= jnp.maximum(_rms(update, block) / _LARGEST_RMS, 1.0)
   return update * jnp.maximum(_rms(param, block), _SMALLEST_SCALE)
+
+
+def _block(name: str, ndim: int) -> tuple[int, ...]:
+  """The axes of one matrix or vector: all that do not count them."""
+  axes = parameters.row(name).matrix
+  if axes is not None:
+    return axes.inputs + axes.outputs
+  first = 1 if _STACKED.search(name) else 0
+  return tuple(range(first - ndim, 0))
 
 
 def _rms(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rt2_jax.optimizers.matrices import Axes, matrix_axes
+from rt2_jax import parameters
+from rt2_jax.parameters import Axes
 
 # Of AdamW's updates, about: learning rates carry over.
 _ADAM_RMS = 0.2
@@ -34,7 +35,7 @@ def scale_by_muon(
 def _orthogonal(updates: Any) -> Any:
   def turn(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return _orthogonalize(x, matrix_axes(name))
+    return _orthogonalize(x, parameters.row(name).matrix)
 
   return jax.tree_util.tree_map_with_path(turn, updates)
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rt2_jax import sharding, trees
+from rt2_jax import parameters, sharding, trees
 from rt2_jax.action_tokens import NUM_BINS, RareTokens
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
@@ -247,7 +247,7 @@ def useful_flops(config: TrainConfig) -> float:
   prompt = config.prompt
   sizes = {"encoder": 0, "decoder": 0, "table": 0}
   for name, leaf in trees.flatten(abstract_params(config.model)).items():
-    if name.endswith(("scale", "bias", "pos_embedding")):
+    if not parameters.row(name).matrix or name.endswith("pos_embedding"):
       continue
     part = "encoder" if name.startswith("img/") else "decoder"
     sizes["table" if "input_embedding" in name else part] += leaf.size

@@ -8,10 +8,9 @@ import torch
 import transformers
 from einops import rearrange
 
-from rt2_jax import optimizer, trees
+from rt2_jax import optimizer, parameters, trees
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params
-from rt2_jax.optimizers.matrices import matrix_axes
 
 _BLOCK = "img/Transformer/encoderblock"
 _ATTENTION = f"{_BLOCK}/MultiHeadDotProductAttention_0"
@@ -103,7 +102,7 @@ def test_every_parameter_of_every_decoder_has_its_matrices(llm):
   config = variants.vlm("So400m/14", llm)
   shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
   for name, x in trees.flatten(shapes).items():
-    axes = matrix_axes(name)
+    axes = parameters.row(name).matrix
     assert (axes is None) == name.endswith(("scale", "bias")), name
     if axes is not None:
       sizes = [x.shape[i] for i in axes.inputs + axes.outputs]
