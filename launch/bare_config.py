@@ -15,7 +15,8 @@ from typing import Any
 
 def read(name: str) -> dict[str, Any]:
   """Reads the fields of "configs/x.py" or "configs/x.py:argument"."""
-  if importlib.util.find_spec("ml_collections") is None:
+  known = "ml_collections" in sys.modules  # this one, at the second call
+  if not known and importlib.util.find_spec("ml_collections") is None:
     stand_in = types.ModuleType("ml_collections")
     stand_in.ConfigDict = Fields
     sys.modules["ml_collections"] = stand_in

@@ -112,7 +112,7 @@ def run(names: list[str]):
   for name in names:
     command = [sys.executable, __file__, f"--part={name}"]
     command += ["--tiny"] * _TINY.value
-    log = tempfile.TemporaryFile("w+", errors="replace")
+    log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
     processes[name] = (
       log,
       subprocess.Popen(command, cwd=_ROOT, env=environment, stderr=log),

@@ -24,7 +24,7 @@ width, F hidden size, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -81,16 +81,8 @@ def of(config: TrainConfig) -> Memory:
     parameters=_bytes(state.params),
     optimizer=_bytes((state.opt_state, state.ema)),
     batch=_bytes(train_step.abstract_batch(config, mesh)),
-    stages=_stages(config, leaves, trained_names(config, leaves)),
+    stages=_stages(config, leaves, train_step.trained_names(config, leaves)),
   )
-
-
-def trained_names(config: TrainConfig, names: Iterable[str]) -> set[str]:
-  """Finds the parameters that train, as the trainer does."""
-  names, fields = list(names), config.optimizer
-  trained = trees.matching(names, fields.trained, "config.optimizer.trained")
-  frozen = trees.matching(names, fields.frozen, "config.optimizer.frozen")
-  return trained - frozen
 
 
 def _bytes(tree: Any) -> float:

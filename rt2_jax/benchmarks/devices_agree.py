@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rt2_jax import augment, losses, sharding, trees
+from rt2_jax import augment, losses, sharding
 from rt2_jax.batch import Batch
 from rt2_jax.benchmarks import synthetic
 from rt2_jax.models.vlm import VLM, init_params
@@ -73,9 +73,7 @@ def _loss(
     grads, (logits, images) = jax.jit(jax.grad(loss_of, has_aux=True))(
       *jax.device_put((params, rows), device)
     )
-  flat = [
-    np.ravel(leaf) for leaf in trees.flatten(jax.device_get(grads)).values()
-  ]
+  flat = [np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(grads))]
   return np.asarray(logits), np.concatenate(flat), np.asarray(images)
 
 
