@@ -1,4 +1,7 @@
-"""What the TPU's compiler is told beside a program; see docs/step_time.md."""
+"""What a compiler is told beside a program, by platform.
+
+For TPUs see docs/step_time.md; for GPUs README, "One GPU".
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,33 @@ from types import MappingProxyType
 
 from jax.sharding import Mesh
 
-# Products with one robot's single token would run on the vector unit, at less
-# than half of the speed.
-ACTING = MappingProxyType({"xla_tpu_enable_dot_strength_reduction": False})
+Options = Mapping[str, Mapping[str, bool | str]]
 
-# Where a chip has many rows, products and gathers of weights would be cut into
-# pieces that take turns: the pieces take three times as long as the whole. This
-# many MiB are never reached.
-TRAINING = MappingProxyType(
-  {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+ACTING: Options = MappingProxyType(
+  {
+    # Products with one robot's single token would run on the vector unit, at
+    # less than half of the speed.
+    "tpu": {"xla_tpu_enable_dot_strength_reduction": False},
+    # Products read a layer's weights where they lie among all layers. Else each
+    # would first be copied at every token: 44 ms instead of 27 on an H100. Only
+    # cuBLAS can, so Triton's products are off.
+    "gpu": {
+      "xla_gpu_enable_dynamic_slice_fusion": True,
+      "xla_gpu_enable_triton_gemm": False,
+    },
+  }
+)
+
+TRAINING: Options = MappingProxyType(
+  {
+    # Where a chip has many rows, products and gathers of weights would be cut
+    # into pieces that take turns: the pieces take three times as long as the
+    # whole. This many MiB are never reached.
+    "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
+  }
 )
 
 
-def options_for(mesh: Mesh, options: Mapping[str, bool | str]) -> dict:
-  """The options where the mesh is one of TPUs; other compilers know none."""
-  on_tpu = mesh.devices.flat[0].platform == "tpu"
-  return dict(options) if on_tpu else {}
+def options_for(mesh: Mesh, options: Options) -> dict[str, bool | str]:
+  """Returns the options of the mesh's platform; other compilers know none."""
+  return dict(options.get(mesh.devices.flat[0].platform, {}))

@@ -28,6 +28,7 @@ FLOORS = [
   {"evaluators", "train_config"},
   {"evaluation", "progress", "tpu"},
   {"training"},
+  {"benchmarks"},
 ]
 INSIDE = {
   "models": [
@@ -68,7 +69,7 @@ INSIDE = {
     {"results"},
     {"report"},
   ],
-  "pytorch": [{"decode"}, {"policy"}, {"train_step"}],
+  "pytorch": [{"decode", "random_model"}, {"policy"}, {"train_step"}],
   "weights": [
     {"files", "hf_names", "hf_fields", "hf_processor"},
     {"hf_config", "checks"},
@@ -85,6 +86,10 @@ INSIDE = {
     {"control_rate"},
   ],
   "evaluators": [{"action_accuracy", "vqa"}],
+  "benchmarks": [
+    {"meters", "synthetic"},
+    {"acting", "loading", "tabletop", "training"},
+  ],
 }
 
 

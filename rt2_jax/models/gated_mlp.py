@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rt2_jax.models.remat import gated
 from rt2_jax.models.variants import GemmaConfig
-from rt2_jax.models.weight import multiply, weight
+from rt2_jax.models.weight import Weight, multiply, weight
 
 
 class GatedMlp(nn.Module):
@@ -40,9 +40,33 @@ class GatedMlp(nn.Module):
     linear = weight(
       self, "linear", (f, d), "btf,fd->btd", normal(f**-0.5), lora, dtype
     )
-    gate, up = (gated(multiply(x, w, _product)) for w in gating.parts())
+    gate, up = map(gated, _gate_and_up(x, gating))
     hidden = nn.gelu(gate, approximate=True) * up
     return gated(multiply(hidden, linear, _product))
+
+
+def _gate_and_up(x: jax.Array, gating: Weight) -> tuple[jax.Array, jax.Array]:
+  """Multiplies by the two matrices of one array: dtype[B, T, F] twice.
+
+  performance: a GPU's batched product reads both where they lie among all
+  layers. As two products, each matrix would first be copied, which takes twice
+  as long as reading it: a policy's step by step decoding would take three times
+  as long.
+  """
+  if gating.a is not None:
+    return tuple(multiply(x, w, _product) for w in gating.parts())
+  return jax.lax.platform_dependent(x, gating.w, cuda=_batched, default=_apart)
+
+
+def _batched(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+  both = jnp.broadcast_to(x, (len(w), *x.shape))
+  gate, up = jnp.einsum("cbtd,cdf->cbtf", both, w)
+  return gate, up
+
+
+def _apart(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+  gate, up = (product(x, matrix) for matrix in w)
+  return gate, up
 
 
 def _product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -234,6 +235,14 @@ def bytes_per_chip(tree: Any) -> float:
   )
 
 
+def trained_names(config: TrainConfig, names: Iterable[str]) -> set[str]:
+  """Finds the parameters that train, as the trainer does."""
+  names, fields = list(names), config.optimizer
+  trained = trees.matching(names, fields.trained, "config.optimizer.trained")
+  frozen = trees.matching(names, fields.frozen, "config.optimizer.frozen")
+  return trained - frozen
+
+
 def useful_flops(config: TrainConfig) -> float:
   """FLOP that the model itself asks of a training step, without recomputing.
 
@@ -241,26 +250,32 @@ def useful_flops(config: TrainConfig) -> float:
   counts on image tokens, the decoder on all columns, the token table on the S
   columns that predict the answer; attention counts 12 * T^2 * width of the
   heads per layer, masked or not. Biases, norms and the optimizer do not count.
-  Frozen parameters count like others.
+  A frozen weight has 2 less, for it has no gradient, and an encoder of which
+  nothing trains has the forward third of all.
   """
   img, llm = config.model.img, config.model.llm
   prompt = config.prompt
-  sizes = {"encoder": 0, "decoder": 0, "table": 0}
-  for name, leaf in trees.flatten(abstract_params(config.model)).items():
+  leaves = trees.flatten(abstract_params(config.model))
+  trained = trained_names(config, leaves)
+  encoder_trains = any(name.startswith("img/") for name in trained)
+  flops = {"encoder": 0.0, "decoder": 0.0, "table": 0.0}
+  for name, leaf in leaves.items():
     if not parameters.row(name).matrix or name.endswith("pos_embedding"):
       continue
     part = "encoder" if name.startswith("img/") else "decoder"
-    sizes["table" if "input_embedding" in name else part] += leaf.size
+    goes_back = encoder_trains or part == "decoder"
+    factor = 2.0 + 2.0 * goes_back + 2.0 * (name in trained)
+    flops["table" if "input_embedding" in name else part] += factor * leaf.size
   n = config.model.num_image_tokens
   # The last token of the answer is predicted, not read.
   columns = n + prompt.prefix_length + prompt.suffix_length - 1
   products = (
-    sizes["encoder"] * n
-    + sizes["decoder"] * columns
-    + sizes["table"] * prompt.suffix_length
+    flops["encoder"] * n
+    + flops["decoder"] * columns
+    + flops["table"] * prompt.suffix_length
   )
   encoder_scores = img.depth * n * img.num_tokens * img.width
   heads = llm.num_heads * llm.head_dim
   decoder_scores = llm.depth * columns**2 * heads
-  scores = encoder_scores + decoder_scores
-  return config.batch_size * (6.0 * products + 12.0 * scores)
+  scores = (12.0 if encoder_trains else 4.0) * encoder_scores
+  return config.batch_size * (products + scores + 12.0 * decoder_scores)

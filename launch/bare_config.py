@@ -1,0 +1,56 @@
+"""Reads config files on a machine without `ml_collections`.
+
+A config file needs `ConfigDict` alone, for which a dictionary with attributes
+stands in. All else of `ml_collections` is for flags.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import sys
+import types
+from typing import Any
+
+
+def read(name: str) -> dict[str, Any]:
+  """Reads the fields of "configs/x.py" or "configs/x.py:argument"."""
+  known = "ml_collections" in sys.modules  # this one, at the second call
+  if not known and importlib.util.find_spec("ml_collections") is None:
+    stand_in = types.ModuleType("ml_collections")
+    stand_in.ConfigDict = Fields
+    sys.modules["ml_collections"] = stand_in
+  path, _, argument = name.partition(":")
+  get_config = runpy.run_path(path)["get_config"]
+  return (get_config(argument) if argument else get_config()).to_dict()
+
+
+class Fields(dict):
+  """A `ConfigDict` as far as config files use one."""
+
+  def __init__(self, fields: dict[str, Any]):
+    super().__init__()
+    self.update(fields)
+
+  def __getattr__(self, name: str) -> Any:
+    try:
+      return self[name]
+    except KeyError:
+      raise AttributeError(name) from None
+
+  def __setattr__(self, name: str, value: Any):
+    self[name] = value
+
+  def __setitem__(self, name: str, value: Any):
+    plain = isinstance(value, dict) and not isinstance(value, Fields)
+    super().__setitem__(name, Fields(value) if plain else value)
+
+  def update(self, fields: dict[str, Any]):
+    for name, value in fields.items():
+      self[name] = value
+
+  def to_dict(self) -> dict[str, Any]:
+    return {
+      name: value.to_dict() if isinstance(value, Fields) else value
+      for name, value in self.items()
+    }

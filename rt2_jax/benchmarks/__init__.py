@@ -1,0 +1,1 @@
+"""Measurements of this machine: speed and memory of the package's parts."""

@@ -1,0 +1,77 @@
+"""Inputs of a config that need no data: words, batches and parameters.
+
+A tokenizer that is not here is replaced by data/small_tokenizer.model, which
+changes words and not costs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rt2_jax.actions import ActionTokenizer
+from rt2_jax.batch import Batch
+from rt2_jax.prompt import Prompt
+from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.train_config import TrainConfig
+
+CAMERA = (256, 320)  # RT-1's, height and width
+INSTRUCTION = "pick coke can"
+_SMALL_TOKENIZER = "data/small_tokenizer.model"
+
+
+def words(config: TrainConfig) -> tuple[Prompt, dict[str, ActionTokenizer]]:
+  """Makes the config's prompt and action tokenizers, or a stand-in's."""
+  file = config.tokenizer_file
+  if not pathlib.Path(file).is_file():
+    file = _SMALL_TOKENIZER
+  tokenizer = Tokenizer.from_file(file)
+  route = tokenizer.action_route(config.actions.route)
+  return Prompt(tokenizer, **dataclasses.asdict(config.prompt)), {
+    name: ActionTokenizer(source.space, route, horizon=config.actions.horizon)
+    for name, source in config.sources.items()
+  }
+
+
+def batch(
+  config: TrainConfig, prompt: Prompt, tokenizers: dict[str, ActionTokenizer]
+) -> Batch:
+  """Draws random images and actions, fixed by a seed."""
+  rng = np.random.default_rng(0)
+  rows = config.batch_size
+  actions = tokenizers[next(iter(config.sources))]
+  bins = rng.integers(0, actions.sizes, (rows, len(actions.sizes)))
+  chunks = bins.reshape(rows, actions.horizon, len(actions.space))
+  suffixes = [prompt.suffix(actions.encode_bins(chunk)) for chunk in chunks]
+  suffix, mask_loss = map(np.stack, zip(*suffixes, strict=True))
+  prefix, mask_input = prompt.robot_prefixes([INSTRUCTION] * rows)
+  count = config.model.num_images
+  image = rng.integers(0, 256, (rows, count, *CAMERA, 3), np.uint8)
+  source = np.zeros(rows, np.int32)
+  size = np.full((rows, count, 2), CAMERA, np.int32)
+  return Batch(image, size, prefix, mask_input, suffix, mask_loss, source)
+
+
+def params(shapes: Any) -> Any:
+  """Draws parameters one by one, so that nothing else is in memory.
+
+  Args:
+    shapes: ShapeDtypeStructs, such as `policy.held_params`.
+  """
+  flat, tree = jax.tree.flatten(shapes)
+  keys = jax.random.split(jax.random.key(0), len(flat))
+  draw = jax.jit(_normal, static_argnums=(1, 2))
+  return tree.unflatten(
+    [draw(k, x.shape, x.dtype) for k, x in zip(keys, flat, strict=True)]
+  )
+
+
+def _normal(key, shape, dtype):
+  """A matrix that keeps the scale of what it multiplies, or a small vector."""
+  scale = shape[-2] ** -0.5 if len(shape) > 1 else 0.1
+  return jax.random.normal(key, shape, dtype) * jnp.asarray(scale, dtype)
