@@ -27,7 +27,7 @@ FLOORS = [
   {"envs", "policy", "pytorch", "train_state", "workdir"},
   {"evaluators", "train_config"},
   {"evaluation", "progress", "tpu"},
-  {"training"},
+  {"training", "memory_estimate"},
   {"benchmarks"},
 ]
 INSIDE = {
@@ -88,7 +88,8 @@ INSIDE = {
   "evaluators": [{"action_accuracy", "vqa"}],
   "benchmarks": [
     {"meters", "synthetic"},
-    {"acting", "loading", "tabletop", "training"},
+    {"acting", "loading", "tabletop", "training"}
+    | {"devices_agree", "learning"},
   ],
 }
 
