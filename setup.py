@@ -31,6 +31,7 @@ EXTRAS["test"] = [
   *EXTRAS["sim"],
   *EXTRAS["torch"],
   "hypothesis>=6.100",
+  "peft>=0.17",
   "pytest>=8.0",
   "pytest-xdist>=3.6",
   "setuptools>=68",

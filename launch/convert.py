@@ -3,19 +3,23 @@
     to_hf          a folder for stock transformers, and for `TorchPolicy`
     from_hf        such a folder (--folder) as a checkpoint to act from
     to_big_vision  an .npz file as big_vision has it
+    merge          a LoRA run as a model without adapters, to act from
+    to_peft        the adapters of a LoRA run, for PEFT on stock transformers
+    from_peft      the checkpoint of a LoRA run, with adapters from --folder
     strip          the same checkpoint without optimizer state
     average        the mean of several steps, e.g. --steps=1000,2000
 
-All but the last end by running both sides in float32 on the same inputs, and a
-folder's own processor on prompts and pictures. The result gets its name when
-they agree; when they do not, the program fails and leaves nothing. to_hf and
-from_hf need the extra [torch].
+All but average and those of PEFT end by running both sides in float32 on the
+same inputs, and a folder's own processor on prompts and pictures. The result
+gets its name when they agree; when they do not, the program fails and leaves
+nothing. to_hf and from_hf need the extra [torch].
 """
 
 import contextlib
+import dataclasses
+import math
 import os
 import pathlib
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -26,18 +30,18 @@ import psutil
 from absl import app, flags
 
 from rt2_jax import platforms, trees
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
 from rt2_jax.local_files import local_path
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.policy import Policy
-from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.weights import (
   agreement,
+  base,
   export,
-  files,
-  hf_names,
+  merging,
+  peft_format,
   pretrained,
   processor_agreement,
   stored_checkpoint,
@@ -46,7 +50,9 @@ from rt2_jax.weights.agreement import Inputs, Outputs
 from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
-_FOLDER = flags.DEFINE_string("folder", None, "What to_hf wrote, for from_hf.")
+_FOLDER = flags.DEFINE_string(
+  "folder", None, "What from_hf or from_peft reads."
+)
 _STEP = flags.DEFINE_integer(
   "step", None, "Checkpoint; default: the newest.", 0
 )
@@ -55,7 +61,7 @@ _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
   ["float32", "bfloat16"],
-  "For to_big_vision; default: as it is.",
+  "For to_big_vision, default: as it is; for merge, default: float32.",
 )
 _COMPRESSED = flags.DEFINE_bool(
   "compressed", False, "A smaller file of to_big_vision, written slowly."
@@ -72,6 +78,9 @@ def main(argv):
     "to_hf": to_hf,
     "from_hf": from_hf,
     "to_big_vision": to_big_vision,
+    "merge": merge,
+    "to_peft": to_peft,
+    "from_peft": from_peft,
     "strip": strip,
     "average": average,
   }
@@ -81,9 +90,10 @@ def main(argv):
     )
   if argv[1] not in commands:
     raise unknown_name("the command", argv[1], commands)
-  source = _FOLDER if argv[1] == "from_hf" else _WORKDIR
-  if source.value is None:
-    raise app.UsageError(f"got no --{source.name}, which {argv[1]} reads")
+  reads = {"from_hf": (_FOLDER,), "from_peft": (_WORKDIR, _FOLDER)}
+  for source in reads.get(argv[1], (_WORKDIR,)):
+    if source.value is None:
+      raise app.UsageError(f"got no --{source.name}, which {argv[1]} reads")
   absl.logging.set_verbosity(absl.logging.ERROR)
   commands[argv[1]](local_path(_OUTPUT.value, "--output"))
 
@@ -91,6 +101,7 @@ def main(argv):
 def to_hf(output: pathlib.Path):
   """Writes weights, configs, tokenizer and rt2.json; runs PyTorch on them."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
+  checkpoint.check_merged()
   model = VLMConfig.from_dict(checkpoint.meta["model"])
   with proven(output) as folder:
     export.to_huggingface(
@@ -134,6 +145,7 @@ def prove(checkpoint: StoredCheckpoint, folder: pathlib.Path):
   import transformers
 
   from rt2_jax.pytorch.policy import TorchPolicy
+  from rt2_jax.weights import torch_ends
 
   processor = transformers.AutoProcessor.from_pretrained(
     folder, local_files_only=True
@@ -151,7 +163,7 @@ def prove(checkpoint: StoredCheckpoint, folder: pathlib.Path):
   if whole:
     first = TorchPolicy.from_folder(folder, names[0])
   else:
-    first = TorchPolicy.around(torch_ends(folder), folder, names[0])
+    first = TorchPolicy.around(torch_ends.load(folder), folder, names[0])
   others = [TorchPolicy.around(first.model, folder, n) for n in names[1:]]
   theirs = agreement.torch_outputs([first, *others], processor, inputs)
   report(agreement.compare(ours, theirs), whole)
@@ -160,6 +172,7 @@ def prove(checkpoint: StoredCheckpoint, folder: pathlib.Path):
 def to_big_vision(output: pathlib.Path):
   """Writes one file; `pretrained` reads it back."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
+  checkpoint.check_merged()
   params = checkpoint.read_params()
   dtype = _DTYPE.value or str(jax.tree.leaves(params)[0].dtype)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
@@ -178,9 +191,59 @@ def to_big_vision(output: pathlib.Path):
   print(f"wrote {output}")
 
 
+def merge(output: pathlib.Path):
+  """Writes a checkpoint whose matrices hold their adapters' products."""
+  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
+  checkpoint.check_adapted()
+  model = VLMConfig.from_dict(checkpoint.meta["model"])
+  whole = fits_in_memory(checkpoint)
+  with proven(output) as workdir:
+    params = base.restore_whole(checkpoint)
+    before, *_ = run_ours(checkpoint, params, whole)
+    exact = merging.merge(params, model)
+    del params  # room for the other side
+    dtype = _DTYPE.value or "float32"
+    stored = jax.tree.map(lambda leaf: leaf.astype(dtype), exact)
+    rounding = agreement.largest_rounding(exact, stored)
+    meta = checkpoint.meta | {"base": {}}
+    meta["model"] = dataclasses.asdict(model.without_adapters())
+    items = meta, checkpoint.tokenizer, checkpoint.step
+    stored_checkpoint.write(stored, *items, workdir)
+    del exact, stored
+    merged = StoredCheckpoint.open(workdir)
+    after, *_ = run_ours(merged, merged.read_params(), whole)
+    report(agreement.compare(before, after, rounding), whole)
+  print(f"wrote {output}/checkpoints/{checkpoint.step}")
+
+
+def to_peft(output: pathlib.Path):
+  """Writes the adapters; the base is where the run found it."""
+  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
+  checkpoint.check_adapted()
+  model = VLMConfig.from_dict(checkpoint.meta["model"])
+  with proven(output) as folder:
+    name = str(checkpoint.meta["base"]["weights"])
+    peft_format.write(checkpoint.read_params(), model, name, folder)
+  print(f"wrote {output}")
+
+
+def from_peft(output: pathlib.Path):
+  """Writes an inference-only checkpoint of the run --workdir."""
+  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
+  checkpoint.check_adapted()
+  model = VLMConfig.from_dict(checkpoint.meta["model"])
+  own = trees.flatten(checkpoint.read_params())
+  folder = local_path(_FOLDER.value, "--folder")
+  read = trees.flatten(peft_format.read(folder, trees.unflatten(own), model))
+  with proven(output) as workdir:
+    save(trees.unflatten(own | read), checkpoint, workdir)
+  print(f"wrote {output}/checkpoints/{checkpoint.step}")
+
+
 def strip(output: pathlib.Path):
   """Writes a checkpoint that is inference-only, a third of the size."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
+  checkpoint.check_merged()
   whole = fits_in_memory(checkpoint)
   with proven(output) as workdir:
     params = checkpoint.read_params()
@@ -204,6 +267,8 @@ def average(output: pathlib.Path):
   checkpoints = [
     StoredCheckpoint.open(_WORKDIR.value, int(step)) for step in _STEPS.value
   ]
+  for checkpoint in checkpoints:
+    checkpoint.check_merged()
   with proven(output) as workdir:
     mean = stored_checkpoint.average(checkpoints)
     save(mean, checkpoints[-1], workdir)
@@ -256,7 +321,8 @@ def remove(place: pathlib.Path):
 
 def fits_in_memory(checkpoint: StoredCheckpoint) -> bool:
   """Whether the whole model can run in float32 beside the stored one."""
-  numbers = sum(leaf.size for leaf in checkpoint.shapes.values())
+  model = VLMConfig.from_dict(checkpoint.meta["model"])
+  numbers = sum(map(math.prod, pretrained.parameter_shapes(model).values()))
   free = psutil.virtual_memory().available * _SHARE_FOR_PARAMETERS
   return 4 * numbers < free
 
@@ -268,56 +334,16 @@ def run_ours(
   model = VLMConfig.from_dict(checkpoint.meta["model"])
   if not whole:
     model, params = agreement.ends(model, params)
-  prompt = Prompt(Tokenizer(checkpoint.tokenizer), **checkpoint.meta["prompt"])
+  meta = CheckpointMeta.from_dict(checkpoint.meta)
+  prompt = meta.make_prompt(Tokenizer(checkpoint.tokenizer))
   params = jax.tree.map(lambda leaf: leaf.astype("float32"), params)
-  stored = checkpoint.meta["action_tokenizers"]
+  model = agreement.as_float32(model)
   policies = [
-    Policy(
-      agreement.as_float32(model),
-      params,
-      prompt,
-      ActionTokenizer.from_dict(stored[name]) if name else None,
-    )
-    for name in agreement.sources(stored)
+    Policy(model, params, prompt, *meta.robot(name))
+    for name in agreement.sources(checkpoint.meta["action_tokenizers"])
   ]
   inputs = agreement.fixed_inputs(policies[0])
   return agreement.flax_outputs(policies, inputs), inputs, policies[0]
-
-
-def torch_ends(folder: pathlib.Path):
-  """The first and last layers of the model in a folder, in PyTorch, float32."""
-  import torch
-  import transformers
-
-  config = transformers.AutoConfig.from_pretrained(folder)
-  layers = {}
-  for part, prefix in (
-    (config.vision_config, "vision_tower.encoder.layers."),
-    (config.text_config, "language_model.layers."),
-  ):
-    layers[f"{prefix}0."] = f"{prefix}0."
-    layers[f"{prefix}{part.num_hidden_layers - 1}."] = f"{prefix}1."
-    part.num_hidden_layers = 2
-  if hasattr(config.text_config, "layer_types"):
-    config.text_config.layer_types = config.text_config.layer_types[:2]
-  model = transformers.PaliGemmaForConditionalGeneration(config).float()
-  model.generation_config = transformers.GenerationConfig.from_pretrained(
-    folder
-  )
-  state = dict(model.model.named_parameters())
-  loaded = set()
-  for stored, tensor in files.open_safetensors(folder).items():
-    name = hf_names.table_name(stored)
-    start = re.match(r".*\.layers\.\d+\.", name)
-    if start:
-      if start[0] not in layers:
-        continue
-      name = layers[start[0]] + name.removeprefix(start[0])
-    with torch.no_grad():
-      state[name].copy_(torch.from_numpy(tensor.read().astype("float32")))
-    loaded.add(name)
-  assert loaded == set(state), loaded ^ set(state)
-  return model
 
 
 def report(result: agreement.Agreement, whole: bool):

@@ -73,7 +73,8 @@ INSIDE = {
   "weights": [
     {"files", "hf_names", "hf_fields", "hf_processor"},
     {"hf_config", "checks"},
-    {"pretrained", "export", "stored_checkpoint"},
+    {"pretrained", "export", "stored_checkpoint", "torch_ends"}
+    | {"merging", "peft_format"},
     {"processor_agreement", "base"},
     {"agreement"},
   ],

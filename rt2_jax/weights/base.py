@@ -7,6 +7,7 @@ with these.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -16,12 +17,14 @@ from typing import Any
 import jax
 
 from rt2_jax import checksums, trees
-from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.checkpoint import Checkpoints, abstract
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
 from rt2_jax.models import lora
 from rt2_jax.models.variants import VLMConfig
+from rt2_jax.models.vlm import abstract_params
 from rt2_jax.weights import pretrained
+from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 
 # What a run starts from: `TrainConfig.pretrained`.
 Source = str | Mapping[str, str]
@@ -131,6 +134,20 @@ def restore(
   return trees.join(
     checkpoints.restore_params(trained, step), trees.unflatten(frozen)
   )
+
+
+def restore_whole(checkpoint: StoredCheckpoint) -> dict[str, Any]:
+  """Restores adapters and base in float32, on one device.
+
+  Raises:
+    UserError: the base is not there, or is another one.
+  """
+  meta = CheckpointMeta.from_dict(checkpoint.meta)
+  shapes = abstract_params(meta.model)
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  placed = abstract(shapes, jax.tree.map(lambda _: device, shapes))
+  with contextlib.closing(Checkpoints(checkpoint.folder.parent)) as run:
+    return restore(run, meta, placed, checkpoint.step)
 
 
 def _as_trained(x: Any, kept: Mapping[str, str]) -> Any:

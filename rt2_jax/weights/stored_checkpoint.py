@@ -66,6 +66,31 @@ class StoredCheckpoint:
   def step(self) -> int:
     return int(self.folder.name)
 
+  def check_merged(self):
+    """Checks that the parameters are those of a whole model.
+
+    Raises:
+      UserError: they are adapters beside a base.
+    """
+    if self.meta["base"]:
+      raise UserError(
+        f"got {self.folder}, which holds the adapters of a LoRA run alone; "
+        f"make it whole first: python launch/convert.py merge "
+        f"--workdir={self.folder.parent.parent} --output=…"
+      )
+
+  def check_adapted(self):
+    """Checks that the parameters are adapters beside a base.
+
+    Raises:
+      UserError: they are those of a whole model.
+    """
+    if not self.meta["base"]:
+      raise UserError(
+        f"got {self.folder} without adapters, expected a checkpoint of a LoRA "
+        "run"
+      )
+
   def read_params(self) -> dict:
     """The parameters in the types in which they are stored, on one device.
 
