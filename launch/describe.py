@@ -13,6 +13,7 @@ from absl import app, flags
 from rt2_jax import platforms
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import ends_in_one_message
+from rt2_jax.models.variants import FAMILIES
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 
@@ -73,7 +74,7 @@ def parameters(checkpoint: StoredCheckpoint) -> Iterator[str]:
     f"{img['patch_size']} px"
   )
   yield (
-    f"Gemma {2 if llm['post_norms'] else 1}: width {llm['width']}, "
+    f"{FAMILIES[llm['family']]}: width {llm['width']}, "
     f"{llm['depth']} layers; {llm['vocab_size']:,} tokens"
   )
 

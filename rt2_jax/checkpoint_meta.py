@@ -3,8 +3,8 @@
 `CheckpointMeta` is the JSON item `meta` of a checkpoint, and the largest part
 of an exported folder's rt2.json. Each released format can be read.
 
-Format 2 added `observation`, `observations`, `ActionTokenizer.horizon` and
-`Dimension.at_end`.
+Format 2 added `observation`, `observations`, `base`, the decoder's `family`,
+`ActionTokenizer.horizon` and `Dimension.at_end`.
 """
 
 from __future__ import annotations
@@ -133,12 +133,15 @@ def _dicts(named: Mapping[str, Any]) -> dict[str, dict]:
 def _from_format_1(data: Mapping[str, Any]) -> dict[str, Any]:
   """Adds what format 2 says: one camera, no state, one action at a time."""
   model = dict(data["model"])
+  # The one place where the family is inferred: format 1 had two of them.
+  family = "gemma2" if model["llm"]["post_norms"] else "gemma"
   spec = ObservationSpec(history=model.pop("num_frames")).to_dict()
   tokenizers = data["action_tokenizers"]
   return {
     **data,
     "format": FORMAT,
-    "model": model | {"num_images": spec["history"]},
+    "model": model
+    | {"num_images": spec["history"], "llm": model["llm"] | {"family": family}},
     "action_tokenizers": {
       name: _chunk_of_one(each) for name, each in tokenizers.items()
     },

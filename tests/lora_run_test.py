@@ -1,5 +1,9 @@
 """A LoRA run: what its checkpoints hold, and that it acts and goes on."""
 
+import re
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig
 from rt2_jax.weights import export
+from tests.conftest import ROOT
 from tests.training_test import fields  # noqa: F401, a fixture
 
 
@@ -92,3 +97,31 @@ def test_adapters_need_a_base(adapted, tmp_path):
   adapted["pretrained"] = ""
   with pytest.raises(ValueError, match="expected the weights of a base"):
     training.train(adapted, tmp_path / "run")
+
+
+def test_a_run_is_merged_with_a_proof(adapted, tmp_path):
+  """The merged checkpoint acts as the unmerged one, and names no base."""
+  training.train(adapted, tmp_path / "run")
+  output = convert("merge", tmp_path / "run", tmp_path / "merged")
+  proof = re.search(r"logits +(\S+) \(of (\S+)\)", output)
+  assert 0 < float(proof[1]) < 1e-4 * float(proof[2])
+  assert "equal action ids     4 of 4 actions" in output
+
+  unmerged, merged = (
+    Policy.from_checkpoint(tmp_path / name) for name in ("run", "merged")
+  )
+  assert unmerged.model.adapted and not merged.model.adapted
+  image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+  actions = [p(image, "put carrot on plate") for p in (unmerged, merged)]
+  np.testing.assert_array_equal(*actions)
+  assert "holds the adapters of a LoRA run alone" in convert(
+    "to_hf", tmp_path / "run", tmp_path / "hf"
+  )
+
+
+def convert(command, workdir, output):
+  """What launch/convert.py prints."""
+  arguments = f"--workdir={workdir}", f"--output={output}"
+  program = (sys.executable, "launch/convert.py", command, *arguments)
+  done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+  return done.stdout + done.stderr

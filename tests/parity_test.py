@@ -98,6 +98,7 @@ def _config(shapes: dict[str, tuple], image_size: int, llm: dict) -> VLMConfig:
     "rsqrt_head_dim": head_dim**-0.5,
     "rsqrt_emb_per_head": (width // heads) ** -0.5,
   }
+  gemma2 = "llm/layers/post_ffw_norm/scale" in shapes
   decoder = GemmaConfig(
     width,
     depth,
@@ -109,7 +110,8 @@ def _config(shapes: dict[str, tuple], image_size: int, llm: dict) -> VLMConfig:
     attn_softcap=llm.get("attn_logits_softcap") or 0.0,
     final_softcap=llm.get("final_logits_softcap") or 0.0,
     query_scale=scales[llm.get("query_pre_attn_norm") or "rsqrt_head_dim"],
-    post_norms="llm/layers/post_ffw_norm/scale" in shapes,
+    post_norms=gemma2,
+    family="gemma2" if gemma2 else "gemma",
   )
   return VLMConfig(img, decoder)
 

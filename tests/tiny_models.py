@@ -18,7 +18,12 @@ from rt2_jax.weights.pretrained import EMBEDDING, parameter_shapes
 torch.set_num_threads(1)
 
 _IMG = SiglipConfig(32, 2, 64, 4, patch_size=8, image_size=32)
-_CAPS = {"attn_softcap": 50.0, "final_softcap": 30.0, "post_norms": True}
+_CAPS = {
+  "attn_softcap": 50.0,
+  "final_softcap": 30.0,
+  "post_norms": True,
+  "family": "gemma2",
+}
 # No head size here is width / heads, so that a wrong reshape shows.
 DECODERS = {
   "gemma1": GemmaConfig(48, 3, 96, 4, 1, 16),

@@ -16,6 +16,11 @@ from rt2_jax.models.lora import LoraConfig
 from rt2_jax.models.remat import POLICIES
 from rt2_jax.ranges import at_least, more_than
 
+# Of decoders: model_type in transformers -> what people call it.
+FAMILIES: Mapping[str, str] = MappingProxyType(
+  {"gemma": "Gemma 1", "gemma2": "Gemma 2"}
+)
+
 
 def _check_remat(policy: str):
   if policy not in POLICIES:
@@ -77,7 +82,7 @@ class SiglipConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GemmaConfig:
-  """A Gemma decoder; the last fields tell Gemma 2 from Gemma 1.
+  """A Gemma decoder.
 
   Attributes:
     width: size of a token.
@@ -91,12 +96,13 @@ class GemmaConfig:
     final_softcap: output logits stay within ± this; 0 is no cap.
     query_scale: factor on the queries; None is head_dim**-0.5.
     post_norms: also normalise what a sublayer adds to the residual.
+    family: how transformers calls it, one of `FAMILIES`; changes no number.
     dtype: what matrix products compute in; parameters are float32.
     remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
     lora: which matrices have an adapter.
 
   Raises:
-    UserError: num_kv_heads does not divide num_heads.
+    UserError: num_kv_heads does not divide num_heads, or an unknown family.
   """
 
   width: int
@@ -110,6 +116,7 @@ class GemmaConfig:
   final_softcap: float = 0.0
   query_scale: float | None = None
   post_norms: bool = False
+  family: str = "gemma"
   dtype: str = "float32"
   remat: str = "none"
   lora: LoraConfig = lora.OFF
@@ -120,7 +127,8 @@ class GemmaConfig:
         f"got num_kv_heads {self.num_kv_heads}, expected a divisor of "
         f"num_heads {self.num_heads}"
       )
-
+    if self.family not in FAMILIES:
+      raise unknown_name("decoder family", self.family, FAMILIES)
     _check_remat(self.remat)
 
   @property
@@ -187,7 +195,8 @@ ENCODERS: Mapping[str, SiglipConfig] = MappingProxyType(
 
 def _gemma2(*sizes: int, **overrides) -> GemmaConfig:
   caps = {"attn_softcap": 50.0, "final_softcap": 30.0}
-  return GemmaConfig(*sizes, **caps, post_norms=True, **overrides)
+  kind = {"post_norms": True, "family": "gemma2"}
+  return GemmaConfig(*sizes, **caps, **kind, **overrides)
 
 
 # Width, depth, mlp_dim, num_heads, num_kv_heads, head_dim. `ul2_*` have the

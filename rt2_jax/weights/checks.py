@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from rt2_jax.errors import UserError
-from rt2_jax.models.variants import VLMConfig
+from rt2_jax.models.variants import FAMILIES, VLMConfig
 from rt2_jax.weights.files import Path, Shape, Stored, read_json
 
 # Fields that a file cannot contradict: they change no parameter, or one that is
@@ -34,7 +34,7 @@ def check_config(origin: Path, found: VLMConfig, asked: VLMConfig):
   if differences:
     raise UserError(
       f"{origin}: got the weights of another model: {'; '.join(differences)}"
-      f"{_generations(found.llm.post_norms, asked.llm.post_norms)}"
+      f"{_families(found.llm.family, asked.llm.family)}"
     )
 
 
@@ -50,12 +50,12 @@ def _decided(config: VLMConfig) -> dict[str, Any]:
   }
 
 
-def _generations(found_gemma2: bool, asked_gemma2: bool) -> str:
+def _families(found: str, asked: str) -> str:
   """The end of an error message, when that is the reason."""
-  if found_gemma2 == asked_gemma2:
+  if found == asked:
     return ""
-  found, asked = 1 + found_gemma2, 1 + asked_gemma2
-  return f"; these are Gemma {found} weights, the model is a Gemma {asked}"
+  found, asked = FAMILIES[found], FAMILIES[asked]
+  return f"; these are {found} weights, the model is a {asked}"
 
 
 def check_names(
@@ -78,11 +78,16 @@ def check_names(
     for what, names in problems.items()
     if names
   )
-  gemma2 = (any(map(_GEMMA2_NORM.search, names)) for names in (found, expected))
+  families = map(_family_of, (found, expected))
   raise UserError(
     f"{origin}: got the weights of another model: {listed}"
-    f"{_generations(*gemma2)}"
+    f"{_families(*families)}"
   )
+
+
+def _family_of(names: Iterable[str]) -> str:
+  """The family whose names a file has, which may say nothing else of it."""
+  return "gemma2" if any(map(_GEMMA2_NORM.search, names)) else "gemma"
 
 
 def check_floats(origin: Path, weights: Mapping[str, Stored]):

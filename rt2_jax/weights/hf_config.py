@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 
 from rt2_jax.errors import UserError
-from rt2_jax.models.variants import GemmaConfig, SiglipConfig, VLMConfig
+from rt2_jax.models.variants import (
+  FAMILIES,
+  GemmaConfig,
+  SiglipConfig,
+  VLMConfig,
+)
 from rt2_jax.weights import hf_fields
 from rt2_jax.weights.hf_fields import DEFAULTS, Fields
 from rt2_jax.weights.hf_names import padded_rows
@@ -27,7 +32,7 @@ def to_config(config: VLMConfig, dtype: str) -> dict[str, Any]:
   """
   img, llm = config.img, config.llm
   text = {
-    "model_type": "gemma2" if llm.post_norms else "gemma",
+    "model_type": llm.family,
     "hidden_size": llm.width,
     "num_hidden_layers": llm.depth,
     "intermediate_size": llm.mlp_dim,
@@ -37,7 +42,7 @@ def to_config(config: VLMConfig, dtype: str) -> dict[str, Any]:
     "vocab_size": padded_rows(llm.vocab_size),
     "max_position_embeddings": _CONTEXT,
     "num_image_tokens": img.num_tokens,
-    **(_gemma2_fields(llm) if llm.post_norms else _gemma1_fields(llm)),
+    **_FAMILIES[llm.family](llm),
   }
   vision = {
     "model_type": "siglip_vision_model",
@@ -65,6 +70,7 @@ def to_config(config: VLMConfig, dtype: str) -> dict[str, Any]:
 
 
 def _gemma2_fields(llm: GemmaConfig) -> dict[str, Any]:
+  _check_post_norms(llm, True)
   scalar = round(llm.query_factor**-2)
   if not np.isclose(scalar**-0.5, llm.query_factor, rtol=1e-6):
     raise UserError(
@@ -81,14 +87,27 @@ def _gemma2_fields(llm: GemmaConfig) -> dict[str, Any]:
 
 
 def _gemma1_fields(llm: GemmaConfig) -> dict[str, Any]:
+  _check_post_norms(llm, False)
   scaled = not np.isclose(llm.query_factor, llm.head_dim**-0.5, rtol=1e-6)
   if llm.attn_softcap or llm.final_softcap or scaled:
     raise UserError(
       f"got attn_softcap {llm.attn_softcap}, final_softcap "
-      f"{llm.final_softcap} and query_scale {llm.query_scale} without "
-      "post_norms, expected 0, 0 and None: transformers' Gemma 1 has none"
+      f"{llm.final_softcap} and query_scale {llm.query_scale} of a Gemma 1, "
+      "expected 0, 0 and None: transformers' Gemma 1 has none"
     )
   return {}
+
+
+def _check_post_norms(llm: GemmaConfig, expected: bool):
+  if llm.post_norms != expected:
+    raise UserError(
+      f"got post_norms = {llm.post_norms} in a {FAMILIES[llm.family]}, "
+      f"expected {expected}, as transformers has it; correct family"
+    )
+
+
+# What only decoders of one family have.
+_FAMILIES = {"gemma": _gemma1_fields, "gemma2": _gemma2_fields}
 
 
 def from_config(fields: Fields, image_positions: int = 0) -> VLMConfig:
@@ -213,6 +232,7 @@ def _decoder_config(text: Fields) -> GemmaConfig:
     num_kv_heads=text["num_key_value_heads"],
     head_dim=text["head_dim"],
     vocab_size=text["vocab_size"],
+    family=text["model_type"],
   )
   if text["model_type"] != "gemma2":
     return config

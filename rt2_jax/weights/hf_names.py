@@ -140,7 +140,7 @@ def _decoder_rules(config: GemmaConfig) -> Iterator[Rule]:
     f"{block}/pre_ffw_norm": f"{layer}.post_attention_layernorm",
     "llm/final_norm": f"{top}.norm",
   }
-  if config.post_norms:
+  if config.family == "gemma2":
     norms |= {
       f"{block}/post_attention_norm": f"{layer}.post_attention_layernorm",
       f"{block}/pre_ffw_norm": f"{layer}.pre_feedforward_layernorm",
