@@ -1,7 +1,13 @@
 """`rt2_paligemma_3b` fine-tuned with LoRA on one robot's data, on one GPU.
 
 Adapters of rank 16 beside every matrix of the decoder (19.6 M parameters) train
-in float32; the base is frozen, in bfloat16.
+in float32; the base is frozen, in bfloat16. A checkpoint holds the adapters and
+names the base: keep `config.pretrained` where it is, or merge
+(`launch/convert.py merge`).
+
+Needs 8.3 GB at batch 16 (measured on an H100, random weights). Its 10,000 steps
+show 50 episodes of 200 steps each 16 times, and take 27 minutes there (0.160 s
+a step); other cards take longer in proportion to their speed (estimated).
 """
 
 import ml_collections

@@ -3,7 +3,14 @@
   --config=configs/rt2_paligemma_3b_one_gpu.py:24,gs://my-bucket/data
 
 names the memory of the GPU, 24, 40 or 80 GB, and the folder of
-`rt2_paligemma_3b`.
+`rt2_paligemma_3b`. Measured on an 80 GB H100 with random weights:
+
+  24: 13.4 GB at batch 16, 0.224 s a step, 37 minutes
+  40: 33.1 GB at batch 16, 0.236 s a step, 39 minutes
+  80: 49.4 GB at batch 32, 0.417 s a step, 70 minutes
+
+for 10,000 steps, which show 50 episodes of 200 steps each 16 (80: 32) times.
+Other cards take longer in proportion to their speed (estimated).
 """
 
 import ml_collections
