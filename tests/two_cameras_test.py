@@ -310,7 +310,10 @@ def test_one_image_is_no_observation_of_two_cameras(policies):
       {"cameras": ["front"], "uncropped": []},
       r"\['front'\] for dataset 'libero', expected .*wri",
     ),
-    ({"cameras": ["primary", "hand"]}, r"no source has \['hand'\]"),
+    (
+      {"cameras": ["primary", "hand"], "uncropped": []},
+      r"no source has \['hand'\]",
+    ),
     ({"state": False}, "state = False with config.prompt.template"),
     ({"uncropped": ["hand"]}, r"uncropped cameras \['hand'\]"),
     ({"history": 0}, "config.observation.history = 0"),
