@@ -140,7 +140,10 @@ def write(metrics: dict[str, Any], path: pathlib.Path):
 
 
 def draw(result: action_accuracy.ActionAccuracy, path: pathlib.Path):
-  """One panel per dimension: recorded and decoded actions over the steps."""
+  """Draws a panel per dimension: recorded and decoded actions over the steps.
+
+  Of a chunk it takes the first action, which is carried out at that step.
+  """
   dimensions = result.tokenizer.space.dimensions
   figure, axes = plt.subplots(
     len(dimensions), 1, figsize=(10, 1.6 * len(dimensions)), sharex=True
@@ -148,7 +151,7 @@ def draw(result: action_accuracy.ActionAccuracy, path: pathlib.Path):
   for i, (d, axis) in enumerate(zip(dimensions, axes, strict=True)):
     axis.step(
       range(len(result.recorded[:_MAX_DRAWN])),
-      result.recorded[:_MAX_DRAWN, i],
+      result.recorded[:_MAX_DRAWN, 0, i],
       color="0.6",
       linewidth=3,
       where="mid",
@@ -156,7 +159,7 @@ def draw(result: action_accuracy.ActionAccuracy, path: pathlib.Path):
     )
     axis.step(
       range(len(result.decoded[:_MAX_DRAWN])),
-      result.decoded[:_MAX_DRAWN, i],
+      result.decoded[:_MAX_DRAWN, 0, i],
       color="tab:red",
       linewidth=1,
       where="mid",
