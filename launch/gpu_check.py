@@ -289,7 +289,7 @@ def agreement():
 
   from rt2_jax.benchmarks import devices_agree
 
-  config, named = config_of("configs/reach_debug.py")
+  config, named = config_of("configs/rt1_debug.py")
   found = devices_agree.compare(config, jax.devices("cpu")[0], jax.devices()[0])
   say("agreement", **named, device=jax.devices()[0].device_kind, **found)
 
@@ -299,7 +299,7 @@ def mini():
 
   from rt2_jax.benchmarks import learning
 
-  config, named = config_of("configs/reach_debug.py", {"batch_size": 64})
+  config, named = config_of("configs/rt1_debug.py", {"batch_size": 64})
   found = learning.learn(config, 5 if _TINY.value else _MINI_S)
   say("mini", **named, device=jax.devices()[0].device_kind, **found)
 
