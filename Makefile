@@ -24,12 +24,17 @@ ESTIMATE_3B := $(RUN) launch/estimate.py --json --config=configs/rt2_paligemma_3
 ESTIMATE_55B := $(RUN) launch/estimate.py --json --config=configs/rt2_pali_x_55b.py \
   --batch_size=4096
 
+# Minutes on two cores: models, decoding, training, conversions, parity.
+FAST_TESTS := tests/models tests/optimizers tests/weights tests/pytorch \
+  tests/decode_test.py tests/policy_test.py tests/train_state_test.py \
+  tests/checkpoint_test.py tests/sharding_test.py tests/optimizer_test.py
+
 # The simulated tabletop is drawn without a screen by one of these libraries.
 DRAWING := ldconfig -p | grep -qE 'lib(EGL|OSMesa)\.so'
 INSTALL_DRAWING := { apt-get -qq update && apt-get -qq install -y \
   libegl1 libegl-mesa0 libgl1-mesa-dri; }
 
-.PHONY: quickstart mini test lint format bench estimates clean
+.PHONY: quickstart mini test test-newest lint format bench estimates gpu-check clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -73,6 +78,16 @@ $(MINI)/web/written: .venv/installed-sim
 test: .venv/installed-extras
 	$(RUN) -m pytest -n 2 --dist loadfile
 
+# The newest releases instead of constraints.txt, in an environment of its own.
+NEWEST := jax flax optax orbax-checkpoint transformers torch
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install -q --disable-pip-version-check -e '.[test]'
+	.venv-newest/bin/pip install -q --disable-pip-version-check -U $(NEWEST)
+	.venv-newest/bin/pip list | grep -iE '^(jax|flax|optax|orbax|transf|torch)'
+	JAX_PLATFORMS=cpu .venv-newest/bin/python -m pytest -n 2 \
+	  --dist loadfile $(FAST_TESTS)
+
 lint: .venv/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -98,6 +113,11 @@ estimates: .venv/installed-extras
 	  $(ESTIMATE_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1) \
 	  | tee runs/bench/estimates.jsonl
 
+# One GPU, on a machine with jax, torch and transformers; see README.
+gpu-check:
+	mkdir -p runs
+	$(PYTHON) launch/gpu_check.py | tee runs/gpu.jsonl
+
 # All that the tests need: PyTorch, to compare with, and the TPU's compiler.
 .venv/installed-extras: .venv/installed-sim
 	.venv/bin/pip install -q --disable-pip-version-check \
@@ -112,7 +132,7 @@ estimates: .venv/installed-extras
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-newest runs build *.egg-info
 
 # constraints.txt holds the exact versions that CI tests; setup.py holds ranges.
 .venv/installed: setup.py constraints.txt

@@ -17,12 +17,17 @@ def read(name: str) -> dict[str, Any]:
   """Reads the fields of "configs/x.py" or "configs/x.py:argument"."""
   known = "ml_collections" in sys.modules  # this one, at the second call
   if not known and importlib.util.find_spec("ml_collections") is None:
-    stand_in = types.ModuleType("ml_collections")
-    stand_in.ConfigDict = Fields
-    sys.modules["ml_collections"] = stand_in
+    sys.modules["ml_collections"] = stand_in()
   path, _, argument = name.partition(":")
   get_config = runpy.run_path(path)["get_config"]
   return (get_config(argument) if argument else get_config()).to_dict()
+
+
+def stand_in() -> types.ModuleType:
+  """Makes the module that config files import."""
+  module = types.ModuleType("ml_collections")
+  module.ConfigDict = Fields
+  return module
 
 
 class Fields(dict):
@@ -45,9 +50,10 @@ class Fields(dict):
     plain = isinstance(value, dict) and not isinstance(value, Fields)
     super().__setitem__(name, Fields(value) if plain else value)
 
-  def update(self, fields: dict[str, Any]):
-    for name, value in fields.items():
-      self[name] = value
+  def update(self, *others: dict[str, Any], **more: Any):
+    for fields in (*others, more):
+      for name, value in fields.items():
+        self[name] = value
 
   def to_dict(self) -> dict[str, Any]:
     return {

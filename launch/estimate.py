@@ -1,9 +1,11 @@
-"""Says what a config needs and takes on a slice of TPUs, without a TPU.
+"""Says what a config needs and takes on a slice of TPUs or a GPU not here.
 
   python launch/estimate.py --config=configs/rt2_paligemma_3b.py
   python launch/estimate.py --config=configs/rt2_paligemma_3b.py \\
     --topology=v5e:16x16,v6e:16x16,v5p:8x8x8
   python launch/estimate.py --config=configs/rt2_paligemma_3b.py --sweep
+  python launch/estimate.py --config=configs/rt2_paligemma_3b.py \\
+    --topology=gpu:24GB
   python launch/estimate.py --config=configs/rt2_paligemma_3b.py \\
     --program=decode --topology=v5e:1x1,v6e:1x1 --mode=full
 
@@ -11,7 +13,10 @@ The training step, or one action of a policy on one chip, is compiled by the
 TPU's own compiler (extra `estimate`), so memory is exact; times are
 compiler-predicted, see `rt2_jax/tpu/hlo_cost.py`. --mode=fast takes seconds and
 differs from --mode=full, which takes minutes, by a few percent for a training
-step; for decoding use full. No data, tokenizer or weights are read.
+step; for decoding use full. For one GPU the training step's memory alone is
+estimated, by the formula of `rt2_jax/memory_estimate.py` and without compiling;
+where a config does not fit, flags are named with which it would. No data,
+tokenizer or weights are read.
 """
 
 import dataclasses
@@ -22,7 +27,7 @@ import absl.logging
 from absl import app, flags
 
 from launch import experiment_flag
-from rt2_jax import platforms
+from rt2_jax import gpu_card, platforms
 from rt2_jax.errors import ends_in_one_message
 from rt2_jax.tpu import ahead_of_time, control_rate, train_step
 from rt2_jax.tpu.chips import chip_of
@@ -38,8 +43,9 @@ _PROGRAM = flags.DEFINE_enum(
 _TOPOLOGY = flags.DEFINE_list(
   "topology",
   None,
-  "Slices, e.g. v5e:16x16,v5p:8x8x8*2; default: the config's, for decode the "
-  "smallest of that generation.",
+  "Slices, e.g. v5e:16x16,v5p:8x8x8*2, or GPUs by their memory, e.g. "
+  "gpu:24GB; default: the config's, for decode the smallest of that "
+  "generation.",
 )
 _MESH = flags.DEFINE_string(
   "mesh", None, "slice x data x fsdp x model, e.g. 1x2x128x1; -1 chooses."
@@ -71,7 +77,16 @@ def main(argv):
   absl.logging.set_verbosity(absl.logging.WARNING)
   fields = overridden(experiment_flag.read())
   config = TrainConfig.from_dict(fields)
-  if _PROGRAM.value == "decode":
+  if cards := [t for t in _TOPOLOGY.value or [] if t.startswith("gpu")]:
+    if len(cards) < len(_TOPOLOGY.value) or _PROGRAM.value == "decode":
+      raise app.UsageError(
+        f"got --topology={','.join(_TOPOLOGY.value)} with "
+        f"--program={_PROGRAM.value}, expected GPUs alone and "
+        "--program=train: only a training step's memory is estimated for them"
+      )
+    found = [gpu_card.answer(config, card) for card in cards]
+    lines = card_report
+  elif _PROGRAM.value == "decode":
     found, lines = rates(config), rate_report
   else:
     found, lines = estimates(config), report
@@ -223,6 +238,16 @@ def rate_report(found: list[ControlRate], config: TrainConfig) -> Iterator[str]:
     )
     if rate.fits:
       yield from profile(rate.cost)
+
+
+def card_report(
+  found: list[gpu_card.Answer], config: TrainConfig
+) -> Iterator[str]:
+  """Where the memory of a GPU would go, and what would fit."""
+  del config
+  yield "GB by formula, no program was compiled; the error is in README"
+  for answer in found:
+    yield from answer.lines()
 
 
 def profile(cost: Cost) -> Iterator[str]:

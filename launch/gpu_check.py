@@ -46,7 +46,7 @@ _LIMIT_S = 120  # of a part
 _TOGETHER = ("agreement", "mini")  # nothing of theirs is timed
 _REPEATS = 8
 _MINI_S = 60
-_CONFIGS = {
+CONFIGS = {
   "lora": "configs/rt2_paligemma_3b_lora.py",
   "full_24": "configs/rt2_paligemma_3b_one_gpu.py:24",
   "full_40": "configs/rt2_paligemma_3b_one_gpu.py:40",
@@ -90,7 +90,7 @@ def all_parts() -> dict[str, Callable[[], None]]:
   return {
     "matmul": matmul,
     "decode": decode,
-    **{name: functools.partial(train, name) for name in _CONFIGS},
+    **{name: functools.partial(train, name) for name in CONFIGS},
     "torch": in_torch,
     "agreement": agreement,
     "mini": mini,
@@ -201,7 +201,7 @@ def train(part: str):
   from rt2_jax import memory_estimate
   from rt2_jax.benchmarks import meters, synthetic, training
 
-  config, named = config_of(_CONFIGS[part])
+  config, named = config_of(CONFIGS[part])
   case = training.Case.of(config)
   shapes = case.trainer.abstract_state().params
   state = case.trainer.state_from(synthetic.params(shapes))
@@ -258,7 +258,7 @@ def in_torch():
     )
   del policy
   for part in ("lora", "full_80"):
-    config, named = config_of(_CONFIGS[part])
+    config, named = config_of(CONFIGS[part])
     policy = policy_of("bfloat16" if part == "lora" else "float32")
     if part == "lora":
       lora = config.model.llm.lora
@@ -289,7 +289,7 @@ def agreement():
 
   from rt2_jax.benchmarks import devices_agree
 
-  config, named = config_of("configs/reach_debug.py")
+  config, named = config_of("configs/rt1_debug.py")
   found = devices_agree.compare(config, jax.devices("cpu")[0], jax.devices()[0])
   say("agreement", **named, device=jax.devices()[0].device_kind, **found)
 
@@ -299,7 +299,7 @@ def mini():
 
   from rt2_jax.benchmarks import learning
 
-  config, named = config_of("configs/reach_debug.py", {"batch_size": 64})
+  config, named = config_of("configs/rt1_debug.py", {"batch_size": 64})
   found = learning.learn(config, 5 if _TINY.value else _MINI_S)
   say("mini", **named, device=jax.devices()[0].device_kind, **found)
 

@@ -28,7 +28,7 @@ FLOORS = [
   {"evaluators", "train_config"},
   {"evaluation", "progress", "tpu"},
   {"training", "memory_estimate"},
-  {"benchmarks"},
+  {"benchmarks", "gpu_card"},
 ]
 INSIDE = {
   "models": [

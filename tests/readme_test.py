@@ -140,3 +140,43 @@ def test_the_figures_of_this_machine_are_the_programs():
   ):
     assert figure in readme(), figure
   assert len(train["config_hash"]) == len(policy["config_hash"]) == 16
+
+
+def test_the_figures_of_one_gpu_are_the_programs():
+  found = rows("gpu")
+  measured = [row for row in found if "seconds" not in row]
+  torch = {
+    (row["program"], row.get("robots")): row
+    for row in measured
+    if row["part"] == "torch"
+  }
+  text = readme()
+  errors = []
+  for row in measured:
+    if row["part"] == "decode":
+      robots, other = row["robots"], torch["decode", row["robots"]]
+      for one in (row, other):
+        figure = f"| {one['call_ms']:.1f} ms | {one['actions_per_s']:.1f} /s |"
+        assert figure in text, (robots, figure)
+    if "step_s" not in row or row["part"] == "torch":
+      continue
+    other = torch.get((row["part"], None))
+    beside = "not measured"
+    if other:
+      beside = "{examples_per_s:.1f} /s, {peak_memory_gb:.1f} GB".format(
+        **other
+      )
+    line = (
+      f"| {row['batch_size']} | {row['step_s']:.3f} s | "
+      f"{row['examples_per_s']:.1f} /s | {row['mfu']:.0%} | "
+      f"{row['peak_memory_gb']:.1f} GB | {row['estimated_memory_gb']:.1f} GB | "
+      f"{beside} |"
+    )
+    assert line in text, line
+    error = row["estimated_memory_gb"] / row["peak_memory_gb"] - 1
+    errors.append(abs(error))
+    assert len(row["config_hash"]) == 16
+  assert len(errors) == 4 and f"within {max(errors):.1%} of these" in text
+  trials = {row["name"]: row for row in rows("gpu_trials")}
+  plain, ours = (trials[f"program {n} 1"]["ms"] for n in ("plain", "dsf_nt"))
+  assert f"{ours:.1f} ms instead of {plain:.1f}" in text

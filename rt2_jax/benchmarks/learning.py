@@ -57,7 +57,7 @@ def learn(config: TrainConfig, seconds: float) -> dict[str, Any]:
       pending = []
   steps = int(state.step)
   elapsed = time.perf_counter() - start
-  policy = Policy(config.model, state.acting, prompt, actions, mesh)
+  policy = Policy(config.model, state.acting, prompt, actions, mesh=mesh)
   rows, expected = draw(rng, _TRIED, prompt, actions)
   got = policy(rows.image[:, 0], [synthetic.INSTRUCTION] * _TRIED)
   places = [actions.space.names.index(n) for n in ("dx", "dy")]

@@ -1,0 +1,89 @@
+"""The formula, by hand, against XLA's plan here, and against an H100."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from launch import bare_config
+from rt2_jax import memory_estimate, sharding
+from rt2_jax.benchmarks import training
+from rt2_jax.tpu import train_step
+from rt2_jax.train_config import TrainConfig
+from tests.conftest import ROOT
+
+SMALL = {"img": "tiny/16", "llm": "gemma_tiny", "image_size": 64}
+SMALL |= {"vocab_size": 3200, "dtype": "float32"}
+
+
+def config(name: str, **changes) -> TrainConfig:
+  fields = bare_config.read(f"configs/{name}")
+  for part, values in changes.items():
+    merge = isinstance(values, dict)
+    fields[part] = fields[part] | values if merge else values
+  return TrainConfig.from_dict(fields)
+
+
+@pytest.mark.parametrize(
+  ("part", "name"),
+  [
+    ("lora", "rt2_paligemma_3b_lora.py"),
+    ("full_24", "rt2_paligemma_3b_one_gpu.py:24"),
+    ("full_40", "rt2_paligemma_3b_one_gpu.py:40"),
+    ("full_80", "rt2_paligemma_3b_one_gpu.py:80"),
+  ],
+)
+def test_the_peak_that_an_h100_had(part, name):
+  rows = (ROOT / "docs/figures/gpu.jsonl").read_text().splitlines()
+  measured = next(
+    row
+    for row in map(json.loads, rows)
+    if row["part"] == part and "peak_memory_gb" in row
+  )
+  found = memory_estimate.of(config(name)).total / 1e9
+  assert found == pytest.approx(measured["peak_memory_gb"], rel=0.06)
+
+
+def planned(changed: TrainConfig) -> float:
+  """XLA's plan for one CPU device."""
+  mesh = sharding.make_mesh({}, jax.devices()[:1])
+  trainer = changed.make_trainer(train_step.stand_in_tokenizers(changed), mesh)
+  batch = train_step.abstract_batch(changed, mesh)
+  return training.planned_bytes(trainer.lower_step(batch).compile())
+
+
+@pytest.mark.parametrize("remat", ["full", "none"])
+def test_the_plan_of_xla_for_a_cpu(remat):
+  """XLA for CPU copies more, see the ratio; the order is the same."""
+  small = config(
+    "rt2_paligemma_3b_one_gpu.py:80", model=SMALL | {"remat": remat}
+  )
+  found = memory_estimate.of(small).total
+  assert 0.5 < found / planned(small) < 1.1
+
+
+def test_parameters_and_moments_are_exact():
+  memory = memory_estimate.of(config("rt2_paligemma_3b_one_gpu.py:80"))
+  assert memory.parameters == 4 * 2_923_335_408
+  assert memory.optimizer == pytest.approx(8 * 2_923_335_408, abs=100)
+
+
+def test_microbatches_keep_fewer_activations_and_a_sum_of_gradients():
+  whole = config("rt2_paligemma_3b_one_gpu.py:80")
+  parts = dataclasses.replace(whole, microbatches=4)
+  stages = [memory_estimate.of(c).stages for c in (whole, parts)]
+  assert stages[1]["logits"] - 4 * 2_923_335_408 < stages[0]["logits"] / 2
+
+
+def test_nothing_is_kept_of_a_frozen_encoder():
+  frozen = config("rt2_paligemma_3b_lora.py")
+  size = frozen.batch_size * 256 * 1152 * 2
+  trains = config(
+    "rt2_paligemma_3b_lora.py", model={"lora_targets": ("llm/layers/", "img/")}
+  )
+  more = (
+    memory_estimate.of(trains).stages["logits"]
+    - memory_estimate.of(frozen).stages["logits"]
+  )
+  assert more == 27 * size
