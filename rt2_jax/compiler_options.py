@@ -1,6 +1,7 @@
 """What a compiler is told beside a program, by platform.
 
-For TPUs see docs/step_time.md; for GPUs README, "One GPU".
+See docs/step_time.md. GPUs are told nothing: README, "One GPU", says what was
+tried.
 """
 
 from __future__ import annotations
@@ -17,13 +18,6 @@ ACTING: Options = MappingProxyType(
     # Products with one robot's single token would run on the vector unit, at
     # less than half of the speed.
     "tpu": {"xla_tpu_enable_dot_strength_reduction": False},
-    # Products read a layer's weights where they lie among all layers. Else each
-    # would first be copied at every token: 44 ms instead of 27 on an H100. Only
-    # cuBLAS can, so Triton's products are off.
-    "gpu": {
-      "xla_gpu_enable_dynamic_slice_fusion": True,
-      "xla_gpu_enable_triton_gemm": False,
-    },
   }
 )
 

@@ -84,7 +84,7 @@ INSIDE = {
     {"hlo_cost", "ahead_of_time"},
     {"prediction"},
     {"train_step"},
-    {"control_rate"},
+    {"control_rate", "reference_programs"},
   ],
   "evaluators": [{"action_accuracy", "vqa"}],
   "benchmarks": [

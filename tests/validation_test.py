@@ -15,6 +15,7 @@ from launch import validation
 from rt2_jax import optimizer, sharding, trees
 from rt2_jax.models import gemma
 from rt2_jax.models.vlm import abstract_params
+from rt2_jax.tpu import reference_programs
 from tests.conftest import ROOT
 
 
@@ -43,9 +44,9 @@ def test_the_decoder_takes_as_much_as_maxtext_says():
   assert config.maxtext_flops() / 256 == pytest.approx(1236.7e12, rel=1e-4)
   published = validation.cases()["decoder_16b"].published_step_s
   assert published == pytest.approx(10.31, abs=5e-3)
-  model = validation.Decoder(config)
+  model = reference_programs.Decoder(config)
   mesh = sharding.make_mesh({"fsdp": 8})
-  params = trees.flatten(validation.abstract_decoder(model, mesh))
+  params = trees.flatten(reference_programs.abstract_decoder(model, mesh))
   weights = sum(
     leaf.size
     for name, leaf in params.items()
@@ -62,7 +63,9 @@ def test_the_longest_dimension_that_divides_is_split():
 
   def split(*shape):
     leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
-    spec = validation.placed(leaf, mesh, validation.longest).sharding.spec
+    spec = reference_programs.placed(
+      leaf, mesh, reference_programs.longest
+    ).sharding.spec
     return spec.index("fsdp") if "fsdp" in spec else None
 
   assert split(18, 2, 2048, 16384) == 3
@@ -72,7 +75,7 @@ def test_the_longest_dimension_that_divides_is_split():
 
 
 def test_flash_attention_is_causal_attention(monkeypatch):
-  splash = validation.splash
+  splash = reference_programs.splash
   on_cpu = functools.partial(splash.make_splash_mha, interpret=True)
   monkeypatch.setattr(splash, "make_splash_mha", on_cpu)
   shape = (2, 128, 2, 128)
@@ -81,7 +84,7 @@ def test_flash_attention_is_causal_attention(monkeypatch):
   mask = jnp.broadcast_to(jnp.tril(jnp.ones((128, 128), bool)), (2, 128, 128))
   mesh = sharding.make_mesh({"fsdp": 2}, jax.devices()[:2])
   with sharding.scope(mesh):
-    found = jax.jit(validation.flash_attend)(q, k, v)
+    found = jax.jit(reference_programs.flash_attend)(q, k, v)
   expected = gemma.attend(q, k, v, mask, 0.0)
   np.testing.assert_allclose(found, expected, atol=2e-5)
 
@@ -90,7 +93,7 @@ def test_flash_attention_is_causal_attention(monkeypatch):
 def test_the_token_table_is_ours_without_our_gradients(name):
   table = jax.random.normal(jax.random.key(1), (16, 8))
   ids = jnp.array([[3, 0, 15]])
-  plain = getattr(validation, f"plain_{name}")
+  plain = getattr(reference_programs, f"plain_{name}")
   arguments = (table, ids, "float32") if name == "lookup" else (table, table)
   ours = getattr(gemma, name)
   np.testing.assert_allclose(plain(*arguments), ours(*arguments), rtol=1e-6)

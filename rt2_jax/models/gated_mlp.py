@@ -48,10 +48,8 @@ class GatedMlp(nn.Module):
 def _gate_and_up(x: jax.Array, gating: Weight) -> tuple[jax.Array, jax.Array]:
   """Multiplies by the two matrices of one array: dtype[B, T, F] twice.
 
-  performance: a GPU's batched product reads both where they lie among all
-  layers. As two products, each matrix would first be copied, which takes twice
-  as long as reading it: a policy's step by step decoding would take three times
-  as long.
+  On a GPU in one batched product, which can read both where they lie among all
+  layers; see README, "One GPU".
   """
   if gating.a is not None:
     return tuple(multiply(x, w, _product) for w in gating.parts())

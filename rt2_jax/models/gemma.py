@@ -9,6 +9,9 @@ D width, N heads, K key-value heads, G = N / K, H head size, V vocabulary.
 `dtype` is the config's compute dtype; parameters are float32.
 """
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import flax
 import flax.linen as nn
 import jax
@@ -251,6 +254,9 @@ class Gemma(nn.Module):
   """
 
   config: GemmaConfig
+  # The token table's two products.
+  lookup: ClassVar[Callable] = staticmethod(lookup)
+  scores: ClassVar[Callable] = staticmethod(scores)
 
   def setup(self):
     self.embedder = Embedder(self.config)
@@ -266,7 +272,8 @@ class Gemma(nn.Module):
     Returns:
       dtype[B, T, D], table rows times sqrt(D).
     """
-    x = lookup(self.embedder.input_embedding, tokens, self.config.dtype)
+    table, dtype = self.embedder.input_embedding, self.config.dtype
+    x = self.lookup(table, tokens, dtype)
     return x * jnp.asarray(self.config.width**0.5, x.dtype)
 
   def __call__(
@@ -333,7 +340,7 @@ class Gemma(nn.Module):
 
   def _logits(self, hidden, rows):
     rows = rows.astype(hidden.dtype)
-    logits = scores(hidden, rows)
+    logits = self.scores(hidden, rows)
     return cap(logits, self.config.final_softcap)
 
   def _run(self, layer, x, *per_layer):
