@@ -85,7 +85,7 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     )
     if config.model.adapted:
       frozen = trainer.frozen_of(state.params)
-      record = base.record(config.pretrained, frozen)
+      record = base.record(config.pretrained, frozen, config.seed)
       meta = dataclasses.replace(meta, base=record)
     stack.enter_context(claim.held(workdir, fields, with_defaults))
     start = int(state.step)

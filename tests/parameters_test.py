@@ -36,10 +36,10 @@ def test_every_row_is_the_first_match_of_some_parameter():
 
 def test_an_unknown_name_is_an_error_wherever_the_table_is_read():
   tree = {"llm": {"adapter": {"w": np.ones((4, 4), np.float32)}}}
-  with pytest.raises(ValueError, match="'llm/adapter/w', which no rule"):
+  with pytest.raises(ValueError, match="'llm/adapter/w', which no row"):
     parameters.row("llm/adapter/w")
   for read in (optimizer.decay_mask, optimizer.muon_or_adamw):
-    with pytest.raises(ValueError, match="'llm/adapter/w', which no rule"):
+    with pytest.raises(ValueError, match="'llm/adapter/w', which no row"):
       read(tree)
 
 
@@ -48,7 +48,7 @@ def test_an_adapter_has_its_matrix_inputs_and_outputs(llm):
   """`a` sums over the inputs of its matrix, `b` has the outputs of it."""
   config = shapes(llm)
   adapted = lora.adapted(config)
-  assert len(adapted) >= 12
+  assert len(adapted) >= 11
 
   def size(name, axes):
     return math.prod(config[name][i] for i in axes)

@@ -200,3 +200,40 @@ def test_the_loss_goes_down(replicated):
   state, losses, _ = replicated
   assert losses[-1] < 0.9 * losses[0]
   assert int(state.step) == len(losses)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_bfloat16_parameters_train_as_well_as_float32(name):
+  """Updates of a learning rate that rounding to nearest would lose."""
+
+  def last_loss(dtype):
+    config = optimizer.OptimizerConfig(
+      1e-2 if name == "adafactor" else 3e-4,
+      2,
+      name=name,
+      moment_dtype=dtype,
+      param_dtype=dtype,
+    )
+    trainer = make_trainer(
+      {"data": 8},
+      optimizer=optimizer.make_optimizer(config, 30),
+      param_dtype=dtype,
+    )
+    state, losses, _ = run(trainer)
+    linear = state.params["llm"]["layers"]["mlp"]["linear"]
+    assert linear.dtype == dtype
+    assert state.params["llm"]["final_norm"]["scale"].dtype == "float32"
+    return losses[0] - losses[-1]
+
+  exact, rounded = last_loss("float32"), last_loss("bfloat16")
+  assert exact > 10 and abs(rounded - exact) < 0.02 * exact
+
+
+def test_a_batch_in_parts_sums_its_gradients_in_float32():
+  whole, parts = (
+    run(
+      make_trainer({"data": 8}, param_dtype="bfloat16", microbatches=n), steps=5
+    )
+    for n in (1, 4)
+  )
+  np.testing.assert_allclose(whole[1], parts[1], rtol=1e-3)

@@ -66,16 +66,22 @@ def read(
   )
 
 
-def record(source: Source, frozen: Any) -> dict[str, Any]:
+def record(source: Source, frozen: Any, seed: int) -> dict[str, Any]:
   """Describes a base for a checkpoint's `meta`.
 
   Args:
     source: where it was read.
     frozen: its arrays that do not train.
+    seed: it was read with.
   """
   sums = _sums(frozen)
   weights = source if isinstance(source, str) else dict(source)
-  return {"weights": weights, "hash": _hash(sums), "checksums": sums}
+  return {
+    "weights": weights,
+    "seed": seed,
+    "hash": _hash(sums),
+    "checksums": sums,
+  }
 
 
 def check(stored: Mapping[str, Any], frozen: Any):
@@ -126,8 +132,8 @@ def restore(
   trained = trees.unflatten({n: x for n, x in flat.items() if n in own})
   kept = meta.base["checksums"]
   as_trained = {n: _as_trained(x, kept.get(n, {})) for n, x in flat.items()}
-  weights = meta.base["weights"]
-  base = trees.flatten(read(weights, meta.model, trees.unflatten(as_trained)))
+  source = meta.base["weights"], meta.model, trees.unflatten(as_trained)
+  base = trees.flatten(read(*source, meta.base["seed"]))
   frozen = trees.unflatten({n: x for n, x in base.items() if n not in own})
   check(meta.base, frozen)
   frozen = {n: x.astype(flat[n].dtype) for n, x in base.items() if n not in own}
