@@ -13,7 +13,7 @@ from typing import Any
 from rt2_jax import memory_estimate
 from rt2_jax.errors import UserError
 from rt2_jax.memory_estimate import Memory
-from rt2_jax.models.lora import LoraConfig
+from rt2_jax.models.lora_config import LoraConfig
 from rt2_jax.train_config import TrainConfig
 
 # Of the memory that a card is sold with, in GB of 1e9 bytes, what a program can

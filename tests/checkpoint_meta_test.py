@@ -15,7 +15,7 @@ from rt2_jax.policy import Policy
 from tests import tiny_models
 from tests.conftest import ROOT
 
-STORED = ROOT / "tests/checkpoints"
+STORED = ROOT / "tests/released"
 
 
 @pytest.fixture

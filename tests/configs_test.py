@@ -75,6 +75,8 @@ def test_a_recipe_is_sharded_on_its_slice(name):
     tokenizers=(None,),
     seed=0,
     mesh=mesh,
+    trained=tuple(config.optimizer.trained),
+    frozen=tuple(config.optimizer.frozen),
   )
   state = trainer.abstract_state()
   if config.optimizer.name == "adafactor":

@@ -32,7 +32,7 @@ FLOORS = [
 ]
 INSIDE = {
   "models": [
-    {"remat", "token_table", "lora"},
+    {"lora_config", "remat", "token_table", "lora"},
     {"variants", "weight"},
     {"gated_mlp"},
     {"siglip", "gemma"},

@@ -15,6 +15,7 @@ from PIL import Image
 
 from rt2_jax.actions import RT1, TABLETOP, ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.checkpoint_meta import FORMAT
 from rt2_jax.envs.tabletop import pictures
 from rt2_jax.envs.tabletop.benchmark import Tabletop
 from rt2_jax.envs.tabletop.pictures import Pictures
@@ -64,6 +65,7 @@ def save_run(folder, tokenizer, prefix_length=48, history=1, space=TABLETOP):
     "observation": spec,
     "observations": {"tabletop": spec},
     "tokenizer_sha256": tokenizer.sha256,
+    "format": FORMAT,
   }
   params = init_params(model, jax.random.key(0))
   checkpoints = Checkpoints(folder / "checkpoints")

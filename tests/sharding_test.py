@@ -48,7 +48,7 @@ def test_a_layer_axis_is_never_split():
 
 def test_an_unknown_parameter_is_named():
   shape = jax.ShapeDtypeStruct((4, 4), np.float32)
-  with pytest.raises(ValueError, match="'llm/adapter/w', which no rule match"):
+  with pytest.raises(ValueError, match="'llm/adapter/w', which no row match"):
     sharding.state_shardings(
       {"llm": {"adapter": {"w": shape}}}, make_mesh({"data": 8})
     )

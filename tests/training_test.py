@@ -102,11 +102,11 @@ def test_statistics_give_bounds_and_stay_in_the_checkpoint(fields):
   source = {"statistics": str(file), "bounds": "q01_q99"}
   fields["sources"]["bridge"] |= source
   config = TrainConfig.from_dict(fields)
-  meta = training.make_meta(config, fields, config.action_tokenizers())
+  meta = training.make_meta(config, fields, config.action_tokenizers(), {})
   figures = json.loads(file.read_text())
-  assert meta["statistics"] == {"bridge": figures}
-  dx = meta["action_tokenizers"]["bridge"]["space"]["dimensions"][1]
-  assert [dx["low"], dx["high"]] == figures["bounds"]["dx"]
+  assert meta.statistics == {"bridge": figures}
+  dx = meta.action_tokenizers["bridge"].space.dimensions[1]
+  assert [dx.low, dx.high] == figures["bounds"]["dx"]
 
 
 def test_tensorboard_gets_every_metric_of_every_source(fields, tmp_path):

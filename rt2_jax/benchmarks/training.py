@@ -148,7 +148,7 @@ def facts(case: Case, steps: Steps, flops: float) -> dict[str, Any]:
 
 def as_torch_knows_it(fields: dict[str, Any]) -> dict[str, Any]:
   """Images that both sides see alike, and one update that both know."""
-  augmentation = dict.fromkeys(fields["augmentation"], 0.0)
+  augmentation = dict.fromkeys(fields.get("augmentation", {}), 0.0)
   plain = {"name": "adamw", "warmup_steps": 0, "frozen": ()}
   plain |= {"schedule": "constant", "weight_decay": 0.0}
   return fields | {

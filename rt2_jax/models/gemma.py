@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rt2_jax.models.gated_mlp import GatedMlp
-from rt2_jax.models.lora import LoraConfig
+from rt2_jax.models.lora_config import LoraConfig
 from rt2_jax.models.remat import rematerialized, ungated
 from rt2_jax.models.token_table import lookup, scores
 from rt2_jax.models.variants import GemmaConfig

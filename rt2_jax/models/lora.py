@@ -8,7 +8,6 @@ Letters of an equation: "c" counts matrices that lie in one array (query, key
 and value; gate and up), "r" is the rank. Adapters are float32.
 """
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterable
@@ -23,43 +22,6 @@ from rt2_jax.errors import UserError
 # Beside the parameter `w` lie `w_lora/a` and `w_lora/b`.
 SUFFIX = "_lora"
 _ADAPTER = re.compile(rf"(.*){SUFFIX}/[ab]")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-  """Which matrices get an adapter.
-
-  Attributes:
-    rank: of every adapter; 0 makes none.
-    alpha: adapters are scaled by alpha / rank.
-    targets: patterns of parameter names, such as "llm/layers/".
-
-  Raises:
-    UserError: a rank without targets.
-  """
-
-  rank: int = 0
-  alpha: float = 16.0
-  targets: tuple[str, ...] = ()
-
-  def __post_init__(self):
-    if self.rank and not self.targets:
-      raise UserError(
-        f"got config.model.lora_rank = {self.rank} without lora_targets, "
-        "expected patterns of parameter names, such as ('llm/layers/',)"
-      )
-
-  @property
-  def scale(self) -> float:
-    return self.alpha / self.rank
-
-  def adapts(self, name: str) -> bool:
-    """Tells whether the parameter `name` has an adapter."""
-    hit = any(re.search(pattern, name) for pattern in self.targets)
-    return self.rank > 0 and hit
-
-
-OFF = LoraConfig()
 
 
 class _Axes(NamedTuple):

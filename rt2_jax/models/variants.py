@@ -11,8 +11,7 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.models import lora
-from rt2_jax.models.lora import LoraConfig
+from rt2_jax.models.lora_config import OFF, LoraConfig
 from rt2_jax.models.remat import POLICIES
 from rt2_jax.ranges import at_least, more_than
 
@@ -55,7 +54,7 @@ class SiglipConfig:
   image_size: int = 224
   dtype: str = "float32"
   remat: str = "none"
-  lora: LoraConfig = lora.OFF
+  lora: LoraConfig = OFF
 
   def __post_init__(self):
     if self.image_size <= 0 or self.image_size % self.patch_size:
@@ -119,7 +118,7 @@ class GemmaConfig:
   family: str = "gemma"
   dtype: str = "float32"
   remat: str = "none"
-  lora: LoraConfig = lora.OFF
+  lora: LoraConfig = OFF
 
   def __post_init__(self):
     if self.num_heads % self.num_kv_heads:
@@ -167,7 +166,7 @@ class VLMConfig:
   def without_adapters(self) -> "VLMConfig":
     """The base of a model with LoRA's adapters."""
     img, llm = (
-      dataclasses.replace(part, lora=lora.OFF) for part in (self.img, self.llm)
+      dataclasses.replace(part, lora=OFF) for part in (self.img, self.llm)
     )
     return dataclasses.replace(self, img=img, llm=llm)
 

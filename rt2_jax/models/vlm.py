@@ -20,7 +20,7 @@ from rt2_jax import trees
 from rt2_jax.errors import UserError
 from rt2_jax.models import lora
 from rt2_jax.models.gemma import Gemma, KVCache
-from rt2_jax.models.lora import LoraConfig
+from rt2_jax.models.lora_config import LoraConfig
 from rt2_jax.models.siglip import Siglip
 from rt2_jax.models.variants import VLMConfig
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rt2_jax.models import lora
-from rt2_jax.models.lora import LoraConfig
+from rt2_jax.models.lora_config import LoraConfig
 
 
 class Weight(NamedTuple):

@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 
 from rt2_jax import losses, sharding
 from rt2_jax.models.gemma import Einsum, Gemma, RMSNorm, rope
-from rt2_jax.models.lora import OFF
+from rt2_jax.models.lora_config import OFF
 from rt2_jax.models.remat import rematerialized
 from rt2_jax.models.vlm import VLM, abstract_params
 from rt2_jax.optimizer import OptimizerConfig, make_optimizer

@@ -18,7 +18,7 @@ import safetensors.numpy
 from rt2_jax import parameters, trees
 from rt2_jax.errors import UserError
 from rt2_jax.models import lora
-from rt2_jax.models.lora import LoraConfig
+from rt2_jax.models.lora_config import LoraConfig
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.weights import hf_names
 from rt2_jax.weights.files import read_json

@@ -8,7 +8,7 @@ import pytest
 
 from rt2_jax import trees
 from rt2_jax.models import lora
-from rt2_jax.models.lora import LoraConfig
+from rt2_jax.models.lora_config import LoraConfig
 from rt2_jax.models.vlm import VLM, init_params
 from tests import tiny_models
 

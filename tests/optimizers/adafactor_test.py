@@ -112,7 +112,7 @@ def test_every_parameter_of_every_decoder_has_its_matrices(llm):
 
 def test_a_parameter_of_another_name_is_refused():
   config = optimizer.OptimizerConfig(1e-3, 0, name="adafactor")
-  with pytest.raises(ValueError, match="'llm/adapter/w', which no rule"):
+  with pytest.raises(ValueError, match="'llm/adapter/w', which no row"):
     optimizer.make_optimizer(config, 10).init(
       {"llm": {"adapter": {"w": jnp.ones((4, 4))}}}
     )

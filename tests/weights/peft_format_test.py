@@ -11,7 +11,7 @@ import torch
 
 from rt2_jax import augment, trees
 from rt2_jax.models import lora
-from rt2_jax.models.lora import LoraConfig
+from rt2_jax.models.lora_config import LoraConfig
 from rt2_jax.models.vlm import VLM, init_params
 from rt2_jax.prompt import Prompt
 from rt2_jax.pytorch.policy import TorchPolicy
