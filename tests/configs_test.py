@@ -77,6 +77,8 @@ def test_a_recipe_is_sharded_on_its_slice(name):
     mesh=mesh,
     trained=tuple(config.optimizer.trained),
     frozen=tuple(config.optimizer.frozen),
+    param_dtype=config.optimizer.param_dtype,
+    frozen_dtype=config.optimizer.frozen_dtype,
   )
   state = trainer.abstract_state()
   if config.optimizer.name == "adafactor":

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.models.lora_config import OFF, LoraConfig
-from rt2_jax.models.remat import POLICIES
 from rt2_jax.ranges import at_least, more_than
 
 # Of decoders: model_type in transformers -> what people call it.
@@ -22,8 +21,12 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 
 
 def _check_remat(policy: str):
-  if policy not in POLICIES:
-    raise unknown_name("remat policy", str(policy), POLICIES)
+  if policy not in REMAT:
+    raise unknown_name("remat policy", str(policy), REMAT)
+
+
+# The names of `remat.POLICIES`: this file is read without JAX, too.
+REMAT = ("none", "full", "ungated", "dots")
 
 
 @dataclasses.dataclass(frozen=True)
