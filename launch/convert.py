@@ -38,8 +38,8 @@ from rt2_jax.policy import Policy
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.weights import (
   agreement,
-  base,
   export,
+  lora_base,
   merging,
   peft_format,
   pretrained,
@@ -198,7 +198,7 @@ def merge(output: pathlib.Path):
   model = VLMConfig.from_dict(checkpoint.meta["model"])
   whole = fits_in_memory(checkpoint)
   with proven(output) as workdir:
-    params = base.restore_whole(checkpoint)
+    params = lora_base.restore_whole(checkpoint)
     before, *_ = run_ours(checkpoint, params, whole)
     exact = merging.merge(params, model)
     del params  # room for the other side

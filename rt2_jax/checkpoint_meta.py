@@ -40,7 +40,7 @@ class CheckpointMeta:
     statistics: what `data/compute_stats.py` found of each source.
     data: length and fingerprint of each source.
     versions: of the libraries that shape a checkpoint.
-    base: which weights the adapters of LoRA belong to, see `weights.base`;
+    base: which weights the adapters of LoRA belong to, see `weights.lora_base`;
       empty without adapters.
     format: of this description.
   """

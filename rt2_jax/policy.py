@@ -37,7 +37,7 @@ from rt2_jax.robot_policy import (
   is_empty,
 )
 from rt2_jax.tokenizer import EOS, Tokenizer
-from rt2_jax.weights import base
+from rt2_jax.weights import lora_base
 
 
 class Policy(RobotPolicy):
@@ -112,7 +112,7 @@ class Policy(RobotPolicy):
     tokenizer, observation = meta.robot(source)
     mesh = mesh or one_device()
     shapes = held_params(meta.model)
-    params = base.restore(
+    params = lora_base.restore(
       checkpoints,
       meta,
       abstract(shapes, sharding.state_shardings(shapes, mesh)),

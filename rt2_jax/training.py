@@ -35,7 +35,7 @@ from rt2_jax.progress import Progress
 from rt2_jax.saved_step import Damaged
 from rt2_jax.train_config import TrainConfig, with_defaults
 from rt2_jax.train_state import Trainer, TrainState
-from rt2_jax.weights import base
+from rt2_jax.weights import lora_base
 
 _LOG = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     )
     if config.model.adapted:
       frozen = trainer.frozen_of(state.params)
-      record = base.record(config.pretrained, frozen, config.seed)
+      record = lora_base.record(config.pretrained, frozen, config.seed)
       meta = dataclasses.replace(meta, base=record)
     stack.enter_context(claim.held(workdir, fields, with_defaults))
     start = int(state.step)
@@ -307,11 +307,11 @@ def read_weights(
   Raises:
     UserError: they are of another model, or a run's of another tokenizer.
   """
-  if base.is_run(weights):
+  if lora_base.is_run(weights):
     run = Checkpoints.open_run(weights)
     model = trainer.model.without_adapters()
     check_same(run, dataclasses.replace(meta, model=model), ("model",))
-  return base.read(weights, trainer.model, abstract.params, trainer.seed)
+  return lora_base.read(weights, trainer.model, abstract.params, trainer.seed)
 
 
 def read_base(
@@ -326,12 +326,12 @@ def read_base(
   Raises:
     UserError: it is not the base that a checkpoint's adapters were trained on.
   """
-  params = base.read(weights, trainer.model, abstract.params, trainer.seed)
+  params = lora_base.read(weights, trainer.model, abstract.params, trainer.seed)
   stored, _ = checkpoints.restore_meta(step)
   flat, frozen = map(
     trees.flatten, (params, trainer.frozen_of(abstract.params))
   )
-  base.check(stored["base"], trees.unflatten({n: flat[n] for n in frozen}))
+  lora_base.check(stored["base"], trees.unflatten({n: flat[n] for n in frozen}))
   return params
 
 

@@ -75,7 +75,7 @@ INSIDE = {
     {"hf_config", "checks"},
     {"pretrained", "export", "stored_checkpoint", "torch_ends"}
     | {"merging", "peft_format"},
-    {"processor_agreement", "base"},
+    {"processor_agreement", "lora_base"},
     {"agreement"},
   ],
   "tpu": [
