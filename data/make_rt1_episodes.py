@@ -30,11 +30,15 @@ import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from PIL import Image
 
-from data.tfds_writer import check_settings, write_quietly
+from data.tfds_writer import (
+  SPLITS,
+  EpisodesBuilder,
+  check_settings,
+  write_quietly,
+)
 from rt2_jax.errors import UserError
 from rt2_jax.local_files import local_path
 
-SPLITS = ("train", "val")
 WRITER_VERSION = 1  # raise it whenever the same seed would give other episodes
 HEIGHT, WIDTH = 256, 320
 MARGIN = 64  # pixels that the camera moves by at most
@@ -213,42 +217,22 @@ def observation_fields(
   }
 
 
-# TFDS names the folder after the class. It is not registered, so that whoever
-# imports this file still finds the real dataset under its name.
-class Fractal20220817Data(
-  tfds.core.GeneratorBasedBuilder, skip_registration=True
-):
+class Fractal20220817Data(EpisodesBuilder, skip_registration=True):
   """Writes `settings["train_episodes"]` and `settings["val_episodes"]`."""
 
   VERSION = tfds.core.Version("0.1.0")
-  # Beside the code TFDS would look for checksums of downloads. There are none,
-  # and in a folder without __init__.py the search itself fails.
-  code_path = None
+  description = "Made-up episodes with the features of RT-1's data"
+  license = "Apache-2.0"
 
-  def __init__(self, settings: dict[str, float], data_dir: Path):
-    self.settings = settings
-    super().__init__(data_dir=data_dir)
+  def features(self) -> tfds.features.FeaturesDict:
+    return FEATURES
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description="Made-up episodes with the features of RT-1's data",
-      features=FEATURES,
-      metadata=tfds.core.MetadataDict(self.settings),
-      license="Apache-2.0",
-    )
-
-  def _split_generators(self, _) -> dict[str, Any]:
-    return {split: self._generate_examples(split) for split in SPLITS}
-
-  def _generate_examples(
-    self, split: str
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
+  def episodes(self, split: str) -> Iterator[dict[str, Any]]:
     settings = self.settings
     for number in range(settings[f"{split}_episodes"]):
       key = [settings["seed"], SPLITS.index(split), number]
       rng = np.random.default_rng(key)
-      yield number, episode(rng, settings["num_steps"], settings["noise"])
+      yield episode(rng, settings["num_steps"], settings["noise"])
 
 
 def make(

@@ -36,7 +36,12 @@ import tqdm
 from absl import app, flags, logging
 from PIL import Image
 
-from data.tfds_writer import check_settings, write_quietly
+from data.tfds_writer import (
+  SPLITS,
+  EpisodesBuilder,
+  check_settings,
+  write_quietly,
+)
 from rt2_jax.envs.tabletop import pictures, seen
 from rt2_jax.envs.tabletop.environment import (
   SUCCESS,
@@ -47,7 +52,6 @@ from rt2_jax.envs.tabletop.instructions import FAMILIES
 from rt2_jax.errors import UserError
 from rt2_jax.local_files import local_path
 
-SPLITS = ("train", "val")
 SCENE_VERSION = 3  # raise it whenever the same seed would give other episodes
 PICTURES = Path(__file__).with_name("pictures.zip")
 JPEG_QUALITY = 95
@@ -214,46 +218,35 @@ def jpeg(image: np.ndarray) -> bytes:
   return data.getvalue()
 
 
-# TFDS names the folder after the class. Episodes come from other processes,
-# since drawing and TensorFlow do not go together: see envs/tabletop/camera.py.
-class Tabletop(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+# Episodes come from other processes, since drawing and TensorFlow do not go
+# together: see envs/tabletop/camera.py.
+class Tabletop(EpisodesBuilder, skip_registration=True):
   """Writes the episodes that the processes of `pool` record."""
 
   VERSION = tfds.core.Version("1.0.0")
-  # Beside the code TFDS would look for checksums of downloads. There are none,
-  # and in a folder without __init__.py the search itself fails.
-  code_path = None
+  description = (
+    "A scripted expert on a simulated tabletop, with pictures of Noto Emoji "
+    "(Apache-2.0) or Twemoji (CC BY 4.0)"
+  )
+  license = "Apache-2.0; Twemoji's pictures CC BY 4.0"
 
   def __init__(self, settings: Settings, data_dir: Path, pool: Any):
-    self.settings = settings
     self.outcomes: collections.Counter[tuple[str, str]] = collections.Counter()
     self._pool = pool
-    super().__init__(data_dir=data_dir)
+    super().__init__(settings, data_dir)
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description="A scripted expert on a simulated tabletop, with pictures "
-      "of Noto Emoji (Apache-2.0) or Twemoji (CC BY 4.0)",
-      features=features(self.settings["image_size"]),
-      metadata=tfds.core.MetadataDict(self.settings),
-      license="Apache-2.0; Twemoji's pictures CC BY 4.0",
-    )
+  def features(self) -> tfds.features.FeaturesDict:
+    return features(self.settings["image_size"])
 
-  def _split_generators(self, _) -> dict[str, Any]:
-    return {split: self._generate_examples(split) for split in SPLITS}
-
-  def _generate_examples(
-    self, split: str
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
+  def episodes(self, split: str) -> Iterator[dict[str, Any]]:
     numbers = range(self.settings[f"{split}_episodes"])
     recorded = self._pool.map(
       functools.partial(episode, self.settings, split), numbers, chunksize=CHUNK
     )
     bar = tqdm.tqdm(recorded, split, len(numbers), unit=" episodes")
-    for number, (example, outcomes) in enumerate(bar):
+    for example, outcomes in bar:
       self.outcomes.update(outcomes)
-      yield number, example
+      yield example
 
 
 def make(output_dir: str | Path, num_workers: int | None, **settings) -> Path:

@@ -1,14 +1,61 @@
 """Writing a TFDS folder: quietly, and never over other data."""
 
+import abc
 import contextlib
 import io
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+
+SPLITS = ("train", "val")
+
+
+class EpisodesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Builds a dataset of episodes with a split for each number of settings.
+
+  TFDS names the folder after the class, so that a dataset is a subclass. It is
+  not registered: a real dataset of that name is still found.
+  """
+
+  # Beside the code TFDS would look for checksums of downloads. There are none,
+  # and in a folder without __init__.py the search itself fails.
+  code_path = None
+  description: str
+  license: str
+
+  def __init__(self, settings: Mapping[str, Any], data_dir: Path):
+    """`settings` are kept in the folder, see `check_settings`."""
+    self.settings = settings
+    super().__init__(data_dir=data_dir)
+
+  @abc.abstractmethod
+  def features(self) -> tfds.features.FeaturesDict:
+    """Describes an episode."""
+
+  @abc.abstractmethod
+  def episodes(self, split: str) -> Iterator[dict[str, Any]]:
+    """Makes the episodes of a split."""
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=self.description,
+      features=self.features(),
+      metadata=tfds.core.MetadataDict(self.settings),
+      license=self.license,
+    )
+
+  def _split_generators(self, _) -> dict[str, Any]:
+    return {split: self._generate_examples(split) for split in SPLITS}
+
+  def _generate_examples(
+    self, split: str
+  ) -> Iterator[tuple[int, dict[str, Any]]]:
+    yield from enumerate(self.episodes(split))
 
 
 def write_quietly(builder: tfds.core.DatasetBuilder) -> None:
