@@ -23,11 +23,11 @@ A GPU has a program of its own, launch/gpu_check.py.
 """
 
 import json
-import runpy
 
 import absl.logging
 from absl import app, flags
 
+from launch import config_file
 from rt2_jax import platforms
 from rt2_jax.benchmarks import acting, meters, tabletop, training
 from rt2_jax.errors import ends_in_one_message
@@ -111,9 +111,7 @@ def policy() -> dict:
 
 
 def read_config() -> dict:
-  path, _, argument = _CONFIG.value.partition(":")
-  get_config = runpy.run_path(path)["get_config"]
-  return (get_config(argument) if argument else get_config()).to_dict()
+  return config_file.read(_CONFIG.value)
 
 
 def named(fields: dict) -> dict:

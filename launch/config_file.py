@@ -1,4 +1,4 @@
-"""Reads config files on a machine without `ml_collections`.
+"""Reads config files as they are, also without `ml_collections`.
 
 A config file needs `ConfigDict` alone, for which a dictionary with attributes
 stands in. All else of `ml_collections` is for flags.

@@ -124,10 +124,10 @@ def run(name: str):
 
 def config_of(name: str, changes: dict[str, Any] | None = None):
   """Reads a config: its `TrainConfig`, and what names it."""
-  from launch import bare_config
+  from launch import config_file
   from rt2_jax.train_config import TrainConfig, config_hash
 
-  fields = bare_config.read(name) | (changes or {})
+  fields = config_file.read(name) | (changes or {})
   named = {"config": name, "config_hash": config_hash(fields)}
   if _TINY.value:
     fields["model"] |= _SMALL

@@ -77,13 +77,27 @@ class Prompt:
       state: ids of the robot's state, from `state_ids`; none leaves its field
         empty.
     """
-    question = self.robot_question(instruction)
     if STATE_FIELD not in self.template:
-      return self.prefix(question)
-    parts = self.template.partition(STATE_FIELD)
-    before, after = (_fill(part, instruction) for part in parts[::2])
-    ids = [BOS, *self.tokenizer.encode(before), *map(int, state)]
-    return self._padded(ids + self.tokenizer.encode(after + "\n"), question)
+      return self.prefix(self.robot_question(instruction))
+    return self.with_state(self.around_state(instruction), state)
+
+  def around_state(self, instruction: str) -> tuple[list[int], list[int]]:
+    """The ids before a robot's state and those after it; costs most of a row.
+
+    The template has the field `{state}`.
+    """
+    before, _, after = self.template.partition(STATE_FIELD)
+    return (
+      [BOS, *self.tokenizer.encode(_fill(before, instruction))],
+      self.tokenizer.encode(_fill(after, instruction) + "\n"),
+    )
+
+  def with_state(
+    self, around: tuple[list[int], list[int]], state: Sequence[int]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Puts a state between the ids of `around_state`, as `robot_prefix`."""
+    before, after = around
+    return self._padded([*before, *map(int, state), *after])
 
   def robot_question(self, instruction: str) -> str:
     """Puts an instruction into the template, and no state."""
@@ -133,18 +147,16 @@ class Prompt:
     Raises:
       UserError: the question is longer than the prefix.
     """
-    return self._padded(question_ids(self.tokenizer, question), question)
+    return self._padded(question_ids(self.tokenizer, question))
 
-  def _padded(
-    self, ids: Sequence[int], question: str
-  ) -> tuple[np.ndarray, np.ndarray]:
+  def _padded(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Pads the ids of a question, see `prefix`."""
     pad = self.prefix_length - len(ids)
     if pad < 0:
       raise UserError(
         f"got a prompt of {len(ids)} tokens, expected at most "
-        f"{self.prefix_length}: {question!r}; shorten the instruction or "
-        "raise config.prompt.prefix_length"
+        f"{self.prefix_length}: {self.tokenizer.decode(ids)!r}; shorten the "
+        "instruction or raise config.prompt.prefix_length"
       )
     mask_input = np.arange(self.prefix_length) >= pad
     return np.asarray([*[PAD] * pad, *ids], np.int32), mask_input

@@ -248,17 +248,13 @@ class Trainer:
     (grads, metrics), _ = jax.lax.scan(add, nothing, parts)
     return jax.tree.map(lambda g: g / self.microbatches, grads), metrics
 
-  def vlm(self) -> VLM:
-    """The model without parameters."""
-    return VLM(self.model)
-
   def _loss(self, trained, frozen, images, batch):
     """The mean loss of the examples, and their metrics."""
     params = trees.join(frozen, trained)
     several_cameras = self.observation.several_cameras
     mask_image = augment.shown(batch.image_size) if several_cameras else None
     logits, batch = OBJECTIVES[self.objective](
-      self.vlm(), params, images, mask_image, batch
+      VLM(self.model), params, images, mask_image, batch
     )
     loss = losses.answer_loss(logits, batch.suffix, batch.mask_loss)
     return loss.mean(), step_metrics.per_source(

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launch import bare_config
+from launch import config_file
 from rt2_jax import gpu_card, memory_estimate
 from rt2_jax.errors import UserError
 from rt2_jax.train_config import TrainConfig
@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 
 def config(name: str, **fields) -> TrainConfig:
-  return TrainConfig.from_dict(bare_config.read(f"configs/{name}") | fields)
+  return TrainConfig.from_dict(config_file.read(f"configs/{name}") | fields)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launch import bare_config, gpu_check
+from launch import config_file, gpu_check
 from tests.conftest import ROOT
 
 WITHOUT = """
@@ -57,11 +57,11 @@ def test_a_bare_machine_is_enough(part):
   [*gpu_check.CONFIGS.values(), "configs/rt1_debug.py"],
 )
 def test_config_files_read_the_same_without_ml_collections(name, monkeypatch):
-  expected = bare_config.read(name)
-  monkeypatch.setitem(sys.modules, "ml_collections", bare_config.stand_in())
+  expected = config_file.read(name)
+  monkeypatch.setitem(sys.modules, "ml_collections", config_file.stand_in())
   for module in [m for m in sys.modules if m.startswith("configs")]:
     monkeypatch.delitem(sys.modules, module)
-  found = bare_config.read(name)
+  found = config_file.read(name)
   texts = [json.dumps(f, sort_keys=True) for f in (found, expected)]
   assert texts[0] == texts[1]
 

@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from launch import bare_config
+from launch import config_file
 from rt2_jax import memory_estimate, sharding
 from rt2_jax.benchmarks import training
 from rt2_jax.tpu import train_step
@@ -18,7 +18,7 @@ SMALL |= {"vocab_size": 3200, "dtype": "float32"}
 
 
 def config(name: str, **changes) -> TrainConfig:
-  fields = bare_config.read(f"configs/{name}")
+  fields = config_file.read(f"configs/{name}")
   for part, values in changes.items():
     merge = isinstance(values, dict)
     fields[part] = fields[part] | values if merge else values

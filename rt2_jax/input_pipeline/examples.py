@@ -89,9 +89,15 @@ class RobotExamples:
     prompt.suffix([0] * tokenizer.answer_length)  # raises if it is too short
     index = source.index
     longest = prompt.state_ids(spec.state, np.zeros(index.state.shape[1]))
-    self._prefixes, unfit = _written(
-      index.texts, lambda text: prompt.robot_prefix(text, longest)
-    )
+
+    def write_instruction(text: str) -> Any:
+      if spec.state is None:
+        return prompt.robot_prefix(text)
+      around = prompt.around_state(text)
+      prompt.with_state(around, longest)  # raises if it is too long
+      return around
+
+    self._prefixes, unfit = _written(index.texts, write_instruction)
 
     def write_plan(plan: str) -> np.ndarray:
       ids = prompt.plan_ids(plan)
@@ -138,13 +144,13 @@ class RobotExamples:
 
   def _prefix(self, i: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Asks for step `i`, with its state or, by dropout, without."""
-    instruction = self.source.instruction(i)
-    if not self._spec.state:
-      return self._prefixes[instruction]
+    prefix = self._prefixes[self.source.instruction(i)]
+    if self._spec.state is None:
+      return prefix
     # A function of (step, epoch), so that a run that goes on asks the same.
     dropped = np.random.default_rng((i, epoch)).random() < self._dropout
     state = () if dropped else self._states[i]
-    return self._prompt.robot_prefix(instruction, state)
+    return self._prompt.with_state(prefix, state)
 
   def _images(self, data: Sequence[bytes]) -> tuple[bytes | None, ...]:
     """Puts the images of the cameras that there are into the model's order."""

@@ -186,6 +186,14 @@ def _standardized(
       f"function, expected [{episode.length}, {len(names)}]: one for each step "
       f"of the episode, of {', '.join(names)}; correct the function"
     )
+  bad = np.argwhere(~np.isfinite(state))
+  if bad.size:
+    step, number = bad[0]
+    raise UserError(
+      f"{episode.where}: got {state[step, number]} for {names[number]!r} of "
+      f"the state in step {step}, expected a finite number; repair or drop "
+      "this episode"
+    )
   return canonical, state
 
 

@@ -1,5 +1,6 @@
 """The index of steps, and random access through it."""
 
+import dataclasses
 import pathlib
 import re
 
@@ -10,9 +11,9 @@ from rt2_jax.actions import RT2, ActionSpace, Dimension
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets
 from rt2_jax.input_pipeline.episodes import Canonical, Filters, make_filters
-from rt2_jax.input_pipeline.rlds import StepSource
+from rt2_jax.input_pipeline.rlds import RobotState, StepSource
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
-from rt2_jax.observation import ObservationSpec
+from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.storage import LocalStorage
 from tests import tiny_datasets
 
@@ -377,3 +378,28 @@ def test_an_episode_without_steps_has_none(tmp_path):
     with pytest.raises(ValueError, match="episode 1: got 5 .*expected 0"):
       open_source(config, "train")
     assert len(open_source(config, "train", max_skipped=1)) == 5
+
+
+@pytest.mark.parametrize(
+  ("state", "got"),
+  [
+    (np.zeros((5, 1)), r"states \[5, 1\] .*expected \[6, 1\]"),
+    (np.zeros(6), r"states \[6\] .*expected \[6, 1\]"),
+    ([[0], [1], [np.nan], [3], [4], [5]], "got nan for 'x' .*in step 2"),
+  ],
+)
+def test_states_that_do_not_fit_their_episode(
+  tmp_path, monkeypatch, state, got
+):
+  space = ActionSpace("arm", "base", (Dimension("x", "m"),))
+  known = dataclasses.replace(
+    datasets.DATASETS["bridge_dataset"],
+    state=RobotState(space, lambda episode: state),
+  )
+  monkeypatch.setitem(datasets.DATASETS, "mine", known)
+  tiny_datasets.write(tmp_path, [tiny_datasets.bridge_episode(0, length=6)])
+  config = SourceConfig("mine", str(tmp_path))
+  spec = config.observation_spec(ONE_CAMERA, True)
+  with pytest.raises(UserError, match=got):
+    open_source(config, "train", spec)
+  assert open_source(config, "train").index.state.shape == (6, 0)
