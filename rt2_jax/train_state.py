@@ -82,6 +82,7 @@ class Trainer:
     ema_decay: of the running mean of the parameters, 0 for none.
     objective: one of `OBJECTIVES`.
     observation: cameras of the model, and which of them may be cropped.
+    module: computes the model.
   """
 
   model: VLMConfig
@@ -98,6 +99,7 @@ class Trainer:
   ema_decay: float = 0.0
   objective: str = "answers"
   observation: ObservationSpec = ONE_CAMERA
+  module: type[VLM] = VLM
 
   def abstract_state(self) -> TrainState:
     """ShapeDtypeStructs with shardings; allocates nothing.
@@ -254,7 +256,7 @@ class Trainer:
     several_cameras = self.observation.several_cameras
     mask_image = augment.shown(batch.image_size) if several_cameras else None
     logits, batch = OBJECTIVES[self.objective](
-      VLM(self.model), params, images, mask_image, batch
+      self.module(self.model), params, images, mask_image, batch
     )
     loss = losses.answer_loss(logits, batch.suffix, batch.mask_loss)
     return loss.mean(), step_metrics.per_source(

@@ -73,7 +73,9 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     evaluation = make_evaluation(config, tokenizers, mesh)
     data = fingerprints(config, batches, evaluation)
     meta = make_meta(config, fields, tokenizers, data)
-  consensus.check_equal({**meta.to_dict(), "code": consensus.code()})
+  # With the defaults: a field that one process states is named on both.
+  described = meta.to_dict() | {"config": with_defaults(fields)}
+  consensus.check_equal({**described, "code": consensus.code()})
   consensus.check_shared(workdir)
   claim.check(workdir, fields, with_defaults)
   with contextlib.ExitStack() as stack:

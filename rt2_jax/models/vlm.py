@@ -10,6 +10,7 @@ D decoder width, V vocabulary, A chosen tokens.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import flax
 import flax.linen as nn
@@ -73,10 +74,11 @@ class VLM(nn.Module):
   """
 
   config: VLMConfig
+  decoder: ClassVar[type[Gemma]] = Gemma
 
   def setup(self):
     self.img = Siglip(self.config.img, out_width=self.config.llm.width)
-    self.llm = Gemma(self.config.llm)
+    self.llm = self.decoder(self.config.llm)
 
   def embed_images(self, images: jax.Array) -> jax.Array:
     """Encodes every image alone and lays their tokens out one after the other.

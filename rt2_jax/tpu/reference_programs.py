@@ -31,10 +31,9 @@ from rt2_jax.models.gemma import Einsum, Gemma, RMSNorm, rope
 from rt2_jax.models.lora_config import OFF
 from rt2_jax.models.remat import rematerialized
 from rt2_jax.models.vlm import VLM, abstract_params
-from rt2_jax.optimizer import OptimizerConfig, make_optimizer
 from rt2_jax.tpu import train_step
 from rt2_jax.train_config import TrainConfig
-from rt2_jax.train_state import Trainer, TrainState
+from rt2_jax.train_state import TrainState
 
 MESH = {"slice": 1, "data": 1, "fsdp": 256, "model": 1}
 _CHIPS = math.prod(MESH.values())
@@ -90,7 +89,8 @@ def lower_paligemma(
 ) -> tuple[jax.stages.Lowered, Mesh, dict]:
   """The trainer's own step, its state placed as big_vision places it."""
   mesh = config.make_mesh(devices)
-  trainer = PlainTrainer(**vars(config.make_trainer({}, mesh)))
+  trainer = config.make_trainer({}, mesh)
+  trainer = dataclasses.replace(trainer, module=PlainVLM)
   params = abstract_params(config.model)
   state = TrainState(
     step=jax.ShapeDtypeStruct((), jnp.int32),
@@ -112,26 +112,17 @@ def plain_scores(hidden: jax.Array, rows: jax.Array) -> jax.Array:
   return jnp.einsum("...d,vd->...v", hidden, rows)
 
 
-class PlainTrainer(Trainer):
-  """A trainer whose token table has JAX's own gradients."""
-
-  def vlm(self) -> VLM:
-    return PlainVLM(self.model)
-
-
-class PlainVLM(VLM):
-  """A VLM whose token table has JAX's own gradients."""
-
-  def setup(self):
-    super().setup()
-    self.llm = PlainGemma(self.config.llm)
-
-
 class PlainGemma(Gemma):
   """A decoder whose token table has JAX's own gradients."""
 
   lookup: ClassVar[Callable] = staticmethod(plain_lookup)
   scores: ClassVar[Callable] = staticmethod(plain_scores)
+
+
+class PlainVLM(VLM):
+  """A VLM whose token table has JAX's own gradients."""
+
+  decoder: ClassVar[type[Gemma]] = PlainGemma
 
 
 def longest(shape: tuple[int, ...]) -> int | None:
@@ -146,8 +137,10 @@ def lower_decoder(
   """A decoder's training step, its weights split along the width."""
   mesh = sharding.make_mesh(MESH, devices)
   model = Decoder(config)
-  optimizer = make_optimizer(
-    OptimizerConfig(3e-5, 1, b2=0.95, weight_decay=0.1), num_steps=100
+  # Its parameters have no row in our table.
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(3e-5, b2=0.95, weight_decay=0.1),
   )
   tokens = jax.ShapeDtypeStruct(
     (config.batch_size, config.columns + 1),
