@@ -128,19 +128,27 @@ def changes_that_fit(
     then needs; None where none fits.
   """
   for change in _CHANGES:
-    for parts in (1, 2, 4, 8, 16):
-      microbatches = config.microbatches * parts
-      if config.batch_size % microbatches:
-        continue
-      flags = dict(change)
-      if config.model.llm.remat == "full":
-        flags.pop("model.remat", None)
-      if parts > 1:
-        flags["microbatches"] = microbatches
-      memory = memory_estimate.of(_changed(config, flags))
+    flags = dict(change)
+    if config.model.llm.remat == "full":
+      flags.pop("model.remat", None)
+    changed = _changed(config, flags)
+    state = memory_estimate.abstract_state(changed)
+    for microbatches in _microbatches(config):
+      parts = dataclasses.replace(changed, microbatches=microbatches)
+      memory = memory_estimate.of(parts, state)
       if fits(memory, limit):
+        if microbatches > config.microbatches:
+          flags["microbatches"] = microbatches
         return flags, memory
   return None
+
+
+def _microbatches(config: TrainConfig) -> Iterator[int]:
+  """The config's own, and its doubles down to a row at once."""
+  number = config.microbatches
+  while config.batch_size % number == 0:
+    yield number
+    number *= 2
 
 
 # From what costs nothing to what trains less.

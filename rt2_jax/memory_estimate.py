@@ -29,11 +29,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from rt2_jax import sharding, trees
 from rt2_jax.models.variants import GemmaConfig, SiglipConfig
 from rt2_jax.tpu import train_step
 from rt2_jax.train_config import TrainConfig
+from rt2_jax.train_state import TrainState
 
 # Arrays as large as the logits, and as attention's weights, that are alive at
 # once: float32, found in XLA's plans for an H100 (jax 0.11).
@@ -71,18 +73,31 @@ class Memory:
     return max(self.stages, key=self.stages.get)
 
 
-def of(config: TrainConfig) -> Memory:
-  """Estimates the step of a config on one device."""
-  mesh = sharding.make_mesh({}, jax.local_devices()[:1])
-  trainer = config.make_trainer(train_step.stand_in_tokenizers(config), mesh)
-  state = trainer.abstract_state()
+def abstract_state(config: TrainConfig) -> TrainState:
+  """ShapeDtypeStructs of a config's state; the batch's size changes nothing."""
+  tokenizers = train_step.stand_in_tokenizers(config)
+  return config.make_trainer(tokenizers, _one_device()).abstract_state()
+
+
+def of(config: TrainConfig, state: TrainState | None = None) -> Memory:
+  """Estimates the step of a config on one device.
+
+  Args:
+    config: whose step.
+    state: from `abstract_state`, which takes longest.
+  """
+  state = state or abstract_state(config)
   leaves = trees.flatten(state.params)
   return Memory(
     parameters=_bytes(state.params),
     optimizer=_bytes((state.opt_state, state.ema)),
-    batch=_bytes(train_step.abstract_batch(config, mesh)),
+    batch=_bytes(train_step.abstract_batch(config, _one_device())),
     stages=_stages(config, leaves, train_step.trained_names(config, leaves)),
   )
+
+
+def _one_device() -> Mesh:
+  return sharding.make_mesh({}, jax.local_devices()[:1])
 
 
 def _bytes(tree: Any) -> float:
