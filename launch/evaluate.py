@@ -87,7 +87,7 @@ def evaluate_actions(policy, name, source, reading, folder):
   steps = examples.open_robot(
     source,
     source.eval_split,
-    policy.tokenizer,
+    policy.action_tokenizer,
     policy.prompt,
     policy.observation,
     reading.index_folder,
@@ -144,7 +144,7 @@ def draw(result: action_accuracy.ActionAccuracy, path: pathlib.Path):
 
   Of a chunk it takes the first action, which is carried out at that step.
   """
-  dimensions = result.tokenizer.space.dimensions
+  dimensions = result.action_tokenizer.space.dimensions
   figure, axes = plt.subplots(
     len(dimensions), 1, figsize=(10, 1.6 * len(dimensions)), sharex=True
   )

@@ -227,12 +227,12 @@ def in_torch():
 
   device = "cuda" if torch.cuda.is_available() else "cpu"
   config, named = config_of("configs/rt2_paligemma_3b_robot_only.py")
-  prompt, tokenizers = synthetic.words(config)
+  prompt, action_tokenizers = synthetic.words(config)
   fields = hf_config.to_config(config.model, "bfloat16")
 
   def policy_of(dtype):
     model = random_model.random_model(fields, device, dtype)
-    actions = next(iter(tokenizers.values()))
+    actions = next(iter(action_tokenizers.values()))
     return TorchPolicy(model, prompt, actions, config.observation.spec)
 
   policy = policy_of("bfloat16")
@@ -256,7 +256,7 @@ def in_torch():
       lora = config.model.llm.lora
       random_model.add_lora(policy.model, lora.rank, lora.alpha)
     random_model.checkpoint_layers(policy.model)
-    batch = synthetic.batch(config, prompt, tokenizers)._asdict()
+    batch = synthetic.batch(config, prompt, action_tokenizers)._asdict()
     settings = dataclasses.asdict(config.optimizer) | {"repeats": _REPEATS}
     cast = torch.bfloat16 if part == "full_80" else None
     if device == "cuda":

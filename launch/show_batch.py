@@ -79,13 +79,13 @@ def main(argv):
   logging.getLogger("rt2_jax").setLevel(logging.INFO)
   path = local_path(_OUTPUT.value, "--output")
   config = TrainConfig.from_dict(experiment_flag.read())
-  tokenizers = config.action_tokenizers()
-  batch, images = load(config, tokenizers, _STEP.value)
+  action_tokenizers = config.action_tokenizers()
+  batch, images = load(config, action_tokenizers, _STEP.value)
   names = np.asarray(config.source_names)[batch.source]
   shares = ", ".join(
     f"{name} {count}" for name, count in collections.Counter(names).items()
   )
-  cards = make_cards(config, tokenizers, batch, images, _ROWS.value)
+  cards = make_cards(config, action_tokenizers, batch, images, _ROWS.value)
   title = f"step {_STEP.value}: {len(cards)} of {len(names)} rows; {shares}"
   output_folder(path.parent, "--output")
   with named_in_errors(path):
@@ -95,7 +95,7 @@ def main(argv):
 
 def load(
   config: TrainConfig,
-  tokenizers: dict[str, ActionTokenizer],
+  action_tokenizers: dict[str, ActionTokenizer],
   step: int,
 ) -> tuple[Batch, np.ndarray]:
   """The global batch of a step, and its images as the model sees them.
@@ -103,15 +103,15 @@ def load(
   Which mesh trains changes neither, so one device will do.
   """
   mesh = sharding.make_mesh({}, jax.devices()[:1])
-  batches = training.make_loader(config, tokenizers, mesh)
+  batches = training.make_loader(config, action_tokenizers, mesh)
   batch = next(batches.batches(step, step + 1))
-  trainer = config.make_trainer(tokenizers, mesh)
+  trainer = config.make_trainer(action_tokenizers, mesh)
   return batch, np.asarray(trainer.training_images(batch, step))
 
 
 def make_cards(
   config: TrainConfig,
-  tokenizers: dict[str, ActionTokenizer],
+  action_tokenizers: dict[str, ActionTokenizer],
   batch: Batch,
   images: np.ndarray,
   rows: int,
@@ -125,8 +125,8 @@ def make_cards(
     name = config.source_names[source]
     question = config.tokenizer.decode(batch.prefix[b, batch.mask_input[b]])
     ids = batch.suffix[b, batch.mask_loss[b] > 0][:-1]  # without eos
-    if name in tokenizers:
-      text = robot_text(tokenizers[name], prompt, ids)
+    if name in action_tokenizers:
+      text = robot_text(action_tokenizers[name], prompt, ids)
     else:
       text = (config.tokenizer.decode(ids),)
     cards.append(Card(name, shown[b], question.strip(), *text))
@@ -134,14 +134,14 @@ def make_cards(
 
 
 def robot_text(
-  tokenizer: ActionTokenizer, prompt: Prompt, ids: np.ndarray
+  action_tokenizer: ActionTokenizer, prompt: Prompt, ids: np.ndarray
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
   """The plan, if any, with the integers; the action with names and units."""
   plan, ids = prompt.split_plan(ids)
-  chunk = tokenizer.decode(ids)
-  dimensions = zip(tokenizer.space.dimensions, chunk.T, strict=True)
+  chunk = action_tokenizer.decode(ids)
+  dimensions = zip(action_tokenizer.space.dimensions, chunk.T, strict=True)
   values = tuple((d.name, in_units(d, column)) for d, column in dimensions)
-  integers = tokenizer.to_text(chunk)
+  integers = action_tokenizer.to_text(chunk)
   answer = f"{PLAN_START}{plan}{PLAN_END} {integers}" if plan else integers
   return answer, values
 

@@ -84,14 +84,17 @@ class CheckpointMeta:
       data = _from_format_1(data)
     names = [field.name for field in dataclasses.fields(cls)]
     fields = {name: data[name] for name in names if name in data}
-    tokenizers, specs = fields["action_tokenizers"], fields["observations"]
+    action_tokenizers, specs = (
+      fields["action_tokenizers"],
+      fields["observations"],
+    )
     return cls(
       **fields
       | {
         "model": VLMConfig.from_dict(fields["model"]),
         "action_tokenizers": {
           name: ActionTokenizer.from_dict(each)
-          for name, each in tokenizers.items()
+          for name, each in action_tokenizers.items()
         },
         "observation": ObservationSpec.from_dict(fields["observation"]),
         "observations": {
@@ -136,28 +139,28 @@ def _from_format_1(data: Mapping[str, Any]) -> dict[str, Any]:
   # The one place where the family is inferred: format 1 had two of them.
   family = "gemma2" if model["llm"]["post_norms"] else "gemma"
   spec = ObservationSpec(history=model.pop("num_frames")).to_dict()
-  tokenizers = data["action_tokenizers"]
+  action_tokenizers = data["action_tokenizers"]
   return {
     **data,
     "format": FORMAT,
     "model": model
     | {"num_images": spec["history"], "llm": model["llm"] | {"family": family}},
     "action_tokenizers": {
-      name: _chunk_of_one(each) for name, each in tokenizers.items()
+      name: _chunk_of_one(each) for name, each in action_tokenizers.items()
     },
     "observation": spec,
-    "observations": dict.fromkeys(tokenizers, spec),
+    "observations": dict.fromkeys(action_tokenizers, spec),
   }
 
 
-def _chunk_of_one(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+def _chunk_of_one(action_tokenizer: Mapping[str, Any]) -> dict[str, Any]:
   """A format 1 action tokenizer as one of format 2."""
-  space = tokenizer["space"]
+  space = action_tokenizer["space"]
   dimensions = [
     {**d, "at_end": _AT_END.get(d["name"], 0.0)} for d in space["dimensions"]
   ]
   return {
-    **tokenizer,
+    **action_tokenizer,
     "horizon": 1,
     "space": {**space, "dimensions": dimensions},
   }

@@ -22,14 +22,14 @@ class Evaluation:
   def __init__(
     self,
     config: TrainConfig,
-    tokenizers: Mapping[str, ActionTokenizer],
+    action_tokenizers: Mapping[str, ActionTokenizer],
     mesh: Mesh,
   ):
     """Opens the splits, so that a missing one stops a run at its start.
 
     Args:
       config: whose sources and `evaluation` are used.
-      tokenizers: of the robot sources.
+      action_tokenizers: of the robot sources.
       mesh: where the parameters live.
 
     Raises:
@@ -44,7 +44,7 @@ class Evaluation:
       name: examples.open_robot(
         source,
         source.eval_split,
-        tokenizers[name],
+        action_tokenizers[name],
         prompt,
         specs[name],
         *reading,
@@ -57,8 +57,10 @@ class Evaluation:
       if source.eval_split
     }
     self._policies = {
-      name: Policy(config.model, None, prompt, tokenizer, specs[name], mesh)
-      for name, tokenizer in tokenizers.items()
+      name: Policy(
+        config.model, None, prompt, action_tokenizer, specs[name], mesh
+      )
+      for name, action_tokenizer in action_tokenizers.items()
     }
     self._answering = Policy(config.model, None, prompt, None, spec, mesh)
 

@@ -75,8 +75,8 @@ class Memory:
 
 def abstract_state(config: TrainConfig) -> TrainState:
   """ShapeDtypeStructs of a config's state; the batch's size changes nothing."""
-  tokenizers = train_step.stand_in_tokenizers(config)
-  return config.make_trainer(tokenizers, _one_device()).abstract_state()
+  action_tokenizers = train_step.stand_in_action_tokenizers(config)
+  return config.make_trainer(action_tokenizers, _one_device()).abstract_state()
 
 
 def of(config: TrainConfig, state: TrainState | None = None) -> Memory:

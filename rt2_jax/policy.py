@@ -52,7 +52,7 @@ class Policy(RobotPolicy):
     model: VLMConfig,
     params: dict,
     prompt: Prompt | None,
-    tokenizer: ActionTokenizer | None,
+    action_tokenizer: ActionTokenizer | None,
     observation: ObservationSpec = ONE_CAMERA,
     mesh: Mesh | None = None,
   ):
@@ -62,26 +62,26 @@ class Policy(RobotPolicy):
       model: sizes of the model.
       params: its parameters, on the devices of the mesh.
       prompt: how robots and questions are put into words; None to lower only.
-      tokenizer: what action tokens mean; None for a model that only answers.
+      action_tokenizer: the meaning of action tokens; None without actions.
       observation: what the model reads of the robot's observations.
       mesh: where the model computes; default: one device.
     """
     self.model = model
     self.params = params
     self.prompt = prompt
-    self.tokenizer = tokenizer
+    self.action_tokenizer = action_tokenizer
     self.observation = observation
     self.mesh = mesh or one_device()
     sizes = model, self.mesh, observation.several_cameras
-    if tokenizer:
-      self._decode = _program(_image_to_ids, *sizes, tokenizer.writing)
+    if action_tokenizer:
+      self._decode = _program(_image_to_ids, *sizes, action_tokenizer.writing)
     if prompt:
       end, longest = prompt.plan_end, prompt.plan_length
       room = prompt.suffix_length - 1  # for eos, as answers are taught
       self._answer = _program(_image_to_text, *sizes, room)
-    if tokenizer and prompt:
+    if action_tokenizer and prompt:
       self._plan = _program(
-        _image_to_plan_and_ids, *sizes, tokenizer.writing, end, longest
+        _image_to_plan_and_ids, *sizes, action_tokenizer.writing, end, longest
       )
     self._force = _program(_image_to_forced, *sizes)
 
@@ -109,7 +109,7 @@ class Policy(RobotPolicy):
     checkpoints = Checkpoints.open_run(folder)
     meta, model_file = checkpoints.restore_meta(step)
     meta = CheckpointMeta.from_dict(meta)
-    tokenizer, observation = meta.robot(source)
+    action_tokenizer, observation = meta.robot(source)
     mesh = mesh or one_device()
     shapes = held_params(meta.model)
     params = lora_base.restore(
@@ -120,7 +120,7 @@ class Policy(RobotPolicy):
     )
     checkpoints.close()
     prompt = meta.make_prompt(Tokenizer(model_file))
-    return cls(meta.model, params, prompt, tokenizer, observation, mesh)
+    return cls(meta.model, params, prompt, action_tokenizer, observation, mesh)
 
   def answer(
     self,

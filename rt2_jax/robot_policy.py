@@ -30,19 +30,19 @@ class RobotPolicy(abc.ABC):
 
   Attributes:
     prompt: how robots and questions are put into words.
-    tokenizer: what action tokens mean; None for a model that only answers.
+    action_tokenizer: the meaning of action tokens; None without actions.
     observation: what the model reads of an observation.
   """
 
   prompt: Prompt
-  tokenizer: ActionTokenizer | None
+  action_tokenizer: ActionTokenizer | None
   observation: ObservationSpec
 
   @property
   def action_space(self) -> ActionSpace:
     """The meaning of the numbers of an action."""
     self._check_can_act()
-    return self.tokenizer.space
+    return self.action_tokenizer.space
 
   def __call__(
     self, image: np.ndarray, instruction: str | Sequence[str]
@@ -101,7 +101,7 @@ class RobotPolicy(abc.ABC):
     """
     self._check_can_act()
     if not observations:
-      shape = 0, self.tokenizer.horizon, len(self.action_space)
+      shape = 0, self.action_tokenizer.horizon, len(self.action_space)
       return (), np.empty(shape, np.float32)
     return self._decoded(to_batch(observations, self.observation))
 
@@ -109,7 +109,7 @@ class RobotPolicy(abc.ABC):
     """Decodes the tokens of B chunks, int32[B, L]."""
     self._check_can_act()
     if not len(seen.instruction):
-      return np.empty((0, self.tokenizer.grammar.length), np.int32)
+      return np.empty((0, self.action_tokenizer.grammar.length), np.int32)
     return self._plans_and_ids(seen)[1]
 
   def prompts(self, seen: Batched) -> tuple[np.ndarray, np.ndarray]:
@@ -120,10 +120,10 @@ class RobotPolicy(abc.ABC):
   def _decoded(self, seen: Batched) -> tuple[tuple[str, ...], np.ndarray]:
     plans, ids = self._plans_and_ids(seen)
     words = tuple(self.prompt.split_plan(row)[0] for row in plans)
-    return words, self.tokenizer.decode(ids)
+    return words, self.action_tokenizer.decode(ids)
 
   def _check_can_act(self):
-    if self.tokenizer is None:
+    if self.action_tokenizer is None:
       raise UserError(
         "got a model that was trained on no robot, which answers questions "
         "and cannot act; train it with config.sources"

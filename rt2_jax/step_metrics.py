@@ -22,7 +22,7 @@ def per_source(
   loss: jax.Array,
   logits: jax.Array,
   batch: Batch,
-  tokenizers: Sequence[ActionTokenizer | None],
+  action_tokenizers: Sequence[ActionTokenizer | None],
 ) -> dict[str, jax.Array]:
   """Sums over the examples of each source; divide them by `examples`.
 
@@ -30,7 +30,7 @@ def per_source(
     loss: float32[B].
     logits: float32[B, S, V].
     batch: what they belong to.
-    tokenizers: of the M sources, None for a web source.
+    action_tokenizers: of the M sources, None for a web source.
 
   Returns:
     examples, loss and token_accuracy (of the answer, over the whole
@@ -39,7 +39,7 @@ def per_source(
     `l1/{m}` float32[H, D], distance in physical units between the likeliest
     valid bin and the recorded one.
   """
-  member = batch.source[:, None] == jnp.arange(len(tokenizers))
+  member = batch.source[:, None] == jnp.arange(len(action_tokenizers))
   member = member.astype(jnp.float32)
   right = jnp.argmax(logits, -1) == batch.suffix
   counted = batch.mask_loss / jnp.maximum(
@@ -50,17 +50,19 @@ def per_source(
     "loss": loss @ member,
     "token_accuracy": (right * counted).sum(-1) @ member,
   }
-  for m, tokenizer in enumerate(tokenizers):
-    if tokenizer is None or not isinstance(tokenizer.route, RareTokens):
+  for m, action_tokenizer in enumerate(action_tokenizers):
+    if action_tokenizer is None or not isinstance(
+      action_tokenizer.route, RareTokens
+    ):
       continue
-    candidates = logits[..., jnp.asarray(tokenizer.route.ids)]
-    shape = tokenizer.horizon, len(tokenizer.space)
+    candidates = logits[..., jnp.asarray(action_tokenizer.route.ids)]
+    shape = action_tokenizer.horizon, len(action_tokenizer.space)
     columns = _action_columns(batch.mask_loss, math.prod(shape))
     right_numbers, scores, suffix = (
       jax.vmap(lambda row, at: row[at])(x, columns)
       for x in (right, candidates, batch.suffix)
     )
-    errors = _bin_errors(scores, suffix, tokenizer)
+    errors = _bin_errors(scores, suffix, action_tokenizer)
     for name, each in (("correct", right_numbers), ("l1", errors)):
       metrics[f"{name}/{m}"] = (member[:, m] @ each).reshape(shape)
   return metrics
@@ -77,21 +79,21 @@ def _action_columns(mask_loss: jax.Array, width: int) -> jax.Array:
 
 
 def _bin_errors(
-  scores: jax.Array, suffix: jax.Array, tokenizer: ActionTokenizer
+  scores: jax.Array, suffix: jax.Array, action_tokenizer: ActionTokenizer
 ) -> jax.Array:
   """|likeliest valid bin - target bin| in physical units, float32[B, H * D].
 
   Args:
     scores: float32[B, H * D, NUM_BINS], logits of the action tokens.
     suffix: int32[B, H * D], the recorded tokens.
-    tokenizer: says what they mean.
+    action_tokenizer: says what they mean.
   """
-  ids = jnp.asarray(tokenizer.route.ids)
-  values = jnp.asarray(tokenizer.bin_values())
-  valid = np.arange(NUM_BINS) < np.asarray(tokenizer.sizes)[:, None]
+  ids = jnp.asarray(action_tokenizer.route.ids)
+  values = jnp.asarray(action_tokenizer.bin_values())
+  valid = np.arange(NUM_BINS) < np.asarray(action_tokenizer.sizes)[:, None]
   predicted = jnp.argmax(jnp.where(valid, scores, -jnp.inf), -1)
   target = jnp.argmax(suffix[..., None] == ids, -1)
-  dimension = np.arange(suffix.shape[1]) % len(tokenizer.space)
+  dimension = np.arange(suffix.shape[1]) % len(action_tokenizer.space)
   error = values[dimension, predicted] - values[dimension, target]
   # Rows of other sources may hold ids that no bin has.
   return jnp.nan_to_num(jnp.abs(error))

@@ -300,14 +300,16 @@ class TrainConfig:
     return sharding.make_mesh(shape, devices)
 
   def make_trainer(
-    self, tokenizers: Mapping[str, ActionTokenizer], mesh: Mesh
+    self, action_tokenizers: Mapping[str, ActionTokenizer], mesh: Mesh
   ) -> Trainer:
-    """The parts of a step; `tokenizers` are those of the robot sources."""
+    """Makes the parts of a step; `action_tokenizers` go by robot source."""
     return Trainer(
       model=self.model,
       optimizer=make_optimizer(self.optimizer, self.num_steps),
       augmentation=self.augmentation,
-      tokenizers=tuple(tokenizers.get(name) for name in self.source_names),
+      action_tokenizers=tuple(
+        action_tokenizers.get(name) for name in self.source_names
+      ),
       seed=self.seed,
       mesh=mesh,
       microbatches=self.microbatches,

@@ -70,7 +70,7 @@ class Trainer:
     model: sizes of the model.
     optimizer: from `optimizer.make_optimizer`.
     augmentation: how training images are changed.
-    tokenizers: the action tokenizer of each source, None for a web source.
+    action_tokenizers: one for each source, None for the web.
     seed: of the parameters and the augmentation.
     mesh: where everything lives.
     microbatches: parts that a batch is computed in, one after the other; more
@@ -88,7 +88,7 @@ class Trainer:
   model: VLMConfig
   optimizer: optax.GradientTransformation
   augmentation: augment.Augmentation
-  tokenizers: Sequence[ActionTokenizer | None]
+  action_tokenizers: Sequence[ActionTokenizer | None]
   seed: int
   mesh: Mesh
   microbatches: int = 1
@@ -260,7 +260,7 @@ class Trainer:
     )
     loss = losses.answer_loss(logits, batch.suffix, batch.mask_loss)
     return loss.mean(), step_metrics.per_source(
-      loss, logits, batch, self.tokenizers
+      loss, logits, batch, self.action_tokenizers
     )
 
   def _parts(self, x: jax.Array) -> jax.Array:

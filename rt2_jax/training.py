@@ -66,13 +66,13 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
   with consensus.together():
     config = TrainConfig.from_dict(fields)
     mesh = config.make_mesh(jax.devices())
-    tokenizers = config.action_tokenizers()
-    batches = make_loader(config, tokenizers, mesh)
-    trainer = config.make_trainer(tokenizers, mesh)
+    action_tokenizers = config.action_tokenizers()
+    batches = make_loader(config, action_tokenizers, mesh)
+    trainer = config.make_trainer(action_tokenizers, mesh)
     abstract = trainer.abstract_state()
-    evaluation = make_evaluation(config, tokenizers, mesh)
+    evaluation = make_evaluation(config, action_tokenizers, mesh)
     data = fingerprints(config, batches, evaluation)
-    meta = make_meta(config, fields, tokenizers, data)
+    meta = make_meta(config, fields, action_tokenizers, data)
   # With the defaults: a field that one process states is named on both.
   described = meta.to_dict() | {"config": with_defaults(fields)}
   consensus.check_equal({**described, "code": consensus.code()})
@@ -93,7 +93,7 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     start = int(state.step)
     log_start(config, state, mesh)
     writer = stack.enter_context(open_log(workdir / "tensorboard", start))
-    spaces = {name: t.space for name, t in tokenizers.items()}
+    spaces = {name: t.space for name, t in action_tokenizers.items()}
     progress = Progress(config, spaces, writer, start, window)
     step_fn = trainer.compile_step()
     steps = on_devices(batches, start, config.num_steps, mesh)
@@ -130,12 +130,14 @@ def open_log(folder: pathlib.Path, start: int) -> tensorboardX.SummaryWriter:
 
 
 def make_evaluation(
-  config: TrainConfig, tokenizers: Mapping[str, ActionTokenizer], mesh: Mesh
+  config: TrainConfig,
+  action_tokenizers: Mapping[str, ActionTokenizer],
+  mesh: Mesh,
 ) -> Evaluation | None:
   """Held-out data, opened; None when the config measures nothing."""
   if not config.evaluation.every:
     return None
-  return Evaluation(config, tokenizers, mesh)
+  return Evaluation(config, action_tokenizers, mesh)
 
 
 def log_start(config: TrainConfig, state: TrainState, mesh: Mesh):
@@ -171,7 +173,9 @@ def fingerprints(
 
 
 def make_loader(
-  config: TrainConfig, tokenizers: Mapping[str, ActionTokenizer], mesh: Mesh
+  config: TrainConfig,
+  action_tokenizers: Mapping[str, ActionTokenizer],
+  mesh: Mesh,
 ) -> loader.Loader:
   """This host's part of the mixture; opens and checks every source."""
   prompt = config.make_prompt()
@@ -181,7 +185,7 @@ def make_loader(
     examples.open_robot(
       source,
       source.split,
-      tokenizers[name],
+      action_tokenizers[name],
       prompt,
       specs[name],
       *reading,
@@ -226,7 +230,7 @@ def on_devices(
 def make_meta(
   config: TrainConfig,
   fields: Mapping[str, Any],
-  tokenizers: Mapping[str, ActionTokenizer],
+  action_tokenizers: Mapping[str, ActionTokenizer],
   data: Mapping[str, Any],
 ) -> CheckpointMeta:
   """Describes the run for its checkpoints."""
@@ -234,7 +238,7 @@ def make_meta(
     config=dict(fields),
     model=config.model,
     prompt=dataclasses.asdict(config.prompt),
-    action_tokenizers=tokenizers,
+    action_tokenizers=action_tokenizers,
     observation=config.observation.spec,
     observations=config.observation_specs(),
     statistics={

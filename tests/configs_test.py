@@ -72,7 +72,7 @@ def test_a_recipe_is_sharded_on_its_slice(name):
     model=config.model,
     optimizer=make_optimizer(config.optimizer, config.num_steps),
     augmentation=Augmentation(),
-    tokenizers=(None,),
+    action_tokenizers=(None,),
     seed=0,
     mesh=mesh,
     trained=tuple(config.optimizer.trained),

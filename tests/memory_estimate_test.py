@@ -48,7 +48,9 @@ def test_the_peak_that_an_h100_had(part, name):
 def planned(changed: TrainConfig) -> float:
   """XLA's plan for one CPU device."""
   mesh = sharding.make_mesh({}, jax.devices()[:1])
-  trainer = changed.make_trainer(train_step.stand_in_tokenizers(changed), mesh)
+  trainer = changed.make_trainer(
+    train_step.stand_in_action_tokenizers(changed), mesh
+  )
   batch = train_step.abstract_batch(changed, mesh)
   return training.planned_bytes(trainer.lower_step(batch).compile())
 

@@ -48,7 +48,7 @@ def make_trainer(mesh: dict[str, int], **fields) -> Trainer:
     "model": MODEL,
     "optimizer": optimizer.make_optimizer(config, 30),
     "augmentation": Augmentation(0.1, 0.1, 0.1, 0.1),
-    "tokenizers": (TOKENIZER, OTHER),
+    "action_tokenizers": (TOKENIZER, OTHER),
     "seed": 0,
     "mesh": sharding.make_mesh(mesh),
   }
@@ -103,7 +103,7 @@ def test_naming_patches_teaches_the_encoder_and_the_words_alone():
     objective="patches",
     optimizer=optimizer.make_optimizer(config, 60),
     augmentation=Augmentation(),
-    tokenizers=(None,),
+    action_tokenizers=(None,),
   )
   batch = make_batch(rows=8)  # one picture's four patches have four names
   batch = sharding.same_rows_to_devices(

@@ -333,7 +333,7 @@ def test_recorded_steps_are_evaluated_per_action_of_the_chunk(fields, policies):
     examples = open_robot(
       config.sources[name],
       "train",
-      ours.tokenizer,
+      ours.action_tokenizer,
       ours.prompt,
       ours.observation,
       "",

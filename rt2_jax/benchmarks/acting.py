@@ -15,9 +15,9 @@ from rt2_jax.train_config import TrainConfig
 
 def random_policy(config: TrainConfig) -> Policy:
   """Makes a policy with the config's sizes and random parameters."""
-  prompt, tokenizers = synthetic.words(config)
+  prompt, action_tokenizers = synthetic.words(config)
   params = synthetic.params(held_params(config.model))
-  actions = next(iter(tokenizers.values()))
+  actions = next(iter(action_tokenizers.values()))
   return Policy(config.model, params, prompt, actions, config.observation.spec)
 
 

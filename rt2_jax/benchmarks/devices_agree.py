@@ -33,8 +33,8 @@ def compare(
     pixels: fraction of the resized images' grey levels that are equal.
     actions: fraction of the action ids that are equal, in default precision.
   """
-  prompt, tokenizers = synthetic.words(config)
-  rows = synthetic.batch(config, prompt, tokenizers)
+  prompt, action_tokenizers = synthetic.words(config)
+  rows = synthetic.batch(config, prompt, action_tokenizers)
   params = jax.device_get(init_params(config.model, jax.random.key(0)))
   expected = _loss(config, params, rows, reference, "highest")
   found = {"robots": config.batch_size}
@@ -45,7 +45,7 @@ def compare(
   levels = [np.round((g[2] + 1) * 127.5) for g in (expected, got)]
   found["pixels"] = float(np.mean(levels[0] == levels[1]))
   ids = [
-    _ids(config, params, rows, prompt, tokenizers, place)
+    _ids(config, params, rows, prompt, action_tokenizers, place)
     for place in (reference, device)
   ]
   return found | {"actions": float(np.mean(ids[0] == ids[1]))}
@@ -78,11 +78,11 @@ def _loss(
   return np.asarray(logits), np.concatenate(flat), np.asarray(images)
 
 
-def _ids(config, params, rows, prompt, tokenizers, device) -> np.ndarray:
+def _ids(config, params, rows, prompt, action_tokenizers, device) -> np.ndarray:
   """The tokens of the action on every image."""
   mesh = sharding.make_mesh({}, [device])
   placed = jax.device_put(params, sharding.replicated(mesh))
-  actions = next(iter(tokenizers.values()))
+  actions = next(iter(action_tokenizers.values()))
   spec = config.observation.spec
   policy = Policy(config.model, placed, prompt, actions, spec, mesh)
   words = [synthetic.INSTRUCTION] * len(rows.image)

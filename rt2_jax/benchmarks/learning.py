@@ -35,8 +35,8 @@ def learn(config: TrainConfig, seconds: float) -> dict[str, Any]:
     fraction of their range. `chance` is the error of an action that always
     points to the middle.
   """
-  prompt, tokenizers = synthetic.words(config)
-  name, actions = next(iter(tokenizers.items()))
+  prompt, action_tokenizers = synthetic.words(config)
+  name, actions = next(iter(action_tokenizers.items()))
   mesh = config.make_mesh(jax.devices()[:1])
   trainer = config.make_trainer({name: actions}, mesh)
   rng = np.random.default_rng(0)

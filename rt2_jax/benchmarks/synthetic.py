@@ -39,12 +39,14 @@ def words(config: TrainConfig) -> tuple[Prompt, dict[str, ActionTokenizer]]:
 
 
 def batch(
-  config: TrainConfig, prompt: Prompt, tokenizers: dict[str, ActionTokenizer]
+  config: TrainConfig,
+  prompt: Prompt,
+  action_tokenizers: dict[str, ActionTokenizer],
 ) -> Batch:
   """Draws random images and actions, fixed by a seed."""
   rng = np.random.default_rng(0)
   rows = config.batch_size
-  actions = tokenizers[next(iter(config.sources))]
+  actions = action_tokenizers[next(iter(config.sources))]
   bins = rng.integers(0, actions.sizes, (rows, len(actions.sizes)))
   chunks = bins.reshape(rows, actions.horizon, len(actions.space))
   suffixes = [prompt.suffix(actions.encode_bins(chunk)) for chunk in chunks]

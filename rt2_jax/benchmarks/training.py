@@ -38,14 +38,14 @@ class Case:
   Attributes:
     config: one experiment.
     prompt: its own, or a stand-in's.
-    tokenizers: likewise, by robot source.
+    action_tokenizers: likewise, by robot source.
     trainer: on all devices.
     rows: a synthetic batch, on the host.
   """
 
   config: TrainConfig
   prompt: Prompt
-  tokenizers: Mapping[str, ActionTokenizer]
+  action_tokenizers: Mapping[str, ActionTokenizer]
   trainer: Trainer
   rows: Batch
 
@@ -57,10 +57,10 @@ class Case:
     """
     mesh = config.make_mesh(jax.devices())
     sharding.check_batch(config.batch_size, mesh.shape, config.microbatches)
-    prompt, tokenizers = synthetic.words(config)
-    trainer = config.make_trainer(tokenizers, mesh)
-    rows = synthetic.batch(config, prompt, tokenizers)
-    return cls(config, prompt, tokenizers, trainer, rows)
+    prompt, action_tokenizers = synthetic.words(config)
+    trainer = config.make_trainer(action_tokenizers, mesh)
+    rows = synthetic.batch(config, prompt, action_tokenizers)
+    return cls(config, prompt, action_tokenizers, trainer, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +168,7 @@ def in_torch(case: Case, state: TrainState, repeats: int) -> dict[str, Any]:
     config={},
     model=config.model,
     prompt=dataclasses.asdict(config.prompt),
-    action_tokenizers=case.tokenizers,
+    action_tokenizers=case.action_tokenizers,
     observation=config.observation.spec,
     observations=config.observation_specs(),
     tokenizer_sha256=case.prompt.tokenizer.sha256,

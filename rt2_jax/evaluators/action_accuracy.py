@@ -29,7 +29,7 @@ class ActionAccuracy:
   """The result, per dimension and over all.
 
   Attributes:
-    tokenizer: what bins and dimensions mean.
+    action_tokenizer: what bins and dimensions mean.
     recorded: float32[N, H, D] physical units.
     decoded: float32[N, H, D] physical units.
     forced: bool[N, H, D], whether the teacher-forced tokens of a number are
@@ -37,7 +37,7 @@ class ActionAccuracy:
       follows a plan, which the recorded steps do not hold.
   """
 
-  tokenizer: ActionTokenizer
+  action_tokenizer: ActionTokenizer
   recorded: np.ndarray
   decoded: np.ndarray
   forced: np.ndarray | None
@@ -48,9 +48,11 @@ class ActionAccuracy:
 
     Classes of a discrete dimension have no order: another one is far.
     """
-    to_bins = self.tokenizer.to_bins
+    to_bins = self.action_tokenizer.to_bins
     distance = np.abs(to_bins(self.decoded) - to_bins(self.recorded))
-    is_class = [d.kind == "discrete" for d in self.tokenizer.space.dimensions]
+    is_class = [
+      d.kind == "discrete" for d in self.action_tokenizer.space.dimensions
+    ]
     return np.where(is_class & (distance > 0), NUM_BINS, distance)
 
   @property
@@ -72,7 +74,7 @@ class ActionAccuracy:
       "l1": np.abs(self.decoded - self.recorded).mean((0, 1)),
     }
     metrics = {f"within_{NEAR}_bins/all": self.near}
-    if self.tokenizer.horizon > 1:
+    if self.action_tokenizer.horizon > 1:
       for h, mean in enumerate(near.all(-1).mean(0)):
         metrics[f"within_{NEAR}_bins/action_{h}"] = float(mean)
     if self.forced is not None:
@@ -80,7 +82,7 @@ class ActionAccuracy:
       metrics["forced_accuracy/mean"] = float(self.forced.mean())
     for name, values in columns.items():
       for dimension, value in zip(
-        self.tokenizer.space.names, values, strict=True
+        self.action_tokenizer.space.names, values, strict=True
       ):
         metrics[f"{name}/{dimension}"] = float(value)
     return metrics
@@ -99,7 +101,7 @@ class ActionAccuracy:
       share = metrics["forced_accuracy/mean"]
       mean = f"mean teacher-forced token accuracy {share:.3f}"
     rows = [f"{'dimension':<12}{''.join(columns.values())}{'L1':>13}  unit"]
-    for d in self.tokenizer.space.dimensions:
+    for d in self.action_tokenizer.space.dimensions:
       shares = "".join(
         f"{metrics[f'{name}/{d.name}']:>{len(title)}.3f}"
         for name, title in columns.items()
@@ -130,7 +132,7 @@ def evaluate(
   forces = not policy.prompt.plan_length
   for seen, chunks in steps:
     recorded.append(chunks)
-    decoded.append(policy.tokenizer.decode(policy.token_ids(seen)))
+    decoded.append(policy.action_tokenizer.decode(policy.token_ids(seen)))
     if forces:
       forced.append(_forced(policy, seen, chunks))
   if not recorded:
@@ -139,7 +141,7 @@ def evaluate(
       "or a larger limit"
     )
   return ActionAccuracy(
-    policy.tokenizer,
+    policy.action_tokenizer,
     np.concatenate(recorded),
     np.concatenate(decoded),
     np.concatenate(forced) if forced else None,
@@ -148,12 +150,14 @@ def evaluate(
 
 def _forced(policy: Policy, seen: Batched, chunks: np.ndarray) -> np.ndarray:
   """bool[b, H, D]: whose tokens are right, given the recorded ones before."""
-  tokenizer = policy.tokenizer
-  ids = [tokenizer.encode(chunk) for chunk in chunks]
+  action_tokenizer = policy.action_tokenizer
+  ids = [action_tokenizer.encode(chunk) for chunk in chunks]
   suffix = np.stack([policy.prompt.suffix(row)[0] for row in ids])
   images = seen.image, seen.image_size
   right = policy.forced_ids(*images, policy.prompts(seen), suffix) == suffix
-  starts = [np.cumsum([0, *tokenizer.token_counts(chunk)]) for chunk in chunks]
+  starts = [
+    np.cumsum([0, *action_tokenizer.token_counts(chunk)]) for chunk in chunks
+  ]
   numbers = [
     np.logical_and.reduceat(row[: at[-1]], at[:-1])
     for row, at in zip(right, starts, strict=True)

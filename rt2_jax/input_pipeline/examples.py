@@ -63,7 +63,7 @@ class RobotExamples:
   def __init__(
     self,
     source: StepSource,
-    tokenizer: ActionTokenizer,
+    action_tokenizer: ActionTokenizer,
     prompt: Prompt,
     spec: ObservationSpec = ONE_CAMERA,
     state_dropout: float = 0.0,
@@ -75,7 +75,7 @@ class RobotExamples:
 
     Args:
       source: all steps.
-      tokenizer: writes actions.
+      action_tokenizer: writes actions.
       prompt: says how long texts may be.
       spec: what the model reads, as the source was opened with.
       state_dropout: fraction of the examples whose prompt holds no state.
@@ -86,7 +86,9 @@ class RobotExamples:
         have plans and the prompt has not, or the other way round.
     """
     _check_plans(source, prompt)
-    prompt.suffix([0] * tokenizer.answer_length)  # raises if it is too short
+    prompt.suffix(
+      [0] * action_tokenizer.answer_length
+    )  # raises if it is too short
     index = source.index
     longest = prompt.state_ids(spec.state, np.zeros(index.state.shape[1]))
 
@@ -101,7 +103,7 @@ class RobotExamples:
 
     def write_plan(plan: str) -> np.ndarray:
       ids = prompt.plan_ids(plan)
-      prompt.suffix([0] * (len(ids) + tokenizer.answer_length))
+      prompt.suffix([0] * (len(ids) + action_tokenizer.answer_length))
       return ids
 
     self._plans, unfit_plans = _written(index.plans, write_plan)
@@ -121,9 +123,11 @@ class RobotExamples:
     self.largest_image = source.largest_image
     self.requests = self.source.requests
     self.location = self.source.location
-    self._tokenizer = tokenizer
+    self._action_tokenizer = action_tokenizer
     # Once: of a single step it takes most of the time that its text takes.
-    self._bins = tokenizer.to_bins(self.recorded_chunks()).astype(np.uint8)
+    self._bins = action_tokenizer.to_bins(self.recorded_chunks()).astype(
+      np.uint8
+    )
     self._states = prompt.state_ids(spec.state, self.source.index.state)
     self._dropout = state_dropout
     self._spec = spec
@@ -134,11 +138,11 @@ class RobotExamples:
 
   def recorded_chunks(self) -> np.ndarray:
     """The actions of all steps, float32[N, H, D] in physical units."""
-    return self.source.chunks(self._tokenizer.horizon)
+    return self.source.chunks(self._action_tokenizer.horizon)
 
   def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
     prefix = self._prefix(i, epoch)
-    action = self._tokenizer.encode_bins(self._bins[i])
+    action = self._action_tokenizer.encode_bins(self._bins[i])
     answer = np.concatenate([self._plans[self.source.plan(i)], action])
     return Row(self._images(data), *prefix, *self._prompt.suffix(answer))
 
@@ -165,7 +169,7 @@ class RobotExamples:
 def open_robot(
   config: SourceConfig,
   split: str,
-  tokenizer: ActionTokenizer,
+  action_tokenizer: ActionTokenizer,
   prompt: Prompt,
   spec: ObservationSpec,
   index_folder: str,
@@ -177,7 +181,7 @@ def open_robot(
   Args:
     config: the source.
     split: which of its splits.
-    tokenizer: writes its actions.
+    action_tokenizer: writes its actions.
     prompt: writes its instructions.
     spec: what the model reads of this source's robot.
     index_folder: where indexes are kept; "" keeps none.
@@ -191,7 +195,7 @@ def open_robot(
     config, split, spec, index_folder or None, max_skipped=max_skipped
   )
   return RobotExamples(
-    source, tokenizer, prompt, spec, state_dropout, max_skipped
+    source, action_tokenizer, prompt, spec, state_dropout, max_skipped
   )
 
 
@@ -274,8 +278,8 @@ class WebExamples:
     Raises:
       UserError: more are too long; the first are named.
     """
-    fits = (source.index.question <= prompt.prefix_length) & (
-      source.index.answer <= prompt.suffix_length
+    fits = (source.index.question_length <= prompt.prefix_length) & (
+      source.index.answer_length <= prompt.suffix_length
     )
     too_long = [_too_long(source, i, prompt) for i in np.flatnonzero(~fits)]
     unusable.tolerate(too_long, max_skipped)
@@ -310,8 +314,18 @@ class WebExamples:
 def _too_long(source: web.WebSource, i: int, prompt: Prompt) -> Unusable:
   """Which text of example `i` is too long, and what to do about it."""
   for what, tokens, room, field in (
-    ("a prompt", source.index.question[i], prompt.prefix_length, "prefix"),
-    ("an answer", source.index.answer[i], prompt.suffix_length, "suffix"),
+    (
+      "a prompt",
+      source.index.question_length[i],
+      prompt.prefix_length,
+      "prefix",
+    ),
+    (
+      "an answer",
+      source.index.answer_length[i],
+      prompt.suffix_length,
+      "suffix",
+    ),
   ):
     if tokens > room:
       return Unusable(

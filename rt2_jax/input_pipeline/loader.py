@@ -96,13 +96,13 @@ class Loader:
     text: list[Any] = [None] * len(self.rows)
     for s, examples in enumerate(self.examples):
       mine = np.flatnonzero(drawn.source == s)
-      requests = [examples.requests(int(drawn.index[b])) for b in mine]
+      requests = [examples.requests(int(drawn.example[b])) for b in mine]
       # One call per source, so that a remote storage sees all of it at once.
       data = iter(examples.storage.read([r for each in requests for r in each]))
       for b, each in zip(mine, requests, strict=True):
         own = [next(data) for _ in each]
-        index, epoch = int(drawn.index[b]), int(drawn.epoch[b])
-        sizes[b], text[b] = self._place(examples, index, epoch, own, pixels[b])
+        i, epoch = int(drawn.example[b]), int(drawn.epoch[b])
+        sizes[b], text[b] = self._place(examples, i, epoch, own, pixels[b])
     columns = map(np.stack, zip(*text, strict=True))
     return Batch(pixels, sizes, *columns, drawn.source)
 

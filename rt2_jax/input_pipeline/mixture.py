@@ -21,16 +21,16 @@ _ROUNDS = 6  # Feistel rounds; 4 already give a good permutation
 
 
 class Drawn(NamedTuple):
-  """What a row holds.
+  """The examples of some rows.
 
   Attributes:
-    source: int32[n], which source.
-    index: int64[n], which of the source's examples.
-    epoch: int64[n], how often the source was gone through before.
+    source: int32[n], the source's number.
+    example: int64[n], the example's number in its source.
+    epoch: int64[n], the source's passes that were finished before.
   """
 
   source: np.ndarray
-  index: np.ndarray
+  example: np.ndarray
   epoch: np.ndarray
 
 
@@ -71,7 +71,7 @@ class Mixture:
       )
 
   def draw(self, step: int, rows: np.ndarray, batch_size: int) -> Drawn:
-    """Which examples the given rows of the global batch hold.
+    """Draws the examples of some rows of the global batch.
 
     Args:
       step: training step, from 0.
@@ -80,15 +80,15 @@ class Mixture:
     """
     position = np.int64(step) * batch_size + np.asarray(rows, np.int64)
     source, visit = self._sources(position)
-    index = np.empty_like(visit)
+    example = np.empty_like(visit)
     epochs = visit // np.asarray(self.sizes)[source]
     for s, size in enumerate(self.sizes):
       mine = source == s
       for epoch in np.unique(epochs[mine]):
         at = mine & (epochs == epoch)
         key = (self.seed, s, int(epoch))
-        index[at] = permute(visit[at] % size, size, key)
-    return Drawn(source, index, epochs)
+        example[at] = permute(visit[at] % size, size, key)
+    return Drawn(source, example, epochs)
 
   @property
   def _shares(self) -> list[int]:

@@ -73,8 +73,8 @@ class WebIndex:
     offset: uint64[N], where its record's data begins.
     length: uint32[N], bytes of the record's data.
     checksum: uint32[N], crc32c of the record's data.
-    question: uint16[N], tokens of the prompt.
-    answer: uint16[N], tokens of the longest answer.
+    question_length: uint16[N], tokens of the prompt.
+    answer_length: uint16[N], tokens of the longest answer.
     damaged: what was left out because it cannot be used.
   """
 
@@ -83,8 +83,8 @@ class WebIndex:
   offset: np.ndarray
   length: np.ndarray
   checksum: np.ndarray
-  question: np.ndarray
-  answer: np.ndarray
+  question_length: np.ndarray
+  answer_length: np.ndarray
   damaged: tuple[Unusable, ...]
 
   def __len__(self) -> int:
@@ -123,7 +123,8 @@ class WebIndex:
     return dataclasses.replace(self, **columns)
 
 
-_COLUMNS = ("offset", "length", "checksum", "question", "answer")
+_LENGTHS = ("question_length", "answer_length")
+_COLUMNS = ("offset", "length", "checksum", *_LENGTHS)
 
 
 class WebSource:
@@ -222,15 +223,17 @@ def index_shard(
     rows.append((*place, *lengths))
   broken = [loss.record + 1 for loss in damaged if loss.records]
   table = np.asarray(rows, np.uint64).reshape(-1, 6)
-  number, offset, length, checksum, question, answer = table.T
+  number, offset, length, checksum, *token_lengths = table.T
   longest = np.iinfo(np.uint16).max
+  token_lengths = [
+    np.minimum(n, longest).astype(np.uint16) for n in token_lengths
+  ]
   return {
     "record": number.astype(np.uint32),
     "offset": offset,
     "length": length.astype(np.uint32),
     "checksum": checksum.astype(np.uint32),
-    "question": np.minimum(question, longest).astype(np.uint16),
-    "answer": np.minimum(answer, longest).astype(np.uint16),
+    **dict(zip(_LENGTHS, token_lengths, strict=True)),
     "num_records": np.asarray(max([seen, *broken])),
     "damaged": unusable.to_column(damaged),
   }
@@ -241,13 +244,13 @@ def _token_lengths(
 ) -> tuple[int, int]:
   """Tokens of the prompt and of the longest answer."""
   try:
-    question = len(question_ids(tokenizer, example.question))
-    answers = [
+    question_length = len(question_ids(tokenizer, example.question))
+    answer_lengths = [
       len(answer_ids(tokenizer.encode(text))) for text in example.answers
     ]
   except UserError as error:
     raise UserError(f"{record.where}: {error}") from error
-  return question, max(answers)
+  return question_length, max(answer_lengths)
 
 
 def parse(record: records.Record) -> WebExample:

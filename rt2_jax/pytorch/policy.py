@@ -40,12 +40,12 @@ class TorchPolicy(RobotPolicy):
     self,
     model: transformers.PaliGemmaForConditionalGeneration,
     prompt: Prompt,
-    tokenizer: ActionTokenizer | None,
+    action_tokenizer: ActionTokenizer | None,
     observation: ObservationSpec,
   ):
     self.model = model.eval()
     self.prompt = prompt
-    self.tokenizer = tokenizer
+    self.action_tokenizer = action_tokenizer
     self.observation = observation
 
   @classmethod
@@ -94,9 +94,9 @@ class TorchPolicy(RobotPolicy):
     file = _find_robot_file(folder)
     robot = json.loads(file.read_text(encoding="utf-8"))
     meta = CheckpointMeta.from_dict(robot)
-    tokenizer, observation = meta.robot(source)
+    action_tokenizer, observation = meta.robot(source)
     text = Tokenizer.from_file(file.parent / "tokenizer.model")
-    return cls(model, meta.make_prompt(text), tokenizer, observation)
+    return cls(model, meta.make_prompt(text), action_tokenizer, observation)
 
   @torch.inference_mode()
   def image_tokens(
@@ -224,7 +224,7 @@ class TorchPolicy(RobotPolicy):
         self.model, context, self.prompt.plan_end, self.prompt.plan_length
       )
     ids, finite = decode.decode_actions(
-      self.model, context, self.tokenizer.grammar
+      self.model, context, self.action_tokenizer.grammar
     )
     check_finite(finite)
     return plans, ids

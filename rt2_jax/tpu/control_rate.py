@@ -62,8 +62,8 @@ def lower_action(
   devices: list[jax.Device], config: TrainConfig, num_robots: int
 ) -> tuple[jax.stages.Lowered, Mesh, dict]:
   """One call of a config's policy, for `ahead_of_time.compile_for`."""
-  tokenizers = train_step.stand_in_tokenizers(config)
-  if not tokenizers:
+  action_tokenizers = train_step.stand_in_action_tokenizers(config)
+  if not action_tokenizers:
     raise UserError(
       f"got config.actions.route = {config.actions.route!r}, expected 'rare': "
       "other routes depend on the tokenizer's file"
@@ -80,9 +80,9 @@ def lower_action(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
     held_params(config.model),
   )
-  tokenizer = next(iter(tokenizers.values()))
+  action_tokenizer = next(iter(action_tokenizers.values()))
   spec = config.observation.spec
-  policy = Policy(config.model, params, None, tokenizer, spec, mesh)
+  policy = Policy(config.model, params, None, action_tokenizer, spec, mesh)
 
   def array(dtype, *shape):
     return jax.ShapeDtypeStruct((num_robots, *shape), dtype, sharding=whole)

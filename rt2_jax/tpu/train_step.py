@@ -109,7 +109,7 @@ def lower_train_step(
   """A config's step on described devices, for `ahead_of_time.compile_for`."""
   mesh = config.make_mesh(devices)
   sharding.check_batch(config.batch_size, mesh.shape, config.microbatches)
-  trainer = config.make_trainer(stand_in_tokenizers(config), mesh)
+  trainer = config.make_trainer(stand_in_action_tokenizers(config), mesh)
   state = trainer.abstract_state()
   facts = {
     "parameters": bytes_per_chip(state.params),
@@ -210,7 +210,9 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
   )
 
 
-def stand_in_tokenizers(config: TrainConfig) -> dict[str, ActionTokenizer]:
+def stand_in_action_tokenizers(
+  config: TrainConfig,
+) -> dict[str, ActionTokenizer]:
   """Of the robot sources: what actions mean does not change what they cost.
 
   The real ones need the text tokenizer's file. Empty where actions are not

@@ -75,7 +75,7 @@ class Actor(Protocol):
 
   model: Any
   prompt: Prompt
-  tokenizer: ActionTokenizer | None
+  action_tokenizer: ActionTokenizer | None
 
   observation: ObservationSpec
 
@@ -94,7 +94,7 @@ class Policy(Protocol):
   model: VLMConfig
   params: Any
   prompt: Prompt
-  tokenizer: ActionTokenizer | None
+  action_tokenizer: ActionTokenizer | None
   observation: ObservationSpec
 
   def prompts(self, seen): ...
@@ -210,7 +210,7 @@ def _action_ids(
   return tuple(
     policy.token_ids(_observed(policy, inputs))
     for policy in policies
-    if policy.tokenizer is not None
+    if policy.action_tokenizer is not None
   )
 
 

@@ -57,8 +57,8 @@ class Knows:
   """A policy that predicts what is recorded, but for one column."""
 
   def __init__(self, tokenizer, route, wrong, plan_length=0):
-    self.tokenizer = ActionTokenizer(RT2, tokenizer.action_route(route))
-    length = self.tokenizer.answer_length + 1
+    self.action_tokenizer = ActionTokenizer(RT2, tokenizer.action_route(route))
+    length = self.action_tokenizer.answer_length + 1
     self.prompt = Prompt(tokenizer, 40, length, ROBOT_TEMPLATE, plan_length)
     self.wrong = wrong
 
@@ -66,7 +66,7 @@ class Knows:
     return None
 
   def token_ids(self, seen):
-    return self.tokenizer.encode(STILL)[None].repeat(len(seen.image), 0)
+    return self.action_tokenizer.encode(STILL)[None].repeat(len(seen.image), 0)
 
   def forced_ids(self, image, image_size, prompts, suffix):
     predicted = suffix.copy()

@@ -36,7 +36,7 @@ def open_examples(tmp_path, tokenizer):
 
 def test_a_plan_and_its_action_are_one_answer(open_examples, tokenizer):
   examples = open_examples(32, 16)
-  action = examples._tokenizer.encode(examples.recorded_chunks())
+  action = examples._action_tokenizer.encode(examples.recorded_chunks())
   for i, plan in enumerate(
     [
       "apple <loc0032><loc0032>",
@@ -54,7 +54,7 @@ def test_a_plan_and_its_action_are_one_answer(open_examples, tokenizer):
 def test_without_plans_the_action_is_the_answer(open_examples):
   examples = open_examples(9, 0, "tabletop")
   row = examples.row(0, 0, [b""])
-  action = examples._tokenizer.encode(examples.recorded_chunks()[0])
+  action = examples._action_tokenizer.encode(examples.recorded_chunks()[0])
   np.testing.assert_array_equal(row.suffix, [*action, EOS])
 
 

@@ -112,7 +112,7 @@ def test_every_road_shows_the_encoder_the_same_pixels(tmp_path, prompt):
     model=tiny_models.config("gemma1", prompt.tokenizer.vocab_size),
     optimizer=None,
     augmentation=augment.Augmentation(),
-    tokenizers=(None, None),
+    action_tokenizers=(None, None),
     seed=0,
     mesh=make_mesh({}, jax.devices()[:1]),
   )
@@ -120,7 +120,7 @@ def test_every_road_shows_the_encoder_the_same_pixels(tmp_path, prompt):
   drawn = order.draw(0, np.arange(12), 12)
   for b in np.flatnonzero(drawn.source == 1):
     np.testing.assert_allclose(
-      trained[b, 0], expected[drawn.index[b]], atol=1e-4
+      trained[b, 0], expected[drawn.example[b]], atol=1e-4
     )
 
   # Evaluation, on its own canvas.

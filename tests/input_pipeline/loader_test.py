@@ -49,7 +49,7 @@ def test_a_batch_holds_what_the_mixture_says(make_loader, tokenizer):
   batches = make_loader()
   (batch,) = batches.batches(3, 4)
   source = batches.examples[0].source
-  index = batches.mixture.draw(3, np.arange(8), 8).index
+  index = batches.mixture.draw(3, np.arange(8), 8).example
   assert batch.image.shape == (8, 1, 64, 64, 3)
   assert batch.image.dtype == np.uint8
   assert batch.mask_loss.sum(-1).tolist() == [9.0] * 8  # 8 numbers and eos
@@ -154,7 +154,7 @@ def test_a_damaged_image_gives_way_to_the_next_one(make_loader):
   for step, (batch, good) in enumerate(
     zip(batches.batches(0, 5), whole, strict=True)
   ):
-    for b, i in enumerate(batches.mixture.draw(step, np.arange(8), 8).index):
+    for b, i in enumerate(batches.mixture.draw(step, np.arange(8), 8).example):
       same = all(
         np.array_equal(x[b], y[b]) for x, y in zip(batch, good, strict=True)
       )
@@ -185,7 +185,7 @@ def test_an_image_that_changed_after_it_was_indexed_gives_way(make_loader):
     drawn = [batches.mixture.draw(step, np.arange(8), 8) for step in range(5)]
     for step, batch in enumerate(batches.batches(0, 5)):
       same = (batch.image == whole[step].image).all((1, 2, 3, 4))
-      np.testing.assert_array_equal(same, drawn[step].index != 11)
+      np.testing.assert_array_equal(same, drawn[step].example != 11)
     assert batches.damage.count == 1
 
 
@@ -206,7 +206,7 @@ def test_damaged_records_count_as_skipped(make_loader, tmp_path):
   config = SourceConfig("bridge_dataset", str(tmp_path / "0"))
   source = open_source(config, "train", max_skipped=5)
   good = make_loader().examples[0]
-  examples = [RobotExamples(source, good._tokenizer, good._prompt)]
+  examples = [RobotExamples(source, good._action_tokenizer, good._prompt)]
   mixture = Mixture((15,), (1.0,), seed=0)
   batches = Loader(examples, mixture, 8, range(8), 32, max_skipped=5)
   lines = [loss.problem for loss in source.index.damaged]
@@ -256,7 +256,7 @@ def test_images_of_several_sizes_and_kinds_share_a_source(make_loader, first):
   (batch,) = batches.batches(0, 1)
   source = batches.examples[0].source
   drawn = batches.mixture.draw(0, np.arange(8), 8)
-  for b, i in enumerate(drawn.index):
+  for b, i in enumerate(drawn.example):
     seen = [images.decode(f) for f in source.storage.read(source.requests(i))]
     for f, frame in enumerate(seen):
       height, width = batch.image_size[b, f]

@@ -77,7 +77,7 @@ def test_chi_square_of_100_000_draws():
 def test_epochs_differ_and_seeds_differ():
   mixture = Mixture((50,), (1.0,), seed=0)
   _, index = draw_all(mixture, steps=2, batch_size=50)
-  other = Mixture((50,), (1.0,), seed=1).draw(0, np.arange(50), 50).index
+  other = Mixture((50,), (1.0,), seed=1).draw(0, np.arange(50), 50).example
   assert (index[:50] != index[50:]).any() and (index[:50] != other).any()
 
 

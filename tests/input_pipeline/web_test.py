@@ -230,6 +230,8 @@ def test_numbers_of_an_index(tmp_path, tokenizer):
   source = web.open_source(write(tmp_path, examples, num_shards=2), tokenizer)
   assert source.index.nbytes == 24 * 5
   question = "Answer in en: what colour is the cup?\n"
-  assert set(source.index.question) == {1 + len(tokenizer.encode(question))}
-  assert set(source.index.answer) == {len(tokenizer.encode("red")) + 1}
+  assert set(source.index.question_length) == {
+    1 + len(tokenizer.encode(question))
+  }
+  assert set(source.index.answer_length) == {len(tokenizer.encode("red")) + 1}
   np.testing.assert_array_equal(source.index.file, [0, 0, 0, 1, 1])
