@@ -19,14 +19,13 @@ import hashlib
 import json
 import os
 import re
-import sys
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 
+from launch import program
 from rt2_jax.actions import ActionSpace, Dimension
-from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import rlds
 from rt2_jax.input_pipeline.sources import (
   SourceConfig,
@@ -137,26 +136,22 @@ def table(stats: dict[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def main(_):
+@program.main
+def main():
   args = flags.FLAGS
   filters = {"drop_noops": True} if args.drop_noops else {}
-  try:
-    # An import path or a description's path is no name of a file.
-    name = re.sub(r"[^\w.-]+", "_", f"{args.dataset}-{args.split}")
-    output = local_path(args.output or f"data/stats/{name}.json", "--output")
-    config = SourceConfig(args.dataset, args.path, args.split, filters=filters)
-    stats = compute(config, args.min_span, args.index_folder, args.max_skipped)
-    output_folder(output.parent, "--output")
-    write(output, json.dumps(stats, indent=2) + "\n")
-  except UserError as error:
-    sys.exit(str(error))
+  # An import path or a description's path is no name of a file.
+  name = re.sub(r"[^\w.-]+", "_", f"{args.dataset}-{args.split}")
+  output = local_path(args.output or f"data/stats/{name}.json", "--output")
+  config = SourceConfig(args.dataset, args.path, args.split, filters=filters)
+  stats = compute(config, args.min_span, args.index_folder, args.max_skipped)
+  output_folder(output.parent, "--output")
+  write(output, json.dumps(stats, indent=2) + "\n")
   print(table(stats))
   print(f"figures and suggested bounds: {output}")
 
 
 if __name__ == "__main__":
-  # Flags are defined only when this file is the program: absl's names are
-  # global, and tests import several programs into one process.
   flags.DEFINE_string("dataset", None, "A robot dataset", required=True)
   flags.DEFINE_string("path", None, "Its version folder", required=True)
   flags.DEFINE_string("split", "train", "Which split")

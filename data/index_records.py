@@ -17,14 +17,13 @@ Damaged records are an error, unless the config's `loader.max_skipped`, or
 are left out, and listed by file and offset.
 """
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from absl import app, flags
 
-from launch import experiment_flag
+from launch import experiment_flag, program
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import rlds, web
 from rt2_jax.input_pipeline.sources import (
@@ -139,17 +138,13 @@ def asked_for(args: flags.FlagValues) -> dict[str, Any]:
   }
 
 
-def main(_):
+@program.main
+def main():
   args = flags.FLAGS
-  try:
-    index_all(**asked_for(args))
-  except UserError as error:
-    sys.exit(str(error))
+  index_all(**asked_for(args))
 
 
 if __name__ == "__main__":
-  # Flags are defined only when this file is the program: absl's names are
-  # global, and tests import several programs into one process.
   experiment_flag.define()
   flags.DEFINE_string("dataset", None, "Without a config: a dataset's name")
   flags.DEFINE_string("path", None, "Without a config: the dataset's folder")

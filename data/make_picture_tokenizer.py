@@ -10,7 +10,6 @@ and plain English share what is left; the 256 action tokens live there.
 """
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,14 +17,14 @@ import numpy as np
 import sentencepiece
 from absl import app, flags
 
-from data import make_tokenizer
+from data import make_tokenizer, tokenizer_corpus
 from data.make_web_pictures import PICTURES
 from data.picture_questions import SKILLS, Question, Words
 from data.picture_scenes import Drawn
+from launch import program
 from rt2_jax.envs.tabletop import pictures
 from rt2_jax.envs.tabletop.instructions import SIDES, TEMPLATES
 from rt2_jax.envs.tabletop.pictures import Pictures
-from rt2_jax.errors import UserError
 from rt2_jax.local_files import local_path, write
 from rt2_jax.prompt import PLAN_END, PLAN_START, ROBOT_TEMPLATE
 
@@ -101,16 +100,14 @@ def corpus(known: Pictures) -> list[str]:
     *questions(known, ASKED),
     *keywords,
     *(f" {word}" for word in keywords),
-    *make_tokenizer.plain_english() * _ENGLISH,
+    *tokenizer_corpus.plain_english() * _ENGLISH,
     " ".join(map(chr, range(32, 127))),
   ]
 
 
-def main(_):
-  try:
-    output = local_path(flags.FLAGS.output, "--output")
-  except UserError as error:
-    sys.exit(str(error))
+@program.main
+def main():
+  output = local_path(flags.FLAGS.output, "--output")
   known = pictures.load(PICTURES)
   fixed = [text.replace(" ", "▁") for text in PROMPTS]
   model = make_tokenizer.train(
@@ -130,7 +127,5 @@ def main(_):
 
 
 if __name__ == "__main__":
-  # Flags are defined only when this file is the program: absl's names are
-  # global, and tests import several programs into one process.
   flags.DEFINE_string("output", str(DEFAULT_OUTPUT), "Where to write the model")
   app.run(main)

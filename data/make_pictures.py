@@ -12,7 +12,6 @@ facts. The same packages give the same pictures. Licences: see NOTICE.
 
 import io
 import json
-import sys
 import tarfile
 import tomllib
 import zipfile
@@ -25,6 +24,7 @@ import tqdm
 from absl import app, flags
 from PIL import Image
 
+from launch import program
 from rt2_jax.envs.tabletop.pictures import ATLAS_COLUMNS, SIDE
 from rt2_jax.errors import UserError
 from rt2_jax.local_files import local_path
@@ -200,12 +200,10 @@ def write(output: Path, files: Mapping[str, bytes]) -> None:
       file.writestr(info, data)
 
 
-def main(_):
+@program.main
+def main():
   args = flags.FLAGS
-  try:
-    path = make(Path(args.packages), local_path(args.output, "--output"))
-  except UserError as error:
-    sys.exit(str(error))
+  path = make(Path(args.packages), local_path(args.output, "--output"))
   concepts = read_facts()
   count = sum(len(c["facts"]) for c in concepts)
   print(
@@ -215,8 +213,6 @@ def main(_):
 
 
 if __name__ == "__main__":
-  # Flags are defined only when this file is the program: absl's names are
-  # global, and tests import several programs into one process.
   flags.DEFINE_string(
     "packages", None, "Folder with the three npm packages", required=True
   )

@@ -16,7 +16,6 @@ again with the same settings changes nothing. It needs no network.
 """
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags, logging
+from absl import app, flags
 from PIL import Image
 
 from data.tfds_writer import (
@@ -36,7 +35,7 @@ from data.tfds_writer import (
   check_settings,
   write_quietly,
 )
-from rt2_jax.errors import UserError
+from launch import program
 from rt2_jax.local_files import local_path
 
 WRITER_VERSION = 1  # raise it whenever the same seed would give other episodes
@@ -246,7 +245,7 @@ def make(
   """Writes the episodes unless they are there already; returns their folder.
 
   Raises:
-    FileExistsError: the folder holds other data.
+    UserError: the folder holds other data.
   """
   settings = {
     "noise": noise,
@@ -270,25 +269,20 @@ def make(
   return folder
 
 
-def main(_):
-  logging.set_verbosity(logging.ERROR)
+@program.main
+def main():
   args = flags.FLAGS
-  try:
-    make(
-      args.output_dir,
-      args.train_episodes,
-      args.val_episodes,
-      args.seed,
-      args.num_steps,
-      args.noise,
-    )
-  except (UserError, OSError) as error:
-    sys.exit(str(error))
+  make(
+    args.output_dir,
+    args.train_episodes,
+    args.val_episodes,
+    args.seed,
+    args.num_steps,
+    args.noise,
+  )
 
 
 if __name__ == "__main__":
-  # Flags are defined only when this file is the program: absl's names are
-  # global, and tests import several programs into one process.
   flags.DEFINE_string("output_dir", None, "Where to write", required=True)
   flags.DEFINE_integer("train_episodes", 80, "How many", lower_bound=1)
   flags.DEFINE_integer("val_episodes", 20, "How many", lower_bound=1)

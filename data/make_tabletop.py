@@ -21,7 +21,6 @@ import functools
 import io
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
-from absl import app, flags, logging
+from absl import app, flags
 from PIL import Image
 
 from data.tfds_writer import (
@@ -42,6 +41,7 @@ from data.tfds_writer import (
   check_settings,
   write_quietly,
 )
+from launch import program
 from rt2_jax.envs.tabletop import pictures, seen
 from rt2_jax.envs.tabletop.environment import (
   SUCCESS,
@@ -136,7 +136,7 @@ def episode(
     The episode, and (family, outcome) of each attempt; the last succeeded.
 
   Raises:
-    RuntimeError: the expert fails again and again.
+    UserError: the expert fails again and again.
   """
   env = environment(
     settings["image_size"],
@@ -155,7 +155,7 @@ def episode(
       names = ("family", "target", "reference", "side")
       metadata = {name: info[name] for name in names} | {"style": env.style}
       return {"steps": steps, "episode_metadata": metadata}, outcomes
-  raise RuntimeError(
+  raise UserError(
     f"got {_ATTEMPTS} failures of the expert in {split} episode {number} "
     f"({outcomes}), expected a success; lower --wander"
   )
@@ -260,7 +260,7 @@ def make(output_dir: str | Path, num_workers: int | None, **settings) -> Path:
 
   Raises:
     UserError: an unknown name in the settings.
-    FileExistsError: the folder holds other data.
+    UserError: the folder holds other data.
   """
   settings = {"scene_version": SCENE_VERSION} | settings
   output_dir = local_path(output_dir, "--output_dir")
@@ -293,30 +293,25 @@ def report(outcomes: Mapping[tuple[str, str], int]) -> str:
   return "\n".join(lines)
 
 
-def main(_):
-  logging.set_verbosity(logging.ERROR)
+@program.main
+def main():
   args = flags.FLAGS
-  try:
-    make(
-      args.output_dir,
-      args.num_workers,
-      train_episodes=args.train_episodes,
-      val_episodes=args.val_episodes,
-      seed=args.seed,
-      image_size=args.image_size,
-      families=list(args.families),
-      concepts=list(args.concepts),
-      style=args.style,
-      distractors=[args.min_distractors, args.max_distractors],
-      wander=args.wander,
-    )
-  except (UserError, OSError, RuntimeError) as error:
-    sys.exit(str(error))
+  make(
+    args.output_dir,
+    args.num_workers,
+    train_episodes=args.train_episodes,
+    val_episodes=args.val_episodes,
+    seed=args.seed,
+    image_size=args.image_size,
+    families=list(args.families),
+    concepts=list(args.concepts),
+    style=args.style,
+    distractors=[args.min_distractors, args.max_distractors],
+    wander=args.wander,
+  )
 
 
 if __name__ == "__main__":
-  # Flags are defined only when this file is the program: absl's names are
-  # global, and tests import several programs into one process.
   flags.DEFINE_string("output_dir", None, "Where to write", required=True)
   flags.DEFINE_integer("train_episodes", 2000, "How many", lower_bound=1)
   flags.DEFINE_integer("val_episodes", 100, "How many", lower_bound=1)

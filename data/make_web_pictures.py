@@ -18,17 +18,17 @@ import functools
 import io
 import multiprocessing
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from PIL import Image
 
 from data import picture_scenes
 from data.picture_questions import SKILLS, Words
+from launch import program
 from rt2_jax.envs.tabletop import pictures
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.local_files import local_path
@@ -101,8 +101,7 @@ def make(
       things (least, most), location_bins; see the flags.
 
   Raises:
-    UserError: an unknown name in the settings.
-    FileExistsError: a folder holds records already.
+    UserError: an unknown name in the settings, or a folder holds records.
   """
   # Processes that draw import this file, and must not load TensorFlow.
   from data import make_web_records
@@ -134,7 +133,7 @@ def make(
 
 def found(records: Iterator[Record], skill: str, split: str) -> Iterator[Any]:
   """The records in the words of the writer."""
-  from data.make_web_records import Found
+  from data.web_inputs import Found
   from rt2_jax.input_pipeline.web import WebExample
 
   for number, (image, question, answer, language) in enumerate(records):
@@ -166,33 +165,28 @@ def check(skills: list[str], settings: Settings) -> None:
     )
 
 
-def main(_):
-  logging.set_verbosity(logging.ERROR)
+@program.main
+def main():
   args = flags.FLAGS
-  try:
-    paths = make(
-      args.output_dir,
-      args.skills,
-      {"train": args.train_examples, "val": args.val_examples},
-      args.num_workers,
-      args.num_shards,
-      seed=args.seed,
-      image_size=args.image_size,
-      concepts=args.concepts,
-      scenes=args.scenes,
-      styles=args.styles,
-      things=(args.min_things, args.max_things),
-      location_bins=args.location_bins,
-    )
-  except (UserError, OSError, RuntimeError) as error:
-    sys.exit(str(error))
+  paths = make(
+    args.output_dir,
+    args.skills,
+    {"train": args.train_examples, "val": args.val_examples},
+    args.num_workers,
+    args.num_shards,
+    seed=args.seed,
+    image_size=args.image_size,
+    concepts=args.concepts,
+    scenes=args.scenes,
+    styles=args.styles,
+    things=(args.min_things, args.max_things),
+    location_bins=args.location_bins,
+  )
   size = sum(path.stat().st_size for path in paths)
   print(f"{args.output_dir}: {len(paths)} shards, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-  # Flags are defined only when this file is the program: absl's names are
-  # global, and tests import several programs into one process.
   flags.DEFINE_string("output_dir", None, "Where to write", required=True)
   flags.DEFINE_list("skills", [*SKILLS], "Kinds of questions")
   flags.DEFINE_integer("train_examples", 5000, "Of each skill", lower_bound=1)

@@ -17,24 +17,20 @@ and writes `OUT/{name}-{split}.tfrecord-00000-of-000NN`, the format described
 in rt2_jax/input_pipeline/web.py, and their lengths in dataset_info.json.
 Example i goes to shard i modulo NN, so the same input gives the same bytes. An
 image stays encoded as it is unless it is larger than --max_side, neither JPEG
-nor PNG, or stored turned: then it is
-written again, once, and training need not do it in every epoch. Every image is
-decoded as training will decode it. It needs no network.
+nor PNG, or stored turned: then it is written again, once, and training need not
+do it in every epoch. Every image is decoded as training will decode it. It
+needs no network.
 """
 
 import concurrent.futures
 import contextlib
-import glob
 import io
 import itertools
 import json
 import os
-import sys
-import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from rt2_jax.errors import UserError
 
@@ -44,194 +40,21 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 import tqdm
-from absl import app, flags, logging
+from absl import app, flags
 from PIL import ExifTags, Image, ImageOps
 
+from data import web_inputs
+from data.web_inputs import FORMATS, Defaults, Found, parse_json
+from launch import program
 from rt2_jax import images
 from rt2_jax.input_pipeline.frames import decode_image
-from rt2_jax.input_pipeline.web import WebExample
-from rt2_jax.local_files import local_path
+from rt2_jax.local_files import local_path, output_folder
 
-FORMATS = ("jsonl", "tfds", "webdataset")
 KEPT_FORMATS = ("JPEG", "MPO", "PNG")  # MPO: JPEG as some cameras write it
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 JPEG_QUALITY = 95
 NUM_LOC = 1024  # bins of a coordinate in PaliGemma's vocabulary
 CHUNK = 256  # examples in memory at a time
-
-
-class Found(NamedTuple):
-  """An example and where it was found, for error messages."""
-
-  where: str
-  example: WebExample
-
-
-class Defaults(NamedTuple):
-  """What the input does not say."""
-
-  question: str = "Generate caption in en"
-  task: str = ""
-  language: str = "en"
-
-
-# -------------------------------------------------------------------- readers
-
-
-def read_jsonl(
-  path: str | Path, image_folder: str | Path, defaults: Defaults
-) -> Iterator[Found]:
-  """The lines of a JSONL file; raises UserError naming a bad line."""
-  with open(path, encoding="utf-8") as lines:
-    for number, line in enumerate(lines, 1):
-      line = line.strip()
-      if not line:
-        continue
-      where = f"{path}, line {number}"
-      fields = parse_json(line, where)
-      image = Path(image_folder) / str(fields.get("image", ""))
-      if not image.is_file():
-        raise UserError(
-          f"{where}: got image {str(image)!r}, which is no file; correct the "
-          "line or pass another --image_folder"
-        )
-      yield Found(where, from_fields(fields, image.read_bytes(), defaults))
-
-
-def read_tfds(
-  folder: str | Path, split: str, answers: str, defaults: Defaults
-) -> Iterator[Found]:
-  """The examples of a TFDS dataset, in the order of its shards.
-
-  Args:
-    folder: version folder, e.g. `…/coco_captions/2014/1.1.0`.
-    split: e.g. "train".
-    answers: the feature that holds the texts, e.g. "captions/text".
-    defaults: the question, and what else TFDS does not say.
-  """
-  data = tfds.builder_from_directory(folder).as_dataset(
-    split,
-    shuffle_files=False,
-    decoders={"image": tfds.decode.SkipDecoding()},
-    read_config=tfds.ReadConfig(interleave_cycle_length=1),
-  )
-  for number, fields in enumerate(tfds.as_numpy(data)):
-    texts = np.atleast_1d(feature(fields, answers))
-    answer = tuple(text.decode() for text in texts)
-    yield Found(
-      f"{folder}, split {split!r}, example {number}",
-      WebExample(
-        fields["image"],
-        defaults.question,
-        answer,
-        defaults.task,
-        defaults.language,
-      ),
-    )
-
-
-def read_tars(pattern: str, defaults: Defaults) -> Iterator[Found]:
-  """The samples of the tars that match, sorted by name."""
-  paths = sorted(glob.glob(pattern))
-  if not paths:
-    raise UserError(f"got --input={pattern}, which no tar matches")
-  for path in paths:
-    try:
-      with tarfile.open(path) as tar:
-        for key, files in samples(tar):
-          where = f"{path}, {key}"
-          yield Found(where, from_sample(files, where, defaults))
-    except tarfile.ReadError as error:
-      raise UserError(
-        f"{path}: got a damaged tar ({error}); copy it again"
-      ) from error
-
-
-def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
-  """(key, contents by extension) of each run of files with the same key."""
-  files = (
-    (*split_name(member.name), member) for member in tar if member.isfile()
-  )
-  for key, group in itertools.groupby(files, key=lambda file: file[0]):
-    yield (
-      key,
-      {
-        extension: tar.extractfile(member).read()
-        for _, extension, member in group
-      },
-    )
-
-
-def split_name(name: str) -> tuple[str, str]:
-  """`"a/b.c.JPG"` -> `("a/b", "c.jpg")`, as WebDataset does."""
-  folder, slash, file = name.rpartition("/")
-  stem, _, extension = file.partition(".")
-  return folder + slash + stem, extension.lower()
-
-
-def from_sample(
-  files: Mapping[str, bytes], where: str, defaults: Defaults
-) -> WebExample:
-  """One WebDataset sample: an image beside .json or .txt."""
-  images = [files[e] for e in IMAGE_EXTENSIONS if e in files]
-  if len(images) != 1 or not {"json", "txt"} & files.keys():
-    raise UserError(
-      f"{where}: got files with the extensions {', '.join(sorted(files))}, "
-      f"expected one image ({', '.join(IMAGE_EXTENSIONS)}) and .json or .txt"
-    )
-  if "json" in files:
-    fields = parse_json(files["json"], where)
-  else:
-    fields = {"prefix": defaults.question, "suffix": files["txt"].decode()}
-  return from_fields(fields, images[0], defaults)
-
-
-def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-  """A JSON object."""
-  try:
-    fields = json.loads(text)
-  except ValueError as error:
-    raise UserError(
-      f"{where}: got text that is not JSON ({error}); repair it"
-    ) from error
-  if not isinstance(fields, dict):
-    raise UserError(
-      f"{where}: got {text!r:.80}, expected an object such as "
-      '{"image": …, "prefix": …, "suffix": …}'
-    )
-  return fields
-
-
-def from_fields(
-  fields: Mapping[str, Any], image: bytes, defaults: Defaults
-) -> WebExample:
-  """An example in big_vision's words: prefix is asked, suffix answered."""
-  suffix = fields.get("suffix")
-  return WebExample(
-    image,
-    fields.get("prefix"),
-    tuple(suffix) if isinstance(suffix, list) else (suffix,),
-    fields.get("task", defaults.task),
-    fields.get("language", defaults.language),
-  )
-
-
-def feature(fields: Mapping[str, Any], path: str) -> Any:
-  """The value at `path`, e.g. "captions/text"."""
-  value = fields
-  for name in path.split("/"):
-    if not isinstance(value, Mapping) or name not in value:
-      raise UserError(
-        f"got --answers={path}, expected a path through the features "
-        f"{', '.join(fields)}"
-      )
-    value = value[name]
-  return value
-
-
-# ------------------------------------------------------------------- examples
 
 
 def detection_answer(
@@ -336,9 +159,6 @@ def record(found: Found, max_side: int) -> bytes:
   return proto.SerializeToString(deterministic=True)
 
 
-# -------------------------------------------------------------------- writing
-
-
 def make(
   found: Iterable[Found],
   output_dir: str | Path,
@@ -358,17 +178,17 @@ def make(
     max_side: larger images are made smaller, pixels.
 
   Raises:
-    UserError: a bad example, by its place, or fewer examples than shards.
-    FileExistsError: the folder holds shards of this split already.
+    UserError: a bad example, by its place; fewer examples than shards; or the
+      folder holds shards of this split already.
   """
   output_dir = local_path(output_dir, "--output_dir")
   existing = sorted(output_dir.glob(f"*-{split}.tfrecord-*"))
   if existing:
-    raise FileExistsError(
+    raise UserError(
       f"got an output folder with {existing[0]}, expected none of split "
       f"{split!r}; pass another --output_dir, or remove the files"
     )
-  output_dir.mkdir(parents=True, exist_ok=True)
+  output_folder(output_dir, "--output_dir")
   with tempfile.TemporaryDirectory(dir=output_dir) as unfinished:
     paths = [
       Path(unfinished) / f"{name}-{split}.tfrecord-{i:05d}-of-{num_shards:05d}"
@@ -426,34 +246,31 @@ def read(args: flags.FlagValues) -> Iterator[Found]:
   """The examples that the flags ask for."""
   defaults = Defaults(args.question, args.task, args.language)
   if args.format == "tfds":
-    return read_tfds(args.input, args.input_split, args.answers, defaults)
-  if args.format == "webdataset":
-    return read_tars(args.input, defaults)
-  folder = args.image_folder or Path(args.input).parent
-  return read_jsonl(args.input, folder, defaults)
-
-
-def main(_):
-  logging.set_verbosity(logging.ERROR)
-  args = flags.FLAGS
-  try:
-    paths = make(
-      read(args),
-      args.output_dir,
-      args.name,
-      args.split,
-      args.num_shards,
-      args.max_side,
+    return web_inputs.read_tfds(
+      args.input, args.input_split, args.answers, defaults
     )
-  except (UserError, OSError) as error:
-    sys.exit(str(error))
+  if args.format == "webdataset":
+    return web_inputs.read_tars(args.input, defaults)
+  folder = args.image_folder or Path(args.input).parent
+  return web_inputs.read_jsonl(args.input, folder, defaults)
+
+
+@program.main
+def main():
+  args = flags.FLAGS
+  paths = make(
+    read(args),
+    args.output_dir,
+    args.name,
+    args.split,
+    args.num_shards,
+    args.max_side,
+  )
   size = sum(path.stat().st_size for path in paths)
   print(f"{args.output_dir}: {len(paths)} shards, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-  # Flags are defined only when this file is the program: absl's names are
-  # global, and tests import several programs into one process.
   defaults = Defaults()
   flags.DEFINE_enum("format", None, FORMATS, "Of the input", required=True)
   flags.DEFINE_string("input", None, "File, folder or glob", required=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from rt2_jax.errors import UserError
+
 SPLITS = ("train", "val")
 
 
@@ -72,12 +74,12 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
   """Compares the settings with those that a folder was written with.
 
   Raises:
-    FileExistsError: they differ.
+    UserError: they differ.
   """
   path = folder / "metadata.json"  # where TFDS keeps a dataset's metadata
   found = json.loads(path.read_text()) if path.exists() else None
   if found != settings:
-    raise FileExistsError(
+    raise UserError(
       f"{folder}: got data made with {found or 'another program'}, expected "
       f"{settings}; pass another --output_dir, or remove the folder"
     )

@@ -24,13 +24,10 @@ A GPU has a program of its own, launch/gpu_check.py.
 
 import json
 
-import absl.logging
 from absl import app, flags
 
-from launch import config_file
-from rt2_jax import platforms
+from launch import config_file, program
 from rt2_jax.benchmarks import acting, meters, tabletop, training
-from rt2_jax.errors import ends_in_one_message
 from rt2_jax.train_config import TrainConfig, config_hash
 
 _CONFIG = flags.DEFINE_string(
@@ -52,20 +49,18 @@ _BESIDE = flags.DEFINE_enum(
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.", 1)
 
 
-@ends_in_one_message
-def main(argv):
-  platforms.prepare()
-  absl.logging.set_verbosity(absl.logging.WARNING)
+@program.main_on_devices
+def main(*names):
   benchmarks = {
     "loader": loader,
     "train": train,
     "policy": policy,
     "tabletop": lambda: tabletop.measure(5 * _REPEATS.value),
   }
-  unknown = set(argv[1:]) - set(benchmarks)
+  unknown = set(names) - set(benchmarks)
   if unknown:
     raise app.UsageError(f"got {unknown}, expected any of {list(benchmarks)}")
-  for name in argv[1:] or benchmarks:
+  for name in names or benchmarks:
     start = {"benchmark": name, "machine": meters.machine()}
     print(json.dumps(start | benchmarks[name]()), flush=True)
 

@@ -7,12 +7,10 @@ of any size takes a second.
 import math
 from collections.abc import Iterator
 
-import absl.logging
 from absl import app, flags
 
-from rt2_jax import platforms
+from launch import program
 from rt2_jax.actions import ActionTokenizer
-from rt2_jax.errors import ends_in_one_message
 from rt2_jax.models.variants import FAMILIES
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
@@ -22,13 +20,9 @@ _STEP = flags.DEFINE_integer(
 )
 
 
-@ends_in_one_message
-def main(argv):
-  platforms.prepare()
-  if len(argv) != 2:
-    raise app.UsageError(f"got {argv[1:]}, expected the workdir of one run")
-  absl.logging.set_verbosity(absl.logging.ERROR)
-  checkpoint = StoredCheckpoint.open(argv[1], _STEP.value)
+@program.main_on_devices
+def main(workdir):
+  checkpoint = StoredCheckpoint.open(workdir, _STEP.value)
   for title, lines in (
     ("checkpoint", place(checkpoint)),
     ("parameters", parameters(checkpoint)),

@@ -23,12 +23,10 @@ import dataclasses
 import json
 from collections.abc import Iterator
 
-import absl.logging
 from absl import app, flags
 
-from launch import experiment_flag
-from rt2_jax import gpu_card, platforms
-from rt2_jax.errors import ends_in_one_message
+from launch import experiment_flag, program
+from rt2_jax import gpu_card
 from rt2_jax.tpu import ahead_of_time, control_rate, train_step
 from rt2_jax.tpu.chips import chip_of
 from rt2_jax.tpu.control_rate import ControlRate
@@ -69,12 +67,8 @@ _BEST = 5  # rows that a sweep prints
 _BATCH_FACTORS = (1, 2, 4)  # that a sweep tries
 
 
-@ends_in_one_message
-def main(argv):
-  platforms.prepare()
-  if len(argv) > 1:
-    raise app.UsageError(f"got {argv[1:]}, expected flags only")
-  absl.logging.set_verbosity(absl.logging.WARNING)
+@program.main_on_devices
+def main():
   fields = overridden(experiment_flag.read())
   config = TrainConfig.from_dict(fields)
   if cards := [t for t in _TOPOLOGY.value or [] if t.startswith("gpu")]:

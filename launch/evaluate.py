@@ -12,16 +12,15 @@ import json
 import pathlib
 from typing import Any
 
-import absl.logging
 import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from absl import app, flags
 
-from rt2_jax import local_files, platforms
+from launch import program
+from rt2_jax import local_files
 from rt2_jax.checkpoint import Checkpoints
-from rt2_jax.errors import ends_in_one_message
 from rt2_jax.evaluators import action_accuracy, vqa
 from rt2_jax.input_pipeline import examples, in_order, web
 from rt2_jax.input_pipeline.sources import SourceConfig
@@ -44,12 +43,8 @@ _LIMIT = flags.DEFINE_integer(
 _MAX_DRAWN = 200  # steps in the picture
 
 
-@ends_in_one_message
-def main(argv):
-  platforms.prepare()
-  if len(argv) > 1:
-    raise app.UsageError(f"got {argv[1:]}, expected flags only")
-  absl.logging.set_verbosity(absl.logging.WARNING)
+@program.main_on_devices
+def main():
   workdir = local_files.local_path(_WORKDIR.value, "--workdir")
   checkpoints = Checkpoints.open_run(workdir)
   step = checkpoints.existing_step(_STEP.value)

@@ -62,6 +62,7 @@ _SMALL |= {"vocab_size": 3200}
 
 
 def main(argv):
+  # No `launch.program`: on a bare machine this process finds no package.
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
   parts = all_parts()

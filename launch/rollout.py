@@ -29,14 +29,13 @@ import sys
 import time
 from typing import Any
 
-import absl.logging
 from absl import app, flags
 from tqdm import tqdm
 
-from launch import policy_flag
+from launch import policy_flag, program
 from launch.policy_flag import Tried
 from rt2_jax import import_path, local_files
-from rt2_jax.errors import UserError, ends_in_one_message
+from rt2_jax.errors import UserError
 from rt2_jax.rollouts import films, report, results, runner
 from rt2_jax.rollouts.trial import (
   Benchmark,
@@ -91,11 +90,8 @@ _OF_TABLETOP = {
 }
 
 
-@ends_in_one_message
-def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f"got {argv[1:]}, expected flags only")
-  absl.logging.set_verbosity(absl.logging.WARNING)
+@program.main
+def main():
   benchmark = open_benchmark(_BENCHMARK.value)
   values = policy_flag.names(_POLICY.value, benchmark)
   folder = local_files.local_path(_OUTPUT.value, "--output")

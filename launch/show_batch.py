@@ -13,7 +13,6 @@ import logging
 import math
 import textwrap
 
-import absl.logging
 import jax
 import matplotlib
 
@@ -23,11 +22,10 @@ import numpy as np
 from absl import app, flags
 from matplotlib.figure import Figure
 
-from launch import experiment_flag
-from rt2_jax import platforms, sharding, training
+from launch import experiment_flag, program
+from rt2_jax import sharding, training
 from rt2_jax.actions import ActionTokenizer, Dimension
 from rt2_jax.batch import Batch
-from rt2_jax.errors import ends_in_one_message
 from rt2_jax.local_files import local_path, named_in_errors, output_folder
 from rt2_jax.prompt import PLAN_END, PLAN_START, Prompt
 from rt2_jax.train_config import TrainConfig
@@ -70,12 +68,8 @@ class Card:
   action: tuple[tuple[str, str], ...] = ()
 
 
-@ends_in_one_message
-def main(argv):
-  platforms.prepare()
-  if len(argv) > 1:
-    raise app.UsageError(f"got {argv[1:]}, expected flags only")
-  absl.logging.set_verbosity(absl.logging.WARNING)
+@program.main_on_devices
+def main():
   logging.getLogger("rt2_jax").setLevel(logging.INFO)
   path = local_path(_OUTPUT.value, "--output")
   config = TrainConfig.from_dict(experiment_flag.read())

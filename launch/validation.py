@@ -35,14 +35,13 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import absl.logging
 import jax
 from absl import app, flags
 from jax.sharding import Mesh
 
 from configs import rt2_paligemma_3b
-from rt2_jax import platforms
-from rt2_jax.errors import ends_in_one_message, unknown_name
+from launch import program
+from rt2_jax.errors import unknown_name
 from rt2_jax.tpu import ahead_of_time, prediction, reference_programs
 from rt2_jax.train_config import TrainConfig, config_hash
 
@@ -72,12 +71,8 @@ class Case:
   program: Any
 
 
-@ends_in_one_message
-def main(argv):
-  platforms.prepare()
-  if len(argv) > 1:
-    raise app.UsageError(f"got {argv[1:]}, expected flags only")
-  absl.logging.set_verbosity(absl.logging.WARNING)
+@program.main_on_devices
+def main():
   known = cases()
   names = _CASES.value or list(known)
   for name in names:

@@ -5,7 +5,8 @@ import pytest
 import sentencepiece
 import tensorflow_datasets as tfds
 
-from data import make_rt1_episodes, make_tokenizer
+from data import make_rt1_episodes, make_tokenizer, tokenizer_corpus
+from rt2_jax.errors import UserError
 
 # ------------------------------------------------------------------ tokenizer
 
@@ -70,8 +71,8 @@ def test_there_is_room_for_action_tokens(tokenizer):
 
 
 def test_training_again_gives_the_committed_pieces(tokenizer):
-  sentences = make_tokenizer.corpus()
-  if make_tokenizer.fingerprint(sentences) != COMMITTED_CORPUS:
+  sentences = tokenizer_corpus.corpus()
+  if tokenizer_corpus.fingerprint(sentences) != COMMITTED_CORPUS:
     pytest.skip("this Python's language reference differs from 3.11.7's")
   again = sentencepiece.SentencePieceProcessor(
     model_proto=make_tokenizer.train(sentences)
@@ -244,9 +245,7 @@ def test_writing_again_needs_the_same_settings(folder, capsys):
   before = sorted((p.name, p.stat().st_mtime_ns) for p in folder.iterdir())
   make_rt1_episodes.make(output_dir, **SETTINGS)
   assert "already" in capsys.readouterr().out
-  with pytest.raises(
-    FileExistsError, match=r"'seed': 5.*'seed': 6.*output_dir"
-  ):
+  with pytest.raises(UserError, match=r"'seed': 5.*'seed': 6.*output_dir"):
     make_rt1_episodes.make(output_dir, **(SETTINGS | {"seed": 6}))
   after = sorted((p.name, p.stat().st_mtime_ns) for p in folder.iterdir())
   assert before == after
@@ -255,5 +254,5 @@ def test_writing_again_needs_the_same_settings(folder, capsys):
 def test_a_folder_of_another_origin_is_refused(tmp_path):
   folder = tmp_path / "fractal20220817_data" / "0.1.0"
   folder.mkdir(parents=True)
-  with pytest.raises(FileExistsError, match="another program"):
+  with pytest.raises(UserError, match="another program"):
     make_rt1_episodes.make(tmp_path, **SETTINGS)

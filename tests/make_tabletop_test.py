@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from data import make_tabletop
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.envs.tabletop.instructions import FAMILIES
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import frames
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.tokenizer import Tokenizer
@@ -102,7 +103,7 @@ def test_the_whole_record(folder):
 def test_the_same_data_is_not_made_twice(folder, capsys):
   make_tabletop.make(folder.parent.parent, 1, **SETTINGS)
   assert "holds these episodes already" in capsys.readouterr().out
-  with pytest.raises(FileExistsError, match="pass another --output_dir"):
+  with pytest.raises(UserError, match="pass another --output_dir"):
     make_tabletop.make(folder.parent.parent, 1, **SETTINGS | {"seed": 1})
 
 

@@ -1,0 +1,64 @@
+"""The head of every program: its arguments, its devices and how it ends.
+
+@program.main
+def main(): ...
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("workdir")
+  app.run(main)
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import absl.logging
+from absl import app
+
+from rt2_jax.errors import ends_in_one_message
+
+
+def main(function: Callable[..., None]) -> Callable[[list[str]], None]:
+  """Wraps a program's main function for `app.run`.
+
+  The function's own parameters are the arguments that the program takes beside
+  its flags: `main()` takes flags only, `main(workdir)` one argument and
+  `main(*names)` any number. Of the libraries that log with absl
+  (Orbax, TFDS) only errors are shown. A `UserError` or Ctrl-C
+  ends the program in one message.
+
+  Raises:
+    app.UsageError: other arguments are given than the function takes.
+  """
+  signature = inspect.signature(function)
+  names = [str(name).upper() for name in signature.parameters.values()]
+  expected = " and ".join(names) or "flags only"
+
+  @functools.wraps(function)
+  @ends_in_one_message
+  def run(argv: list[str]):
+    try:
+      signature.bind(*argv[1:])
+    except TypeError as error:
+      raise app.UsageError(f"got {argv[1:]}, expected {expected}") from error
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    function(*argv[1:])
+
+  return run
+
+
+def main_on_devices(function: Callable[..., None]) -> Callable:
+  """Wraps a main function that computes with JAX in this process, see `main`.
+
+  Importing this module starts no JAX: programs that only write data do not
+  have it.
+  """
+
+  @functools.wraps(function)
+  def prepared(*arguments: str):
+    from rt2_jax import platforms
+
+    platforms.prepare()
+    function(*arguments)
+
+  return main(prepared)
