@@ -148,7 +148,10 @@ def _table(names, shown, image_size, rng):
     rng.integers(len(surfaces.SEEN_BACKGROUNDS))
   ]
   camera.dress(
-    things, shown, surfaces.background(background), surfaces.environment("lab")
+    things,
+    shown,
+    surfaces.background(background),
+    *surfaces.lighting_and_viewpoint("lab"),
   )
   below = camera.project(hand[None] * [1, 1, 0])[0]
   boxes = [camera.box(i) for i in range(len(things))]

@@ -90,7 +90,7 @@ def test_slices_and_cards_are_not_mixed():
 
 
 def test_the_margin_is_the_error_that_was_measured():
-  rows = (ROOT / "docs/figures/gpu.jsonl").read_text().splitlines()
+  rows = (ROOT / "docs/results/gpu.jsonl").read_text().splitlines()
   errors = []
   for row in map(json.loads, rows):
     if "estimated_memory_gb" in row:

@@ -35,7 +35,7 @@ def config(name: str, **changes) -> TrainConfig:
   ],
 )
 def test_the_peak_that_an_h100_had(part, name):
-  rows = (ROOT / "docs/figures/gpu.jsonl").read_text().splitlines()
+  rows = (ROOT / "docs/results/gpu.jsonl").read_text().splitlines()
   measured = next(
     row
     for row in map(json.loads, rows)

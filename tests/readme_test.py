@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 MINI = ROOT / "docs/mini"
 MICRO = ROOT / "docs/micro"
 SEED_1 = MICRO / "seed_1"
-FIGURES = ROOT / "docs/figures"
+RESULTS = ROOT / "docs/results"
 
 
 def readme() -> str:
@@ -21,7 +21,7 @@ def readme() -> str:
 
 def rows(name: str) -> list[dict]:
   """What a program printed, one object per line."""
-  lines = (FIGURES / f"{name}.jsonl").read_text().splitlines()
+  lines = (RESULTS / f"{name}.jsonl").read_text().splitlines()
   return [json.loads(line) for line in lines]
 
 
@@ -81,7 +81,7 @@ def test_every_run_names_its_config(folder):
 
 
 def test_the_figures_of_bridge_are_the_programs():
-  found = json.loads((FIGURES / "bridge.json").read_text())
+  found = json.loads((RESULTS / "bridge.json").read_text())
   l1 = [f"{1e3 * found[f'l1/{name}']:.2f}" for name in ("dx", "dy", "dz")]
   for row in (
     f"token accuracy | {found['forced_accuracy/mean']:.3f} |",

@@ -72,7 +72,8 @@ class Camera:
     things: Sequence[Thing],
     pictures: Sequence[np.ndarray],
     surface: np.ndarray,
-    environment: surfaces.Environment,
+    lighting: surfaces.Lighting,
+    viewpoint: surfaces.Viewpoint,
   ) -> None:
     """Shows other pictures, another table and other light from now on.
 
@@ -80,7 +81,8 @@ class Camera:
       things: as the world has them.
       pictures: of each, uint8[64, 64, 4].
       surface: of the table, uint8[128, 128, 3].
-      environment: lamps and where the camera stands.
+      lighting: of the scene.
+      viewpoint: of the camera.
     """
     self._screen.make_current()
     for slot, thing, picture in zip(
@@ -89,15 +91,15 @@ class Camera:
       self._upload(slot, faces(picture, thing.is_block))
     self._upload("table", surface)
     model = self._world.model
-    light = np.array(environment.light)
-    model.vis.headlight.ambient[:] = 0.55 * light
-    model.vis.headlight.diffuse[:] = 0.25 * light
-    model.light("lamp").diffuse = 0.25 * light
-    model.light("lamp").dir = environment.lamp_direction
+    colour = np.array(lighting.colour)
+    model.vis.headlight.ambient[:] = 0.55 * colour
+    model.vis.headlight.diffuse[:] = 0.25 * colour
+    model.light("lamp").diffuse = 0.25 * colour
+    model.light("lamp").dir = lighting.lamp_direction
     position, turn = self._first_pose
     camera = model.camera("camera")
-    camera.pos = position + environment.camera_shift
-    offset, axis = np.zeros(4), np.array(environment.camera_turn)
+    camera.pos = position + viewpoint.shift
+    offset, axis = np.zeros(4), np.array(viewpoint.turn)
     angle = float(np.linalg.norm(axis))
     mujoco.mju_axisAngle2Quat(offset, axis / max(angle, 1e-9), angle)
     turned = np.zeros(4)

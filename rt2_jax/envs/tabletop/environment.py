@@ -48,7 +48,7 @@ class TabletopConfig:
     styles: art styles of the pictures; one is drawn for each episode.
     distractors: least and most things beside those of the instruction.
     backgrounds: names of tables, see `surfaces`.
-    environments: names of light and camera, see `surfaces`.
+    environments: names of lighting and viewpoint, see `surfaces`.
     max_steps: an episode is cut off after as many.
   """
 
@@ -73,7 +73,7 @@ class EpisodeOptions:
       "place_on", none else.
     style: of the pictures.
     background: name of the table.
-    environment: name of light and camera.
+    environment: name of lighting and viewpoint.
   """
 
   task: Task | None = None
@@ -158,7 +158,7 @@ class TabletopEnv(gymnasium.Env):
     for name in config.backgrounds:
       surfaces.background(name)
     for name in config.environments:
-      surfaces.environment(name)
+      surfaces.lighting_and_viewpoint(name)
     most = config.distractors[1]
     if not 0 <= config.distractors[0] <= most <= 3:
       raise UserError(
@@ -217,7 +217,7 @@ class TabletopEnv(gymnasium.Env):
       things,
       [self.pictures.picture(t.name, self.style) for t in things],
       surfaces.background(fixed.background or background),
-      surfaces.environment(fixed.environment or environment),
+      *surfaces.lighting_and_viewpoint(fixed.environment or environment),
     )
     self._steps, self._engaged, self._over = 0, None, False
     return self._observe(), self._info("")

@@ -75,7 +75,7 @@ class Suite:
     distractors: least and most other things.
     style: of the pictures.
     backgrounds: names of tables.
-    environments: names of light and camera.
+    environments: names of lighting and viewpoint.
   """
 
   name: str

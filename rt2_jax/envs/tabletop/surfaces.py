@@ -1,8 +1,9 @@
 """How the table and its surroundings can look.
 
-The robot's demonstrations use the seen ones; the others are for tests of what
-a policy makes of a table ("background") or of light and a camera
-("environment") that it was not taught with. Easy ones differ a little.
+Demonstrations use the seen ones. The others test generalization: to an unseen
+table ("background"), or to unseen lighting and an unseen viewpoint of the
+camera, which together are what the paper calls an "environment". Easy ones
+differ a little.
 """
 
 from __future__ import annotations
@@ -95,37 +96,49 @@ def background(name: str) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Environment:
-  """Light, and where the camera stands.
+class Lighting:
+  """Colour and direction of the light.
 
   Attributes:
-    light: strength of red, green and blue; 1 as in demonstrations.
+    colour: strength of red, green and blue; 1 as in demonstrations.
     lamp_direction: where the lamp shines to.
-    camera_shift: from where it stands in demonstrations, metres.
-    camera_turn: about its own axes (right, up, towards us), radians.
   """
 
-  light: tuple[float, float, float] = (1.0, 1.0, 1.0)
+  colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
   lamp_direction: tuple[float, float, float] = (-0.2, 0.4, -1.0)
-  camera_shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
-  camera_turn: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
-_ENVIRONMENTS: Mapping[str, Environment] = {
-  "lab": Environment(),
+@dataclasses.dataclass(frozen=True)
+class Viewpoint:
+  """Pose of the camera, relative to that of the demonstrations.
+
+  Attributes:
+    shift: metres.
+    turn: about its own axes (right, up, towards us), radians.
+  """
+
+  shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+  turn: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+_ENVIRONMENTS: Mapping[str, tuple[Lighting, Viewpoint]] = {
+  "lab": (Lighting(), Viewpoint()),
   # Easy: other light.
-  "dusk": Environment((0.65, 0.65, 0.72)),
-  "lamp_light": Environment((1.08, 0.95, 0.72), (0.8, 0.3, -1.0)),
-  "bright": Environment((1.2, 1.2, 1.2), (-0.8, -0.2, -1.0)),
+  "dusk": (Lighting((0.65, 0.65, 0.72)), Viewpoint()),
+  "lamp_light": (Lighting((1.08, 0.95, 0.72), (0.8, 0.3, -1.0)), Viewpoint()),
+  "bright": (Lighting((1.2, 1.2, 1.2), (-0.8, -0.2, -1.0)), Viewpoint()),
   # Hard: the camera was knocked, and other light.
-  "knocked": Environment(
-    (0.85, 0.95, 1.1), (-0.2, 0.4, -1.0), (0.02, 0.0, 0.03), (0.0, 0.03, 0.08)
+  "knocked": (
+    Lighting((0.85, 0.95, 1.1)),
+    Viewpoint((0.02, 0.0, 0.03), (0.0, 0.03, 0.08)),
   ),
-  "kitchen": Environment(
-    (1.05, 0.9, 0.75), (0.8, 0.3, -1.0), (0.0, -0.05, -0.02), (0.06, 0, 0)
+  "kitchen": (
+    Lighting((1.05, 0.9, 0.75), (0.8, 0.3, -1.0)),
+    Viewpoint((0.0, -0.05, -0.02), (0.06, 0, 0)),
   ),
-  "cellar": Environment(
-    (0.5, 0.55, 0.5), (0.5, 0.5, -1.0), (-0.03, 0.0, 0.04), (0, -0.04, -0.08)
+  "cellar": (
+    Lighting((0.5, 0.55, 0.5), (0.5, 0.5, -1.0)),
+    Viewpoint((-0.03, 0.0, 0.04), (0, -0.04, -0.08)),
   ),
 }
 SEEN_ENVIRONMENTS = ("lab",)
@@ -133,8 +146,8 @@ EASY_ENVIRONMENTS = ("dusk", "lamp_light", "bright")
 HARD_ENVIRONMENTS = ("knocked", "kitchen", "cellar")
 
 
-def environment(name: str) -> Environment:
-  """Raises UserError for an unknown name."""
-  if name not in _ENVIRONMENTS:
-    raise unknown_name("environment", name, _ENVIRONMENTS)
-  return _ENVIRONMENTS[name]
+def lighting_and_viewpoint(environment: str) -> tuple[Lighting, Viewpoint]:
+  """Looks an environment up. Raises UserError for an unknown name."""
+  if environment not in _ENVIRONMENTS:
+    raise unknown_name("environment", environment, _ENVIRONMENTS)
+  return _ENVIRONMENTS[environment]

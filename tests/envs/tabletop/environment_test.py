@@ -255,7 +255,7 @@ def test_all_backgrounds_and_environments_exist_and_differ():
   assert len({t.tobytes() for t in tables}) == len(names)
   assert all(t.shape == (128, 128, 3) and t.dtype == np.uint8 for t in tables)
   lights = [
-    surfaces.environment(name)
+    surfaces.lighting_and_viewpoint(name)
     for name in surfaces.SEEN_ENVIRONMENTS
     + surfaces.EASY_ENVIRONMENTS
     + surfaces.HARD_ENVIRONMENTS
