@@ -106,7 +106,7 @@ bench: .venv/installed-extras
 	  | tee runs/bench/benchmark.jsonl
 	$(RUN) launch/validation.py | tee runs/bench/validation.jsonl
 
-# What README says of slices that are not here.
+# What docs/pods.md says of slices, compiled without a TPU.
 estimates: .venv/installed-extras
 	mkdir -p runs/bench
 	($(ESTIMATE_3B) --mode=full && $(ESTIMATE_3B) --mode=full --batch_size=8192 && \
@@ -115,7 +115,7 @@ estimates: .venv/installed-extras
 	  $(ESTIMATE_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1) \
 	  | tee runs/bench/estimates.jsonl
 
-# One GPU, on a machine with jax, torch and transformers; see README.
+# One GPU, on a machine with jax, torch and transformers; see docs/one_gpu.md.
 gpu-check:
 	mkdir -p runs
 	$(PYTHON) launch/gpu_check.py | tee runs/gpu.jsonl

@@ -1,6 +1,6 @@
 """What a compiler is told beside a program, by platform.
 
-See docs/step_time.md. GPUs are told nothing: README, "One GPU", says what was
+See docs/step_time.md. GPUs are told nothing: docs/one_gpu.md says what was
 tried.
 """
 

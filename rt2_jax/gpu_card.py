@@ -20,7 +20,7 @@ from rt2_jax.train_config import TrainConfig
 # have: the driver and CUDA's libraries take the rest (0.9 GB on an H100).
 _DRIVER_GB = 1.0
 
-# Largest error of the formula that was measured, see README, "One GPU".
+# Largest error of the formula that was measured, see docs/one_gpu.md.
 MARGIN = 1.06
 
 

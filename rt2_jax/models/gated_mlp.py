@@ -49,7 +49,7 @@ def _gate_and_up(x: jax.Array, gating: Weight) -> tuple[jax.Array, jax.Array]:
   """Multiplies by the two matrices of one array: dtype[B, T, F] twice.
 
   On a GPU in one batched product, which can read both where they lie among all
-  layers; see README, "One GPU".
+  layers; see docs/one_gpu.md.
   """
   if gating.a is not None:
     return tuple(multiply(x, w, _product) for w in gating.parts())
