@@ -26,11 +26,11 @@ from absl import app, flags
 
 from launch import program
 from rt2_jax.actions import ActionSpace, Dimension
-from rt2_jax.input_pipeline import rlds
 from rt2_jax.input_pipeline.sources import (
   SourceConfig,
   open_source,
 )
+from rt2_jax.input_pipeline.step_index import StepSource
 from rt2_jax.local_files import local_path, output_folder, write
 
 MIN_SPAN = 1e-3  # m or rad
@@ -105,7 +105,7 @@ def suggested_bounds(row: dict[str, Any], min_span: float) -> list[float]:
   return [rounded(centre - min_span / 2), rounded(centre + min_span / 2)]
 
 
-def fingerprint(source: rlds.StepSource) -> str:
+def fingerprint(source: StepSource) -> str:
   """Another text for shards of other names or sizes."""
   shards = [
     [os.path.basename(path), source.storage.size(path)]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from absl import app, flags
 
 from launch import program
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.actions import ActionSpace, ActionTokenizer
 from rt2_jax.models.variants import FAMILIES
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
@@ -80,7 +80,7 @@ def sources(meta: dict) -> Iterator[str]:
     yield f"{name}: {details}"
     if name in meta["action_tokenizers"]:
       tokens = ActionTokenizer.from_dict(meta["action_tokenizers"][name])
-      yield from (f"  {line}" for line in str(tokens.space).splitlines())
+      yield from (f"  {line}" for line in space_lines(tokens.space))
       yield f"  written as {type(tokens.route).__name__}"
     if name in meta.get("statistics", {}):
       yield from (f"  {line}" for line in figures(meta["statistics"][name]))
@@ -106,6 +106,16 @@ def prompt(meta: dict) -> Iterator[str]:
     f"at most {fields['prefix_length']} tokens of question and "
     f"{fields['suffix_length']} of answer"
   )
+
+
+def space_lines(space: ActionSpace) -> Iterator[str]:
+  """Writes a line for an action space and for each of its dimensions."""
+  yield f"action space {space.name!r}, frame: {space.frame}"
+  for d in space.dimensions:
+    span = f"{d.low:+.4g} .. {d.high:+.4g}"
+    if d.values:
+      span = "one of " + ", ".join(f"{v:g}" for v in d.values)
+    yield f"  {d.name:<12} {span} {d.unit}"
 
 
 def tokenizer(checkpoint: StoredCheckpoint) -> Iterator[str]:

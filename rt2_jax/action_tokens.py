@@ -1,4 +1,4 @@
-"""How an action's numbers become tokens, and which token may follow which.
+"""Action encodings: an action's numbers as tokens, and their grammar.
 
 Two routes, as in the paper (section 3.2): one rarely used token per bin, or
 the number's digits. Either gives a `Grammar`, so that decoding can only ever
@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ NUM_BINS = 256
 
 
 class Grammar(NamedTuple):
-  """Which token may come next while an action is decoded (a finite automaton).
+  """Finite automaton of valid answers: the tokens that may come next.
 
   State 0 is the start. `length` steps lead from it to a complete action.
 
@@ -42,7 +42,7 @@ class Grammar(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RareTokens:
-  """Bin i is written as one rarely used id (RT-2-PaLM-E's way).
+  """Writes bin i as one rarely used id, as RT-2-PaLM-E does.
 
   Attributes:
     ids: NUM_BINS different vocabulary ids; bin i is written as ids[i].
@@ -65,15 +65,15 @@ class RareTokens:
     return len(sizes)
 
   def token_counts(self, numbers: np.ndarray) -> np.ndarray:
-    """int32[D]: how many tokens each number takes."""
+    """Counts the tokens of each number, int32[D]."""
     return np.ones(len(numbers), np.int32)
 
   def to_ids(self, numbers: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """int32[..., D] bins -> int32[..., D] ids."""
+    """Converts int32[..., D] bins to int32[..., D] ids."""
     return self._ids[numbers - firsts]
 
   def to_numbers(self, ids: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """int32[..., D] ids -> int32[..., D] numbers.
+    """Converts int32[..., D] ids to int32[..., D] numbers.
 
     Raises:
       UserError: an id that is not an action token, or a wrong length.
@@ -104,7 +104,7 @@ class RareTokens:
 
 @dataclasses.dataclass(frozen=True)
 class IntegerTokens:
-  """The text form itself, character by character (RT-2-PaLI-X's way).
+  """Writes the text form, character by character, as RT-2-PaLI-X does.
 
   PaLI-X has one token per integer; Gemma's vocabulary splits digits, so that
   an action takes about 30 tokens and ends with `eos`.
@@ -121,21 +121,21 @@ class IntegerTokens:
     return 4 * len(sizes)  # three digits or a sign and two, and a separator
 
   def token_counts(self, numbers: np.ndarray) -> np.ndarray:
-    """int32[D]: how many tokens each number takes, with the one that ends it.
+    """Counts the tokens of each number and of its end, int32[D].
 
     That is the space behind it, or `eos`.
     """
     return np.asarray([len(str(int(n))) + 1 for n in numbers], np.int32)
 
   def to_ids(self, numbers: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """int32[D] numbers -> int32[L] ids, `eos` not included."""
+    """Converts int32[D] numbers to int32[L] ids, `eos` not included."""
     del firsts  # the text form prints the numbers as they are
     table = dict(self.characters)
     text = " ".join(str(int(n)) for n in numbers)
     return np.asarray([table[c] for c in text], np.int32)
 
   def to_numbers(self, ids: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """int32[..., L] ids, up to `eos` -> int32[..., D] numbers."""
+    """Converts int32[..., L] ids, up to `eos`, to int32[..., D] numbers."""
     ids = np.asarray(ids)
     if ids.ndim > 1:
       return np.stack([self.to_numbers(row, firsts) for row in ids])
@@ -149,7 +149,7 @@ class IntegerTokens:
     return parse_numbers(text, len(firsts))
 
   def grammar(self, sizes: Sequence[int], firsts: Sequence[int]) -> Grammar:
-    """A trie of the legal numbers for each dimension, one after another."""
+    """Chains the tries of the legal numbers of each dimension."""
     ids = np.asarray([i for _, i in self.characters] + [self.eos], np.int32)
     column = {c: k for k, (c, _) in enumerate(self.characters)}
     end_of_answer = len(ids) - 1
@@ -178,8 +178,40 @@ class IntegerTokens:
     return Grammar(ids, allowed, next_state, self.answer_length(sizes))
 
 
+def route_to_dict(route: RareTokens | IntegerTokens) -> dict[str, Any]:
+  """Converts a route to the JSON form that checkpoints store."""
+  name = type(route).__name__
+  return {"route": name, "route_args": dataclasses.asdict(route)}
+
+
+def route_from_dict(data: Mapping[str, Any]) -> RareTokens | IntegerTokens:
+  """Inverts `route_to_dict`."""
+  args = data["route_args"]
+  if data["route"] == "RareTokens":
+    return RareTokens(tuple(args["ids"]))
+  characters = tuple((c, i) for c, i in args["characters"])
+  return IntegerTokens(characters, args["eos"])
+
+
+class Writing(NamedTuple):
+  """The written form of actions; equal for spaces that differ in bounds only.
+
+  Attributes:
+    route: turns numbers into ids.
+    sizes: numbers of tokens that each of a chunk's H * D numbers can take.
+    firsts: the lowest value of each number.
+  """
+
+  route: RareTokens | IntegerTokens
+  sizes: tuple[int, ...]
+  firsts: tuple[int, ...]
+
+  def grammar(self) -> Grammar:
+    return self.route.grammar(self.sizes, self.firsts)
+
+
 def parse_numbers(text: str, count: int) -> np.ndarray:
-  """`"1 128 91 241 5 101 127 217"` -> int32[count]; anything else raises."""
+  """Parses `"1 128 91 241 5 101 127 217"` to int32[count], or raises."""
   words = text.split(" ")
   numeric = all(w.removeprefix("-").isdecimal() and w.isascii() for w in words)
   if not numeric or len(words) != count:

@@ -29,7 +29,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """How far training images may be changed; zeros change nothing.
+  """Limits of the random changes to training images; zeros change nothing.
 
   Attributes:
     crop: largest part of each side that a crop may cut off, e.g. 0.05; crops
@@ -68,7 +68,7 @@ def prepare(
 
 
 def _sizes(images: jax.Array, image_size: jax.Array | None) -> jax.Array:
-  """int32[B, F, 2]; the whole canvas where nothing is padding.
+  """Fills in int32[B, F, 2]: the whole canvas where nothing is padding.
 
   A missing image counts as one black pixel, so that no weight is 0 / 0.
   """
@@ -146,7 +146,7 @@ def _noise(key: jax.Array, batch: int, cameras: int) -> jax.Array:
 
 
 def _crops(noise: jax.Array, size: jax.Array, parts: np.ndarray) -> jax.Array:
-  """Random crops of whole pixels, int32[B, F, 4] of y, x, height and width.
+  """Draws crops of whole pixels, int32[B, F, 4]: y, x, height and width.
 
   Of 0 to `parts` times the side as many pixels are cut off, and 0 to all of
   them before the crop, each number as likely as the others.

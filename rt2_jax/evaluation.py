@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.evaluators import action_accuracy, vqa
 from rt2_jax.input_pipeline import examples, in_order
-from rt2_jax.input_pipeline.rlds import StepSource
+from rt2_jax.input_pipeline.step_index import StepSource
 from rt2_jax.input_pipeline.web import WebSource
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig

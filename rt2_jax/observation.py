@@ -1,4 +1,4 @@
-"""What a robot sees, knows and is told; and which part of it a model reads.
+"""Observations of a robot, and the parts of them that a model reads.
 
 Numpy only: simulation workers import this file under an interpreter of their
 own. What needs Pillow is imported where it is used.
@@ -38,7 +38,7 @@ class Observation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ObservationSpec:
-  """What a model reads of an observation, and in which order.
+  """The parts of an observation that a model reads, in order.
 
   Images enter the model camera by camera, and oldest first within a camera.
 
@@ -173,7 +173,7 @@ def to_batch(
 
 
 def _images(observation: Observation, spec: ObservationSpec) -> list:
-  """F images uint8[H, W, 3], one of 0 x 0 pixels for a missing camera.
+  """Collects F images uint8[H, W, 3], 0 x 0 pixels for a missing camera.
 
   Raises:
     UserError: see `to_batch`.
@@ -205,7 +205,7 @@ def _images(observation: Observation, spec: ObservationSpec) -> list:
 
 
 def _state(observation: Observation, spec: ObservationSpec) -> np.ndarray:
-  """float32[S].
+  """Returns the state, float32[S].
 
   Raises:
     UserError: a state where none is read, none where one is, or another size.
@@ -225,7 +225,7 @@ class History:
   """Keeps a robot's last frames, to give a model its history of images."""
 
   def __init__(self, length: int):
-    """`length` T: frames of each camera, the newest included."""
+    """Takes `length` T: frames of each camera, the newest included."""
     self._length = length
     self._past: dict[str, collections.deque[np.ndarray]] = {}
 

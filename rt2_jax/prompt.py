@@ -1,4 +1,4 @@
-"""The one place where an instruction becomes prefix and suffix ids.
+"""Prompts: instructions and answers as prefix and suffix ids.
 
 Training, evaluation, acting and export all call it, so that a robot is asked
 in exactly the words in which it was taught.
@@ -30,12 +30,12 @@ STATE_FIELD = "{state}"  # a template's field
 
 
 def question_ids(tokenizer: Tokenizer, question: str) -> list[int]:
-  """`[bos] question [newline]`, of any length."""
+  """Tokenizes `[bos] question [newline]`, of any length."""
   return [BOS, *tokenizer.encode(question + "\n")]
 
 
 def answer_ids(answer: Iterable[int]) -> list[int]:
-  """`answer [eos]`, of any length."""
+  """Appends eos to an answer of any length."""
   return [*map(int, answer), EOS]
 
 
@@ -82,7 +82,7 @@ class Prompt:
     return self.with_state(self.around_state(instruction), state)
 
   def around_state(self, instruction: str) -> tuple[list[int], list[int]]:
-    """The ids before a robot's state and those after it; costs most of a row.
+    """Tokenizes the prompt around a robot's state; costs most of a row.
 
     The template has the field `{state}`.
     """
@@ -138,7 +138,7 @@ class Prompt:
     return tokens.encode(np.asarray(state)[..., None, :])
 
   def prefixes(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """B questions: ids int32[B, P] and mask_input bool[B, P]."""
+    """Tokenizes B questions: int32[B, P] ids and bool[B, P] mask_input."""
     return _stacked(map(self.prefix, questions))
 
   def prefix(self, question: str) -> tuple[np.ndarray, np.ndarray]:
@@ -167,7 +167,7 @@ class Prompt:
     return tuple(self.tokenizer.encode(PLAN_END))
 
   def plan_ids(self, plan: str) -> np.ndarray:
-    """`Plan: {plan}. Action:`, which precedes the ids of an action, int32[n].
+    """Tokenizes `Plan: {plan}. Action:`, before an action's ids, int32[n].
 
     Raises:
       UserError: the plan is empty, too long, or holds what ends it.
@@ -202,7 +202,7 @@ class Prompt:
     return words.strip(), answer[start:]
 
   def _action_start(self, answer: np.ndarray) -> int:
-    """The first column after `plan_end`."""
+    """Finds the first position after `plan_end`."""
     end = np.asarray(self.plan_end)
     windows = np.lib.stride_tricks.sliding_window_view(answer, len(end))
     return int((windows == end).all(-1).argmax()) + len(end)

@@ -40,12 +40,12 @@ Piece = Proto.SentencePiece
 
 
 def loc_word(part: float) -> str:
-  """A coordinate, 0..1, in PaliGemma's words, such as `<loc0416>`."""
+  """Writes a coordinate, 0..1, in PaliGemma's words, such as `<loc0416>`."""
   return f"<loc{min(int(part * NUM_LOC), NUM_LOC - 1):04d}>"
 
 
 def place_words(box: Sequence[float], bins: int) -> str:
-  """The middle of a box as two words, `<loc0416><loc0608>`: y, x.
+  """Writes the middle of a box as two words, `<loc0416><loc0608>`: y, x.
 
   Args:
     box: y_min, x_min, y_max, x_max, 0..1.
@@ -148,17 +148,17 @@ class Tokenizer:
     return hashlib.sha256(self.model).hexdigest()
 
   def loc(self, i: int) -> int:
-    """Id of `<loc…>`, i in 0..1023: a coordinate in 1024ths of the image."""
+    """Finds the id of `<loc…>`, i in 0..1023, 1024ths of the image."""
     assert 0 <= i < NUM_LOC, i
     return self._num_pieces + i
 
   def seg(self, i: int) -> int:
-    """Id of `<seg…>`, i in 0..127."""
+    """Finds the id of `<seg…>`, i in 0..127."""
     assert 0 <= i < NUM_SEG, i
     return self._num_pieces + NUM_LOC + i
 
   def encode(self, text: str) -> list[int]:
-    """Text, which may hold `<loc0123>` and `<seg012>`, to ids.
+    """Tokenizes text, which may hold `<loc0123>` and `<seg012>`.
 
     Raises:
       UserError: text that holds a control word, such as `<eos>` or `<image>`,
@@ -203,7 +203,7 @@ class Tokenizer:
     return text + self._pieces.decode(run)
 
   def action_route(self, name: str) -> RareTokens | IntegerTokens:
-    """How this vocabulary writes actions: "rare" or "integers"."""
+    """Makes an action encoding by its name, "rare" or "integers"."""
     if name == "rare":
       return RareTokens(tuple(self.rare_ids(NUM_BINS)))
     if name == "integers":
@@ -211,7 +211,7 @@ class Tokenizer:
     raise unknown_name("action token route", name, ("rare", "integers"))
 
   def rare_ids(self, count: int) -> list[int]:
-    """The `count` least used ordinary ids, in increasing order.
+    """Finds the `count` least used ordinary ids, in increasing order.
 
     Ordinary: no control, byte, user-defined, unused, `<loc>` or `<seg>` token,
     printable (an invisible piece such as U+202D does not survive text), and
@@ -236,7 +236,7 @@ class Tokenizer:
     return sorted(ordinary[:count])
 
   def _is_plain(self, piece: str) -> bool:
-    """Printable, and neither a digit nor a marker such as `<unused7>`."""
+    """Tells whether a piece is printable, no digit and no marker."""
     word = piece.replace("▁", "")
     is_marker = word.startswith("<") and word.endswith(">") and len(word) > 2
     return (

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rt2_jax import action_tokens
+from rt2_jax.action_spaces import LANGUAGE_TABLE, RT1, RT2
 from rt2_jax.action_tokens import NUM_BINS
-from rt2_jax.actions import LANGUAGE_TABLE, RT1, RT2, ActionTokenizer
+from rt2_jax.actions import ActionTokenizer
 
 RARE = action_tokens.RareTokens(tuple(range(1000, 1000 + NUM_BINS)))
 INTEGERS = action_tokens.IntegerTokens(
@@ -314,8 +315,3 @@ def test_bin_values_match_decoding():
   np.testing.assert_array_equal(table[0, :2], [1.0, 0.0])
   seventh = tokenizer.to_action(np.array([1] + [7] * 7))
   np.testing.assert_array_equal(table[1:, 7], seventh[1:])
-
-
-def test_a_space_prints_its_units():
-  text = str(RT1)
-  assert "dx" in text and "-1 .. +1 m" in text and "one of 0, 1, 2" in text

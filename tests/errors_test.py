@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rt2_jax.actions import RT2
+from rt2_jax.action_spaces import RT2
 from rt2_jax.errors import ends_in_one_message, unknown_name
 
 

@@ -20,7 +20,7 @@ FLOORS = [
   {"actions", "tokenizer", "augment", "models", "optimizers", "sharding"}
   | {"consensus", "platforms"},
   {"prompt", "decode", "optimizer", "trainable", "step_metrics", "saved_step"}
-  | {"observation"},
+  | {"action_spaces", "observation"},
   {"checkpoint", "checkpoint_meta", "input_pipeline", "robot_policy"}
   | {"rollouts"},
   {"weights"},

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from rt2_jax import actions
+from rt2_jax.action_spaces import LANGUAGE_TABLE
 from rt2_jax.errors import UserError
 from rt2_jax.observation import History, Observation, ObservationSpec
 
 
 def test_spec_survives_its_dict():
   spec = ObservationSpec(
-    ("primary", "wrist"), ("wrist",), 2, actions.LANGUAGE_TABLE, ("wrist",)
+    ("primary", "wrist"), ("wrist",), 2, LANGUAGE_TABLE, ("wrist",)
   )
   assert ObservationSpec.from_dict(spec.to_dict()) == spec
   assert spec.num_images == 4

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from rt2_jax import optimizer, sharding
+from rt2_jax.action_spaces import RT2
 from rt2_jax.action_tokens import RareTokens
-from rt2_jax.actions import RT2, ActionTokenizer
+from rt2_jax.actions import ActionTokenizer
 from rt2_jax.augment import Augmentation
 from rt2_jax.batch import Batch
 from rt2_jax.models import variants

@@ -1,4 +1,4 @@
-"""How well a policy predicts recorded actions, per dimension.
+"""Action accuracy: agreement with recorded actions, per dimension.
 
 Two readings: teacher-forced (each token is predicted from the recorded ones
 before it, over the whole vocabulary, as in training) and decoded (the policy
@@ -26,7 +26,7 @@ NEAR = 2  # bins: "close to the recorded action"
 
 @dataclasses.dataclass(frozen=True)
 class ActionAccuracy:
-  """The result, per dimension and over all.
+  """Agreement of predicted with recorded actions.
 
   Attributes:
     action_tokenizer: what bins and dimensions mean.
@@ -44,7 +44,7 @@ class ActionAccuracy:
 
   @property
   def bin_distance(self) -> np.ndarray:
-    """int32[N, H, D], bins between the decoded and the recorded action.
+    """Bins between decoded and recorded action, int32[N, H, D].
 
     Classes of a discrete dimension have no order: another one is far.
     """
@@ -61,7 +61,7 @@ class ActionAccuracy:
     return float((self.bin_distance <= NEAR).all(-1).mean())
 
   def metrics(self) -> dict[str, float]:
-    """Everything as `name/dimension` -> number; L1 in physical units.
+    """Lists all results as `name/dimension`; L1 in physical units.
 
     Numbers are means over the actions of a chunk; of a chunk of several,
     `within_2_bins/action_{h}` says how near its action h comes.
@@ -149,7 +149,7 @@ def evaluate(
 
 
 def _forced(policy: Policy, seen: Batched, chunks: np.ndarray) -> np.ndarray:
-  """bool[b, H, D]: whose tokens are right, given the recorded ones before."""
+  """Compares tokens by teacher forcing, bool[b, H, D]."""
   action_tokenizer = policy.action_tokenizer
   ids = [action_tokenizer.encode(chunk) for chunk in chunks]
   suffix = np.stack([policy.prompt.suffix(row)[0] for row in ids])

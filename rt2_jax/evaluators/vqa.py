@@ -1,4 +1,4 @@
-"""How well a policy still answers questions about images: forgetting shows.
+"""Visual question answering on held-out data: it shows forgetting.
 
 Each task of a web source (captions, questions, detection, …) is reported
 alone, in two readings: the answers as the model writes them, and
@@ -77,7 +77,7 @@ def evaluate(
 
 
 def score(answer: str, right: Sequence[str]) -> float:
-  """How right an answer is, 0 to 1.
+  """Scores an answer, 0 to 1.
 
   With ten right answers, VQA v2's measure: three people who agree are enough.
   A text with boxes is right when every box covers its own. Otherwise one match
@@ -93,7 +93,7 @@ def score(answer: str, right: Sequence[str]) -> float:
 
 
 def _forced_share(policy, images, size, examples) -> np.ndarray:
-  """float[b], the part of each first answer's tokens that is predicted."""
+  """Computes the fraction of each first answer's tokens predicted, float[b]."""
   prompt = policy.prompt
   encode = prompt.tokenizer.encode
   suffixes = [prompt.suffix(encode(e.answers[0])) for e in examples]
@@ -112,13 +112,13 @@ def _plain(text: str) -> str:
 
 
 def _boxes(text: str) -> np.ndarray:
-  """float[n, 4] of y0, x0, y1, x1 in 1024ths, PaliGemma's order."""
+  """Parses boxes, float[n, 4]: y0, x0, y1, x1 in 1024ths, as PaliGemma."""
   places = [float(place) for place in _LOC.findall(text)]
   return np.reshape(places[: len(places) // 4 * 4], (-1, 4))
 
 
 def _covers(found: np.ndarray, right: np.ndarray) -> bool:
-  """Whether boxes match one to one, in order."""
+  """Tells whether boxes match one to one, in order."""
   if len(found) != len(right):
     return False
   top, bottom = np.maximum(found, right)[:, :2], np.minimum(found, right)[:, 2:]

@@ -44,10 +44,10 @@ def code_hash(*functions: Any) -> str:
 
 
 class _Walk:
-  """A walk through all that some functions refer to, each thing once."""
+  """Walks through everything that some functions refer to, once."""
 
   def __init__(self, packages: set[str]):
-    """`packages` are entered even if they are installed."""
+    """Takes the `packages` to enter even if they are installed."""
     self._packages = packages
     self._met: dict[int, Any] = {}  # kept, so that no address is used twice
 
@@ -55,7 +55,7 @@ class _Walk:
     return hashlib.sha256(repr(self._parts(value)).encode()).digest()
 
   def _parts(self, value: Any) -> Any:
-    """What identifies a value: nested tuples of texts, numbers and digests."""
+    """Identifies a value by nested tuples of texts, numbers and digests."""
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     if value is None or isinstance(value, (bool, int, float, complex, str)):
       return name, repr(value)
@@ -143,7 +143,7 @@ class _Walk:
         yield from self._imported(constant, within)
 
   def _is_found_ours(self, package: str) -> bool:
-    """The same as `_is_ours`, of a package that may not be imported yet."""
+    """Decides as `_is_ours`, for a package that may not be imported yet."""
     if package in self._packages:
       return True
     spec = importlib.util.find_spec(package)
@@ -153,7 +153,7 @@ class _Walk:
     return not any(part in place for part in _INSTALLED)
 
   def _named(self, value: Any, names: set[str]) -> Any:
-    """What code refers to by a global name; of modules, their named parts."""
+    """Identifies a global that code names; of modules, their named parts."""
     if not isinstance(value, types.ModuleType):
       return self.digest(value)
     if not self._is_ours(value):
@@ -182,7 +182,7 @@ class _Walk:
     return _place(cls), self.digest(cls.__bases__), parts
 
   def _is_ours(self, value: Any) -> bool:
-    """Whether a change to it is a change of the project's own code."""
+    """Tells whether a value belongs to the project's own code."""
     module = _module(value)
     if module.partition(".")[0] in self._packages:
       return True
@@ -196,7 +196,7 @@ class _Walk:
 
 @functools.cache
 def _is_pythons(file: str) -> bool:
-  """Whether a file belongs to Python's own library."""
+  """Tells whether a file belongs to Python's own library."""
   paths = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
   return file.startswith(tuple(filter(None, paths)))
 
@@ -210,7 +210,7 @@ def _names(code: types.CodeType) -> Iterable[str]:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-  """What an object holds, in a dictionary of its own or in slots."""
+  """Collects an object's attributes, from its dictionary and slots."""
   held = dict(getattr(value, "__dict__", {}))
   for cls in type(value).__mro__:
     slots = vars(cls).get("__slots__", ())

@@ -1,4 +1,4 @@
-"""How many damaged examples a run tolerates while it reads."""
+"""Damage tolerance: the examples that a run may lose while it reads."""
 
 from __future__ import annotations
 

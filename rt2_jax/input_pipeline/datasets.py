@@ -14,13 +14,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from rt2_jax.actions import (
-  LANGUAGE_TABLE,
-  RT2,
-  TABLETOP,
-  ActionSpace,
-  Dimension,
-)
+from rt2_jax.action_spaces import LANGUAGE_TABLE, RT2, TABLETOP
+from rt2_jax.actions import ActionSpace, Dimension
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import rlds
 from rt2_jax.input_pipeline.episodes import (
@@ -52,7 +47,7 @@ def fractal20220817_data(episode: Episode) -> Canonical:
 
 
 def bridge_dataset(episode: Episode) -> Canonical:
-  """BridgeData V2 as Berkeley released it (WidowX, 5 Hz), commanded actions.
+  """Reads BridgeData V2, Berkeley's release (WidowX, 5 Hz), as commanded.
 
   It has no terminate field; `is_last` marks the end, so that an episode that
   was cut short does not teach the robot to stop.
@@ -70,7 +65,7 @@ def bridge_dataset(episode: Episode) -> Canonical:
 
 
 def bridge_dataset_relabelled(episode: Episode) -> Canonical:
-  """The same, acting towards the state that was reached at the next step.
+  """Reads the same; actions lead to the state reached at the next step.
 
   The motion is what the arm did rather than what it was told to do, as Octo
   and OpenVLA train on Bridge. The last step has no next one and is dropped.
@@ -88,7 +83,7 @@ def bridge_dataset_relabelled(episode: Episode) -> Canonical:
 
 
 def bridge(episode: Episode) -> Canonical:
-  """BridgeData as the Open X-Embodiment copy in TFDS has it."""
+  """Reads BridgeData in the Open X-Embodiment copy of TFDS."""
   action = [
     episode.numbers("action/terminate_episode", 1, (0, 1)),
     episode.numbers("action/world_vector", 3),
@@ -102,7 +97,7 @@ def bridge(episode: Episode) -> Canonical:
 
 
 def language_table(episode: Episode) -> Canonical:
-  """Language-Table, real and simulated (xArm, 10 Hz): where to push, in m.
+  """Reads Language-Table, real and simulated (xArm, 10 Hz): pushes in m.
 
   The instruction comes as UTF-8 codes, padded with zeros.
   """
@@ -119,7 +114,7 @@ def language_table(episode: Episode) -> Canonical:
 
 
 def libero(episode: Episode) -> Canonical:
-  """LIBERO without no-ops, as OpenVLA regenerated it (Panda, 20 Hz).
+  """Reads LIBERO without no-ops, as OpenVLA regenerated it (Panda, 20 Hz).
 
   Actions are in units of the controller's largest step, 5 cm and 0.5 rad;
   its gripper closes at +1.
@@ -138,14 +133,14 @@ def libero(episode: Episode) -> Canonical:
 
 
 def tabletop(episode: Episode) -> Canonical:
-  """The simulated tabletop (5 Hz), as data/make_tabletop.py records it."""
+  """Reads the simulated tabletop (5 Hz) of data/make_tabletop.py."""
   action = episode.numbers("action", 8)
   episode.in_range("action", action[:, [0, 7]], 0, 1)  # terminate, gripper
   return Canonical(episode.texts("language_instruction"), action)
 
 
 def tabletop_with_plan(episode: Episode) -> Canonical:
-  """The same; before it acts the robot names what it acts on, and where it is.
+  """Reads the same, with a plan: the objects of the task and their places.
 
   The task's thing, then where it belongs, if anywhere, each with the middle of
   its box at that step: `apple <loc0416><loc0608>, heart <loc0096><loc0480>`.
@@ -176,7 +171,7 @@ def _pose_and_fingers(episode: Episode) -> np.ndarray:
 
 
 def _pose_space(name: str, *gripper: Dimension) -> ActionSpace:
-  """Where a gripper is, in bounds that hold a table-top arm's reach."""
+  """Makes a space of gripper poses, in bounds of a table-top arm's reach."""
   position = (Dimension(axis, "m", -1.5, 1.5) for axis in "xyz")
   angles = ("roll", "pitch", "yaw")
   rotation = (Dimension(a, "rad", -math.pi, math.pi) for a in angles)
@@ -198,7 +193,7 @@ _LIBERO_STATE = rlds.RobotState(
 
 @dataclasses.dataclass(frozen=True)
 class RobotDataset:
-  """What a dataset's records mean.
+  """The meaning of a dataset's records.
 
   Attributes:
     space: what the numbers of `standardize`'s actions are.

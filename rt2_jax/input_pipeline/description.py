@@ -30,7 +30,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from rt2_jax import ranges
-from rt2_jax.actions import RT2, ActionSpace, Dimension
+from rt2_jax.action_spaces import RT2
+from rt2_jax.actions import ActionSpace, Dimension
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.input_pipeline import rlds
 from rt2_jax.input_pipeline.datasets import RobotDataset
@@ -52,7 +53,7 @@ _ANY = between(-math.inf, math.inf)
 
 @dataclasses.dataclass(frozen=True)
 class Gripper:
-  """What a gripper's numbers mean.
+  """The meaning of a gripper's numbers.
 
   Attributes:
     open: the number of an open gripper, or of the command to open it.
@@ -130,7 +131,7 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Terminate:
-  """Which number is 1 on the step that ends an episode, and else 0."""
+  """The number that is 1 on the step that ends an episode, and else 0."""
 
   feature: str = "is_last"
   column: Annotated[int, at_least(0)] = 0
@@ -199,7 +200,7 @@ class _Numbers:
 
 @dataclasses.dataclass(frozen=True)
 class _Standardize:
-  """A description as a dataset's function; its hash is that of its content."""
+  """Reads episodes by a description; its hash is that of its content."""
 
   instruction: str
   terminate: Terminate | None

@@ -1,4 +1,4 @@
-"""One RLDS episode: its features, checked, and which of it is kept.
+"""One RLDS episode: its features, checked, and the filters.
 
 Shapes: T steps of an episode, D action dimensions.
 """
@@ -40,7 +40,7 @@ class Episode:
     return f"{self.record.where}, episode {self.record.number}"
 
   def __getitem__(self, name: str) -> np.ndarray:
-    """A numeric feature of any width, [T, …] flattened to [T, n].
+    """Reads a numeric feature of any width, [T, …] flattened to [T, n].
 
     Raises:
       UserError: numbers that are not finite, or do not divide into T steps.
@@ -65,7 +65,7 @@ class Episode:
   def numbers(
     self, name: str, width: int, within: tuple[float, float] | None = None
   ) -> np.ndarray:
-    """A numeric feature of a known width, [T, width].
+    """Reads a numeric feature of a known width, [T, width].
 
     Args:
       name: of the feature.
@@ -105,13 +105,13 @@ class Episode:
     return values
 
   def texts(self, name: str) -> list[str]:
-    """A text feature, T strings; raises UserError if there are fewer."""
+    """Reads a text feature, T strings; raises UserError if there are fewer."""
     texts = self.record.texts(f"steps/{name}")
     self._check_count(len(texts), "texts", name)
     return texts
 
   def image_spans(self, name: str) -> list[records.Span]:
-    """(offset in the shard, length) of each step's encoded image."""
+    """Finds (offset in the shard, length) of each step's encoded image."""
     spans = self.record.byte_spans(f"steps/{name}")
     self._check_count(len(spans), "images", name)
     return spans
@@ -229,7 +229,7 @@ def _check_texts(what: str, texts: Sequence[str], where: str):
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-  """Which episodes and steps an index keeps.
+  """The episodes and steps that an index keeps.
 
   Attributes:
     episodes: value that a feature of the episode must have, by its name, e.g.
@@ -260,7 +260,7 @@ class Filters:
     )
 
   def keep_steps(self, action: np.ndarray, space: ActionSpace) -> np.ndarray:
-    """bool[n]; an action is still when it moves less than 0.1 mm or mrad."""
+    """Finds the steps to keep, bool[n]; still is below 0.1 mm or mrad."""
     if not self.drop_noops:
       return np.ones(len(action), bool)
     moves = np.array([is_displacement(d) for d in space.dimensions])
@@ -309,12 +309,12 @@ def is_displacement(d: Dimension) -> bool:
 
 
 def _is_state(d: Dimension) -> bool:
-  """Whether the robot does something where this dimension changes."""
+  """Tells whether the robot acts where this dimension changes."""
   return d.kind == "discrete" or d.unit in _STATES
 
 
 def _value(record: records.Record, name: str) -> Any:
-  """A feature of an episode: a number, or a text."""
+  """Reads a feature of an episode: a number, or a text."""
   texts = record.texts(name)
   values = texts or record.numbers(name).tolist()
   if not values:

@@ -17,8 +17,8 @@ import numpy as np
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import records, unusable, web
-from rt2_jax.input_pipeline.rlds import StepSource
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
+from rt2_jax.input_pipeline.step_index import StepSource
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.prompt import Prompt
@@ -48,13 +48,13 @@ class Examples(Protocol):
   def __len__(self) -> int: ...
 
   def requests(self, i: int) -> list[Request]:
-    """What must be read for example `i`."""
+    """Lists the reads for example `i`."""
 
   def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
-    """Example `i` from the bytes of its requests."""
+    """Makes example `i` from the bytes of its requests."""
 
   def location(self, i: int) -> str:
-    """Where example `i` lies, for error messages."""
+    """Locates example `i`, for error messages."""
 
 
 class RobotExamples:
@@ -137,7 +137,7 @@ class RobotExamples:
     return len(self.source)
 
   def recorded_chunks(self) -> np.ndarray:
-    """The actions of all steps, float32[N, H, D] in physical units."""
+    """Reads the actions of all steps, float32[N, H, D] in physical units."""
     return self.source.chunks(self._action_tokenizer.horizon)
 
   def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
@@ -220,7 +220,7 @@ def open_web(
 def _written(
   texts: Sequence[str], write: Callable[[str], Any]
 ) -> tuple[dict[str, Any], dict[int, UserError]]:
-  """Each text as ids; and, by its number, what is wrong with those left out."""
+  """Writes each text as ids; and lists, by number, the errors of the others."""
   ids, unfit = {}, {}
   for number, text in enumerate(texts):
     try:
@@ -295,7 +295,7 @@ class WebExamples:
     return len(self.source)
 
   def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
-    """Each epoch takes the next answer."""
+    """Makes a row; each epoch takes the next answer."""
     example = self.parse(i, data)
     answer = example.answers[epoch % len(example.answers)]
     ids = self._prompt.tokenizer.encode(answer)
@@ -312,7 +312,7 @@ class WebExamples:
 
 
 def _too_long(source: web.WebSource, i: int, prompt: Prompt) -> Unusable:
-  """Which text of example `i` is too long, and what to do about it."""
+  """Names the text of example `i` that is too long, and the remedy."""
   for what, tokens, room, field in (
     (
       "a prompt",

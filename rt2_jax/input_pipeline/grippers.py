@@ -1,4 +1,4 @@
-"""How datasets tell a gripper's state, as absolute 1 = open.
+"""Grippers: the conventions of datasets as absolute numbers, 1 = open.
 
 Shapes: T steps of an episode.
 """

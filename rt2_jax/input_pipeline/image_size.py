@@ -50,7 +50,7 @@ def as_column(sizes: list[tuple[int, int]]) -> np.ndarray:
 
 
 def _find_size(data: bytes) -> tuple[int, int, int] | None:
-  """(height, width, end of the bytes that state them) of a JPEG or PNG."""
+  """Finds (height, width, end of their bytes) of a JPEG or PNG."""
   try:
     if data.startswith(_PNG):
       width, height = _PNG_SIZE.unpack_from(data, 16)

@@ -32,7 +32,7 @@ _SMALL = 256 * 2**20  # bytes that one process indexes sooner than two start
 
 
 class Indexed(NamedTuple):
-  """The index of a shard, and from which to which record it is used."""
+  """The index of a shard, and the range of its records in use."""
 
   path: str
   columns: Columns
@@ -86,7 +86,7 @@ def load_or_build(
 
 
 def _touched(split: Split) -> tuple[list[Shard], list[Span | None]]:
-  """The shards to index, and the records of each that are asked for.
+  """Selects the shards to index, and the records of each.
 
   Where only a part is asked for of shards of unknown lengths, they are None.
   """
@@ -131,7 +131,7 @@ def _lost(
   spans: Sequence[Span | None],
   usual: int = 0,
 ) -> list[Unusable]:
-  """What is damaged or missing in the records asked for, where it is known.
+  """Lists known damage and losses in the records asked for.
 
   Args:
     shards: files, and the records that they should hold.
@@ -149,7 +149,7 @@ def _lost(
 
 
 def _losses(shard: Shard, columns: Columns, usual: int) -> list[Unusable]:
-  """The damage that an index lists, the rest of a shard in numbers.
+  """Lists the damage of a shard, its lost rest as a number of records.
 
   Raises:
     UserError: more records than are stated.
@@ -171,14 +171,14 @@ def _losses(shard: Shard, columns: Columns, usual: int) -> list[Unusable]:
 
 
 def _counted(loss: Unusable, length: int) -> Unusable:
-  """The rest of a shard as a number of records, each at least one example."""
+  """Counts the rest of a shard in records, each at least one example."""
   count = max(1, length - loss.record)
   problem = f"{loss.problem} ({count} records are lost)"
   return Unusable(problem, loss.record, count, count)
 
 
 def _length(shard: Shard, columns: Columns, usual: int) -> int:
-  """The records that a shard should hold."""
+  """Finds the number of records that a shard should hold."""
   if shard.length is not None:
     return shard.length
   got = int(columns["num_records"])
@@ -186,7 +186,7 @@ def _length(shard: Shard, columns: Columns, usual: int) -> int:
 
 
 def _usual_length(found: Sequence[Columns]) -> int:
-  """The most records in a whole shard; 0 if none is whole."""
+  """Finds the most records in a whole shard; 0 if none is whole."""
   whole = [int(c["num_records"]) for c in found if not _has_lost_rest(c)]
   return max(whole, default=0)
 
@@ -239,7 +239,7 @@ def _build(
 
 
 def _can_be_sent(recipe: Recipe) -> bool:
-  """Whether other processes can be given the recipe's function."""
+  """Tells whether other processes can be given the recipe's function."""
   try:
     pickle.dumps((recipe.index_shard, recipe.arguments))
   except (pickle.PicklingError, AttributeError, TypeError) as error:

@@ -40,12 +40,12 @@ def to_column(texts: Iterable[str]) -> np.ndarray:
 
 
 def from_column(column: np.ndarray) -> list[str]:
-  """The inverse of `to_column`."""
+  """Inverts `to_column`."""
   return json.loads(column.tobytes())
 
 
 def fingerprint(columns: Iterable[np.ndarray | Sequence[str]]) -> str:
-  """Sixteen hex digits that name an index's columns, in their order.
+  """Hashes an index's columns, in their order, to 16 hex digits.
 
   Folders are no part of it: data may move.
   """
@@ -58,7 +58,7 @@ def fingerprint(columns: Iterable[np.ndarray | Sequence[str]]) -> str:
 
 
 class Identity(NamedTuple):
-  """What tells a shard from another of its name.
+  """Tells a shard from another of its name.
 
   Attributes:
     size: in bytes.
@@ -75,7 +75,7 @@ class Identity(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How the index of a shard is made.
+  """Makes the index of a shard.
 
   Attributes:
     index_shard: a module's function `(storage, path, *arguments) -> Columns`.
@@ -203,7 +203,7 @@ class KeptIndexes:
 def _load(
   index_path: pathlib.Path, path: str, shard: Identity, recipe: Recipe
 ) -> tuple[Columns | None, list[str]]:
-  """A kept index, or None and what has changed since it was made.
+  """Loads a kept index; or returns None and what has changed.
 
   Raises:
     UserError: another shard was indexed.

@@ -110,7 +110,7 @@ class Loader:
     return self.mixture.draw(step, self.rows, self.batch_size)
 
   def _load_carefully(self, step: int) -> Batch:
-    """A batch with a damaged example: row by row, so that it can be named.
+    """Loads a batch with a damaged example row by row, to name it.
 
     A damaged example gives way to the next one of its source; all other rows
     are what they would have been.

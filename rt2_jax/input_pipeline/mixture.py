@@ -1,4 +1,4 @@
-"""Which example sits at (step, row): a pure function, so nothing is stored.
+"""Data order: the example at (step, row) is a pure function of both.
 
 There is no shuffle buffer and no iterator state. A batch's sources follow from
 its position alone, and each source is walked through in a permutation that is
@@ -92,7 +92,7 @@ class Mixture:
 
   @property
   def _shares(self) -> list[int]:
-    """What each source but the last takes of those after it, in 2**-20ths."""
+    """Fraction of each source but the last among those left, in 2**-20ths."""
     shares, remaining = [], sum(self.weights)
     for weight in self.weights[:-1]:
       shares.append(round(weight / remaining * 2**_WEIGHT_BITS))
@@ -100,7 +100,7 @@ class Mixture:
     return shares
 
   def _sources(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int64[n] positions -> source int32[n], how often it came before int64[n].
+    """Finds source int32[n] and its earlier visits int64[n] of positions.
 
     The first source takes floor(p * share) of the first p positions; the
     others divide what it leaves in the same way.
@@ -118,7 +118,7 @@ class Mixture:
 
 
 def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
-  """A pseudorandom permutation of 0..size-1, evaluated at `index`.
+  """Evaluates a pseudorandom permutation of 0..size-1 at `index`.
 
   A Feistel network is a permutation of a power of four; values that fall
   outside `size` are sent through again until they fall inside (cycle walking),
@@ -147,7 +147,7 @@ def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
 def _feistel(
   value: np.ndarray, half_bits: int, round_keys: np.ndarray
 ) -> np.ndarray:
-  """One pass over uint64[n] values below 4**half_bits."""
+  """Permutes uint64[n] values below 4**half_bits once."""
   mask, shift = np.uint64(2**half_bits - 1), np.uint64(half_bits)
   left, right = value >> shift, value & mask
   for round_key in round_keys:
@@ -156,7 +156,7 @@ def _feistel(
 
 
 def _scramble(value: np.ndarray) -> np.ndarray:
-  """The finalizer of SplitMix64: every input bit moves every output bit."""
+  """Mixes bits by the finalizer of SplitMix64."""
   value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return value ^ (value >> np.uint64(31))

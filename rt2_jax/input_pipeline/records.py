@@ -86,7 +86,7 @@ def count_or_one(record: Record, count: Callable[[Record], int]) -> int:
 
 
 def _find_data(data: memoryview, offset: int) -> Span:
-  """Where the data of the record at `offset` begins and ends.
+  """Finds begin and end of the data of the record at `offset`.
 
   Raises:
     UserError: what is wrong there; from there on nothing can be found.
@@ -110,7 +110,7 @@ def _find_data(data: memoryview, offset: int) -> Span:
 
 
 def _masked(crc: int) -> int:
-  """The checksum of TFRecords (TensorFlow, core/lib/hash/crc32c.h)."""
+  """Masks a checksum as TFRecords do (TensorFlow, core/lib/hash/crc32c.h)."""
   return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -147,12 +147,12 @@ class Record:
     return sorted(self._features)
 
   def byte_spans(self, name: str) -> list[Span]:
-    """(offset in the file, length) of each byte string of a feature."""
+    """Finds (offset in the file, length) of each byte string of a feature."""
     values = self._values(name, _BYTES_LIST)
     return [(self.offset + s, e - s) for _, s, e in values]
 
   def view(self, span: Span) -> memoryview:
-    """The bytes of a span, not copied."""
+    """Views the bytes of a span without a copy."""
     start = span[0] - self.offset
     return self._data[start : start + span[1]]
 
@@ -169,7 +169,7 @@ class Record:
       ) from error
 
   def numbers(self, name: str) -> np.ndarray:
-    """float32[n] or int64[n], whichever the feature holds."""
+    """Reads float32[n] or int64[n], the kind that the feature holds."""
     start, end = self._span(name)
     kinds = [kind for kind, _, _, _ in self._fields(start, end)]
     try:
@@ -195,7 +195,7 @@ class Record:
     return np.asarray(out, np.uint64).astype(np.int64)
 
   def _values(self, name: str, kind: int) -> list[tuple[int, int, int]]:
-    """(wire type, start, end) of each value field in a feature's list."""
+    """Finds (wire type, start, end) of each value in a feature's list."""
     start, end = self._span(name)
     return [
       (wire, s2, e2)
@@ -230,7 +230,7 @@ class Record:
     return features
 
   def _fields(self, position: int, end: int) -> list[tuple[int, ...]]:
-    """(field number, wire type, start, end) of each field in a message."""
+    """Parses (field number, wire type, start, end) of a message's fields."""
     fields = []
     data = self._data
     while position < end:

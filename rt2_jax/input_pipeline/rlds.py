@@ -1,16 +1,13 @@
-"""Robot steps in RLDS form: an index of steps, and random access to them.
+"""Indexes a shard of robot episodes in RLDS form.
 
-The index holds where each image lies and everything small (actions,
-instructions), 60 bytes per step; images stay in the shards, encoded, until a
-step is drawn. So there is no shuffle buffer, and memory is flat.
+Small features are read once, into columns; images stay in the shard.
 
-Shapes: T steps of an episode, n of them kept, N steps in all, C cameras, D
-action dimensions, S numbers of a state, H actions of a chunk.
+Shapes: T steps of an episode, n of them kept, E episodes, C cameras, D action
+dimensions, S numbers of a state.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -27,18 +24,14 @@ from rt2_jax.input_pipeline.episodes import (
   WrongFunctionError,
   count_steps,
 )
-from rt2_jax.input_pipeline.kept_index import (
-  Columns,
-  fingerprint,
-  to_column,
-)
-from rt2_jax.input_pipeline.step_index import StepIndex, check_plans
+from rt2_jax.input_pipeline.kept_index import Columns, to_column
+from rt2_jax.input_pipeline.step_index import check_plans
 from rt2_jax.input_pipeline.unusable import Unusable
-from rt2_jax.storage import Request, Storage
+from rt2_jax.storage import Storage
 
 
 class RobotState(NamedTuple):
-  """Where a robot's state stands in its records.
+  """Reads a robot's state from its records.
 
   Attributes:
     space: what the S numbers mean.
@@ -50,7 +43,7 @@ class RobotState(NamedTuple):
 
 
 class Reading(NamedTuple):
-  """What an index takes from a dataset's records.
+  """The parts of a dataset's records that an index takes.
 
   Attributes:
     cameras: C image features, such as "observation/image_0".
@@ -66,7 +59,7 @@ class Reading(NamedTuple):
 
 
 class _Kept(NamedTuple):
-  """What an index takes from one episode.
+  """The parts of one episode that an index takes.
 
   Attributes:
     record: its number in the shard.
@@ -163,7 +156,7 @@ def _read(episode: Episode, reading: Reading, filters: Filters) -> _Kept:
 def _standardized(
   episode: Episode, reading: Reading
 ) -> tuple[Canonical, np.ndarray]:
-  """The episode in canonical form, and its states float32[T, S].
+  """Converts an episode to canonical form, and reads float32[T, S] states.
 
   Raises:
     UserError: the episode is damaged, or its states are of another shape or
@@ -200,7 +193,7 @@ def _standardized(
 def _images(
   episode: Episode, cameras: Sequence[str]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-  """Where all images lie, uint64[3, T, C], and the size that holds them."""
+  """Locates all images, uint64[3, T, C], and finds the size that holds them."""
   columns, views = [], []
   for camera in cameras:
     spans = episode.image_spans(camera)
@@ -214,7 +207,7 @@ def _images(
 
 
 def _damaged(record: records.Record, problem: UserError) -> Unusable:
-  """An episode that cannot be used; it counts as many examples as steps."""
+  """Lists a damaged episode; it counts as many examples as steps."""
   line = str(problem)
   if not line.startswith(record.path):
     line = f"{record.where}, episode {record.number}: {line}"
@@ -224,7 +217,7 @@ def _damaged(record: records.Record, problem: UserError) -> Unusable:
 
 
 def _columns(kept: Sequence[_Kept], reading: Reading) -> Columns:
-  """The episodes of a shard as columns."""
+  """Converts the episodes of a shard to columns."""
   none = np.empty((3, 0, len(reading.cameras)), np.uint64)
   images = [none, *(each.images for each in kept)]
   offset, length, checksum = np.concatenate(images, axis=1)
@@ -256,114 +249,7 @@ def _columns(kept: Sequence[_Kept], reading: Reading) -> Columns:
 
 
 def _numbered(texts: Sequence[str]) -> tuple[np.ndarray, dict[str, int]]:
-  """Which of the different texts each is, uint32[n], and those texts."""
+  """Numbers the different texts, uint32[n], and lists them."""
   known: dict[str, int] = {}
   numbers = [known.setdefault(text, len(known)) for text in texts]
   return np.asarray(numbers, np.uint32), known
-
-
-class StepSource:
-  """Random access to the steps of an index; images stay encoded."""
-
-  def __init__(
-    self,
-    storage: Storage,
-    index: StepIndex,
-    space: ActionSpace,
-    history: int = 1,
-  ):
-    """Takes an index.
-
-    Args:
-      storage: where its shards lie.
-      index: of all steps.
-      space: what the D numbers of an action mean.
-      history: frames of each camera, the step's own included.
-    """
-    self.storage = storage
-    self.index = index
-    self.space = space
-    self.history = history
-
-  def __len__(self) -> int:
-    return len(self.index)
-
-  def only(self, kept: np.ndarray) -> StepSource:
-    """The steps where bool[N] says so, in their order."""
-    index = self.index.only(kept)
-    return StepSource(self.storage, index, self.space, self.history)
-
-  @property
-  def largest_image(self) -> tuple[int, int]:
-    """(height, width) in pixels that hold every image of the source.
-
-    Read from the images' headers when they were indexed. An image without a
-    readable header counts for nothing.
-    """
-    height, width = self.index.size.max(0, initial=0)
-    return int(height), int(width)
-
-  def requests(self, i: int) -> list[Request]:
-    """The images shown at step `i`: camera by camera, each oldest first.
-
-    They are the camera's own last images, also where a filter leaves out the
-    steps before. Before an episode's start its first image is repeated.
-    """
-    index = self.index
-    last, first = int(index.frame[i]), int(index.start[index.episode[i]])
-    frames = range(last - self.history + 1, last + 1)
-    return [
-      self._image(i, max(first, frame), camera)
-      for camera in range(index.offset.shape[1])
-      for frame in frames
-    ]
-
-  def chunks(self, horizon: int) -> np.ndarray:
-    """The actions of every step and of those that follow it in its episode.
-
-    Steps that the filters left out do not count. After the episode's end the
-    robot has terminated, see `ActionSpace.after_end`.
-
-    Returns:
-      float32[N, H, D] in physical units.
-    """
-    episode, action = self.index.episode, self.index.action
-    chunks = np.repeat(action[:, None], horizon, axis=1)
-    for h in range(1, horizon):
-      same = np.zeros(len(self), bool)
-      same[:-h] = episode[h:] == episode[:-h]
-      chunks[same, h] = action[np.flatnonzero(same) + h]
-      for i in np.flatnonzero(~same):
-        chunks[i, h] = self.space.after_end(chunks[i, h - 1])
-    return chunks
-
-  def instruction(self, i: int) -> str:
-    return self.index.texts[self.index.text[i]]
-
-  def plan(self, i: int) -> str:
-    """What precedes step `i`'s action; "" in a dataset without plans."""
-    index = self.index
-    return index.plans[index.plan[i]] if index.plans else ""
-
-  def location(self, i: int) -> str:
-    """Where step `i`'s image lies, for error messages."""
-    image = self._image(i, int(self.index.frame[i]), 0)
-    return f"{image.path}, byte {image.offset}"
-
-  def _image(self, i: int, frame: int, camera: int) -> Request:
-    """An image of step `i`'s episode."""
-    index = self.index
-    return Request(
-      index.files[index.file[index.episode[i]]],
-      int(index.offset[frame, camera]),
-      int(index.length[frame, camera]),
-      int(index.checksum[frame, camera]),
-    )
-
-  @functools.cached_property
-  def fingerprint(self) -> str:
-    """Names the examples and their order, wherever the files lie."""
-    i = self.index
-    images = (i.offset, i.length, i.checksum, i.file, i.start)
-    steps = (i.frame, i.episode, i.text, i.plan, i.action, i.state)
-    return fingerprint((*images, *steps, i.texts, i.plans))

@@ -25,7 +25,7 @@ from rt2_jax.input_pipeline import (
 from rt2_jax.input_pipeline.code_hash import code_hash
 from rt2_jax.input_pipeline.datasets import DATASETS, RobotDataset
 from rt2_jax.input_pipeline.episodes import Filters, make_filters
-from rt2_jax.input_pipeline.step_index import StepIndex
+from rt2_jax.input_pipeline.step_index import StepIndex, StepSource
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.ranges import more_than
 from rt2_jax.storage import Storage, open_storage
@@ -73,7 +73,7 @@ class SourceConfig:
 
   @property
   def robot(self) -> RobotDataset:
-    """What the records mean; raises UserError as `robot_dataset`."""
+    """The meaning of the records; raises UserError as `robot_dataset`."""
     return robot_dataset(self.dataset, self.path)
 
   @property
@@ -123,7 +123,7 @@ class SourceConfig:
     return dataclasses.replace(wanted, missing=tuple(missing), state=state)
 
   def read_statistics(self) -> dict[str, Any]:
-    """What the file `statistics` holds; empty when none is named.
+    """Reads the file `statistics`; empty when none is named.
 
     Raises:
       UserError: no such file, or the figures of another dataset.
@@ -211,7 +211,7 @@ def open_source(
   index_folder: str | None = None,
   num_workers: int | None = None,
   max_skipped: int = 0,
-) -> rlds.StepSource:
+) -> StepSource:
   """Indexes one split of a dataset, or loads its index.
 
   Args:
@@ -260,7 +260,7 @@ def open_source(
       f"got no step in split {split!r} of {config.path} after the filters "
       f"{filters}; relax them{''.join(problems)}"
     )
-  return rlds.StepSource(storage, steps, known.space, spec.history)
+  return StepSource(storage, steps, known.space, spec.history)
 
 
 def _functions_hash(reading: rlds.Reading) -> str:
@@ -271,7 +271,7 @@ def _functions_hash(reading: rlds.Reading) -> str:
 
 
 def _conventions(space: ActionSpace) -> list[Any]:
-  """What a space says about numbers; bounds are no part of an index."""
+  """Lists the conventions of a space; bounds are no part of an index."""
   dimensions = [[d.name, d.unit, d.kind, *d.values] for d in space.dimensions]
   return [space.name, space.frame, dimensions]
 
@@ -283,7 +283,7 @@ def index_shard(
   filters: Mapping[str, Any],
   function: str,
 ) -> kept_index.Columns:
-  """One shard's columns, see `rlds.index_episodes`.
+  """Indexes one shard, see `rlds.index_episodes`.
 
   Raises:
     UserError: `function` is not the hash of the dataset's functions: another

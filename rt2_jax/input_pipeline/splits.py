@@ -31,7 +31,7 @@ Span = tuple[int, int]  # first, stop
 
 
 class Shard(NamedTuple):
-  """A file of a split, and how many records it holds; None: not stated."""
+  """A file of a split, and its number of records; None: not stated."""
 
   path: str
   length: int | None
@@ -39,7 +39,7 @@ class Shard(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """From where to where a split is taken.
+  """The range of a split that is taken.
 
   Attributes:
     text: the split as it was asked for, e.g. "train[:90%]".
@@ -85,7 +85,7 @@ class Part:
     return self.start is None and self.stop is None
 
   def spans(self, lengths: Sequence[int]) -> list[Span]:
-    """The records of each shard that belong to the part, numbered per shard.
+    """Finds the records of each shard that belong to the part.
 
     Rounded as TFDS rounds: to the nearest example, halves to an even one.
 
@@ -120,7 +120,7 @@ class Part:
   def _boundary(
     self, value: float | None, default: int, lengths: Sequence[int]
   ) -> int:
-    """In examples; what is negative counts from the end."""
+    """Converts a bound to examples; negative ones count from the end."""
     if value is None:
       return default
     if self.unit == "%":
@@ -244,7 +244,7 @@ def _read_info(
 def _parse_info(
   data: bytes, path: str
 ) -> tuple[str, dict[str, list[int] | None]]:
-  """The dataset's name, and the records of each split's shards.
+  """Parses the dataset's name, and the records of each split's shards.
 
   Either may not be stated: "" and None.
 
@@ -276,7 +276,7 @@ def _numbers(split: dict[str, Any]) -> list[int] | None:
 def _complete(
   names: Sequence[str], split: str, count: int, folder: str
 ) -> list[str]:
-  """The `count` shards of a split among `names`.
+  """Finds the `count` shards of a split among `names`.
 
   Raises:
     UserError: one is missing, or there are two of one number.

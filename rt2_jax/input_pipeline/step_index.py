@@ -1,20 +1,27 @@
-"""The index of a split's robot steps: plain columns, joined from its shards.
+"""The index of a split's robot steps, and random access to them.
+
+The index holds where each image lies and everything small (actions,
+instructions), 60 bytes per step; images stay in the shards, encoded, until a
+step is drawn. So there is no shuffle buffer, and memory is flat.
 
 Shapes: N steps in all, M frames of their episodes, C cameras, E episodes, D
-action dimensions, S numbers of a state.
+action dimensions, S numbers of a state, H actions of a chunk.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
+from rt2_jax.actions import ActionSpace
 from rt2_jax.input_pipeline.episodes import WrongFunctionError
 from rt2_jax.input_pipeline.index import Indexed
-from rt2_jax.input_pipeline.kept_index import Columns, from_column
+from rt2_jax.input_pipeline.kept_index import Columns, fingerprint, from_column
 from rt2_jax.input_pipeline.unusable import Unusable
+from rt2_jax.storage import Request, Storage
 
 # The columns of a shard that have a row per frame, per episode and per step.
 _OF_IMAGES = ("offset", "length", "checksum")
@@ -24,7 +31,7 @@ _OF_STEPS = ("frame", "episode", "text", "plan", "action", "state")
 
 @dataclasses.dataclass(frozen=True)
 class StepIndex:
-  """Where every step of a split lies, and its small features.
+  """Locations of all steps of a split, and their small features.
 
   Images are listed for all steps of an episode, also for those that a filter
   leaves out: frames before a step are what the camera saw before it.
@@ -104,7 +111,7 @@ class StepIndex:
     )
 
   def only(self, kept: np.ndarray) -> StepIndex:
-    """The steps where bool[N] says so, in their order."""
+    """Selects the steps where bool[N] is true, in their order."""
     names = ("frame", "episode", "text", "action", "state")
     names += ("plan",) * bool(self.plans)
     columns = {name: getattr(self, name)[kept] for name in names}
@@ -112,7 +119,7 @@ class StepIndex:
 
 
 def _cut(shard: Indexed) -> Columns:
-  """The columns of the records that are used, numbered from 0 again."""
+  """Cuts out the columns of the records in use, numbered from 0 again."""
   columns, record = shard.columns, shard.columns["record"]
   if not shard.first and (not len(record) or record[-1] < shard.stop):
     return columns  # all of them
@@ -150,7 +157,7 @@ def _renumbered(
 def _merge_texts(
   shards: Sequence[Columns], name: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-  """A column of numbers, uint32[N], and the different texts that they mean."""
+  """Joins text numbers, uint32[N], and the different texts."""
   texts: dict[str, int] = {}
   columns = []
   for shard in shards:
@@ -167,3 +174,110 @@ def check_plans(count: int, steps: int):
       f"got plans for {count} of {steps} steps, expected one for each step or "
       "none at all; correct the dataset's function"
     )
+
+
+class StepSource:
+  """Random access to the steps of an index; images stay encoded."""
+
+  def __init__(
+    self,
+    storage: Storage,
+    index: StepIndex,
+    space: ActionSpace,
+    history: int = 1,
+  ):
+    """Takes an index.
+
+    Args:
+      storage: where its shards lie.
+      index: of all steps.
+      space: what the D numbers of an action mean.
+      history: frames of each camera, the step's own included.
+    """
+    self.storage = storage
+    self.index = index
+    self.space = space
+    self.history = history
+
+  def __len__(self) -> int:
+    return len(self.index)
+
+  def only(self, kept: np.ndarray) -> StepSource:
+    """Selects the steps where bool[N] is true, in their order."""
+    index = self.index.only(kept)
+    return StepSource(self.storage, index, self.space, self.history)
+
+  @property
+  def largest_image(self) -> tuple[int, int]:
+    """(height, width) in pixels that hold every image of the source.
+
+    Read from the images' headers when they were indexed. An image without a
+    readable header counts for nothing.
+    """
+    height, width = self.index.size.max(0, initial=0)
+    return int(height), int(width)
+
+  def requests(self, i: int) -> list[Request]:
+    """Lists the images of step `i`: camera by camera, each oldest first.
+
+    They are the camera's own last images, also where a filter leaves out the
+    steps before. Before an episode's start its first image is repeated.
+    """
+    index = self.index
+    last, first = int(index.frame[i]), int(index.start[index.episode[i]])
+    frames = range(last - self.history + 1, last + 1)
+    return [
+      self._image(i, max(first, frame), camera)
+      for camera in range(index.offset.shape[1])
+      for frame in frames
+    ]
+
+  def chunks(self, horizon: int) -> np.ndarray:
+    """Gathers the actions of every step and of the next H - 1 of its episode.
+
+    Steps that the filters left out do not count. After the episode's end the
+    robot has terminated, see `ActionSpace.after_end`.
+
+    Returns:
+      float32[N, H, D] in physical units.
+    """
+    episode, action = self.index.episode, self.index.action
+    chunks = np.repeat(action[:, None], horizon, axis=1)
+    for h in range(1, horizon):
+      same = np.zeros(len(self), bool)
+      same[:-h] = episode[h:] == episode[:-h]
+      chunks[same, h] = action[np.flatnonzero(same) + h]
+      for i in np.flatnonzero(~same):
+        chunks[i, h] = self.space.after_end(chunks[i, h - 1])
+    return chunks
+
+  def instruction(self, i: int) -> str:
+    return self.index.texts[self.index.text[i]]
+
+  def plan(self, i: int) -> str:
+    """Finds step `i`'s plan; "" in a dataset without plans."""
+    index = self.index
+    return index.plans[index.plan[i]] if index.plans else ""
+
+  def location(self, i: int) -> str:
+    """Locates step `i`'s image, for error messages."""
+    image = self._image(i, int(self.index.frame[i]), 0)
+    return f"{image.path}, byte {image.offset}"
+
+  def _image(self, i: int, frame: int, camera: int) -> Request:
+    """Requests an image of step `i`'s episode."""
+    index = self.index
+    return Request(
+      index.files[index.file[index.episode[i]]],
+      int(index.offset[frame, camera]),
+      int(index.length[frame, camera]),
+      int(index.checksum[frame, camera]),
+    )
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """Names the examples and their order, wherever the files lie."""
+    i = self.index
+    images = (i.offset, i.length, i.checksum, i.file, i.start)
+    steps = (i.frame, i.episode, i.text, i.plan, i.action, i.state)
+    return fingerprint((*images, *steps, i.texts, i.plans))

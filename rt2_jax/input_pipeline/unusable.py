@@ -65,5 +65,5 @@ def to_column(damaged: Iterable[Unusable]) -> np.ndarray:
 
 
 def from_column(column: np.ndarray) -> list[Unusable]:
-  """The inverse of `to_column`."""
+  """Inverts `to_column`."""
   return [Unusable(*fields) for fields in json.loads(column.tobytes())]

@@ -65,7 +65,7 @@ class WebExample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class WebIndex:
-  """Where every example of a split lies.
+  """Locations of all examples of a split.
 
   Attributes:
     files: the shards.
@@ -118,7 +118,7 @@ class WebIndex:
     )
 
   def only(self, kept: np.ndarray) -> WebIndex:
-    """The examples where bool[N] says so, in their order."""
+    """Selects the examples where bool[N] is true, in their order."""
     columns = {name: getattr(self, name)[kept] for name in ("file", *_COLUMNS)}
     return dataclasses.replace(self, **columns)
 
@@ -138,7 +138,7 @@ class WebSource:
     return len(self.index)
 
   def requests(self, i: int) -> list[Request]:
-    """The record of example `i`."""
+    """Requests the record of example `i`."""
     where = self.index
     return [
       Request(
@@ -150,7 +150,7 @@ class WebSource:
     ]
 
   def location(self, i: int) -> str:
-    """Where example `i` lies, for error messages."""
+    """Locates example `i`, for error messages."""
     (record,) = self.requests(i)
     return f"{record.path}, byte {record.offset}"
 
@@ -202,7 +202,7 @@ def open_source(
 def index_shard(
   storage: Storage, path: str, tokenizer: Tokenizer
 ) -> kept_index.Columns:
-  """The columns of `WebIndex` for this shard; every record is looked at.
+  """Indexes one shard as columns of `WebIndex`; reads every record.
 
   Texts are counted in tokens here, where they are read anyway, so that a job
   knows at its start which do not fit. `record` is each example's number in
@@ -254,7 +254,7 @@ def _token_lengths(
 
 
 def parse(record: records.Record) -> WebExample:
-  """The example that a record holds.
+  """Parses the example of a record.
 
   Raises:
     UserError: a feature is missing or empty; the message names the place.
@@ -279,7 +279,7 @@ def parse(record: records.Record) -> WebExample:
 
 
 def _only(record: records.Record, name: str, values: list, default):
-  """The one value of a feature. Raises UserError if there are more."""
+  """Returns the one value of a feature; raises UserError if there are more."""
   if len(values) > 1:
     raise UserError(
       f"{record.where}: got {len(values)} values of {name!r}, expected one; "

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rt2_jax.actions import RT2, TABLETOP, ActionTokenizer
+from rt2_jax.action_spaces import RT2, TABLETOP
+from rt2_jax.actions import ActionTokenizer
 from rt2_jax.input_pipeline.examples import RobotExamples
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.observation import ObservationSpec

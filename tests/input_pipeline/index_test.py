@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from rt2_jax.actions import RT2
+from rt2_jax.action_spaces import RT2
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets, index, kept_index, sources, splits
 from rt2_jax.input_pipeline.sources import (

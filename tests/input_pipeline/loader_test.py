@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from rt2_jax import images
-from rt2_jax.actions import RT2, ActionTokenizer
+from rt2_jax.action_spaces import RT2
+from rt2_jax.actions import ActionTokenizer
 from rt2_jax.input_pipeline import frames, loader
 from rt2_jax.input_pipeline.examples import RobotExamples
 from rt2_jax.input_pipeline.loader import Loader

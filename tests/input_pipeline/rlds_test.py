@@ -7,12 +7,14 @@ import re
 import numpy as np
 import pytest
 
-from rt2_jax.actions import RT2, ActionSpace, Dimension
+from rt2_jax.action_spaces import RT2
+from rt2_jax.actions import ActionSpace, Dimension
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets
 from rt2_jax.input_pipeline.episodes import Canonical, Filters, make_filters
-from rt2_jax.input_pipeline.rlds import RobotState, StepSource
+from rt2_jax.input_pipeline.rlds import RobotState
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
+from rt2_jax.input_pipeline.step_index import StepSource
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.storage import LocalStorage
 from tests import tiny_datasets

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 MODULE = """
 import dataclasses
 import numpy as np
-from rt2_jax.actions import RT2
+from rt2_jax.action_spaces import RT2
 from rt2_jax.input_pipeline.datasets import RobotDataset, bridge_dataset
 
 UNIT = {unit}

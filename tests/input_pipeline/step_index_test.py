@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from rt2_jax.actions import LANGUAGE_TABLE
+from rt2_jax.action_spaces import LANGUAGE_TABLE
 from rt2_jax.input_pipeline.index import Indexed
 from rt2_jax.input_pipeline.kept_index import to_column
-from rt2_jax.input_pipeline.rlds import StepSource
-from rt2_jax.input_pipeline.step_index import StepIndex
+from rt2_jax.input_pipeline.step_index import StepIndex, StepSource
 from rt2_jax.storage import LocalStorage
 
 

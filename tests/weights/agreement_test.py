@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import transformers
 
-from rt2_jax.actions import LANGUAGE_TABLE, RT2, TABLETOP, ActionTokenizer
+from rt2_jax.action_spaces import LANGUAGE_TABLE, RT2, TABLETOP
+from rt2_jax.actions import ActionTokenizer
 from rt2_jax.prompt import Prompt
 from rt2_jax.weights import (
   agreement,

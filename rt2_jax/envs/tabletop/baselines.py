@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rt2_jax.actions import TABLETOP
+from rt2_jax.action_spaces import TABLETOP
 from rt2_jax.envs.tabletop import tasks, trials
 from rt2_jax.observation import PRIMARY, Observation
 from rt2_jax.rollouts.trial import Baseline, Trial

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rt2_jax.actions import TABLETOP
+from rt2_jax.action_spaces import TABLETOP
 from rt2_jax.envs.tabletop import (
   baselines,
   environment,

@@ -19,7 +19,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from rt2_jax.actions import TABLETOP
+from rt2_jax.action_spaces import TABLETOP
 from rt2_jax.envs.tabletop import instructions, oracle, scene, surfaces, tasks
 from rt2_jax.envs.tabletop.camera import Camera
 from rt2_jax.envs.tabletop.instructions import Task

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from rt2_jax.actions import TABLETOP
+from rt2_jax.action_spaces import TABLETOP
 from rt2_jax.envs.tabletop import surfaces
 from rt2_jax.envs.tabletop.environment import (
   FAILED,
