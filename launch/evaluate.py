@@ -21,8 +21,9 @@ from absl import app, flags
 from launch import program
 from rt2_jax import local_files
 from rt2_jax.checkpoint import Checkpoints
-from rt2_jax.evaluators import action_accuracy, vqa
-from rt2_jax.input_pipeline import examples, in_order, web
+from rt2_jax.evaluation import HeldOut
+from rt2_jax.evaluators import action_accuracy
+from rt2_jax.input_pipeline import web
 from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import LoaderConfig, config_hash, with_defaults
@@ -51,20 +52,20 @@ def main():
   meta, _ = checkpoints.restore_meta(step)
   run = {"step": step, "config_hash": config_hash(meta["config"])}
   config = with_defaults(meta["config"])
-  reading = LoaderConfig(**config["loader"])
+  held_out = HeldOut(LoaderConfig(**config["loader"]), _BATCH_SIZE.value)
   folder = local_files.output_folder(workdir / "evaluation", "--workdir")
   for name, fields in config["sources"].items():
     policy = Policy.from_checkpoint(workdir, name, step)
     source = SourceConfig(**fields)
-    metrics = evaluate_actions(policy, name, source, reading, folder)
+    metrics = evaluate_actions(policy, name, source, held_out, folder)
     write(run | metrics, folder / f"{name}.json")
   for name, fields in web_sources(config).items():
     source = web.WebConfig(**fields)
     if source.eval_split:
-      # Any robot's: its words do not matter here.
+      # Any robot's: its action tokenizer is not used.
       robot = next(iter(config["sources"]), None)
       policy = Policy.from_checkpoint(workdir, robot, step)
-      metrics = evaluate_answers(policy, name, source, reading)
+      metrics = evaluate_answers(policy, name, source, held_out)
       write(run | metrics, folder / f"{name}.json")
 
 
@@ -77,25 +78,10 @@ def web_sources(config):
   return config["web"]
 
 
-def evaluate_actions(policy, name, source, reading, folder):
+def evaluate_actions(policy, name, source, held_out, folder):
   """One robot source: prints a table, draws a picture, returns numbers."""
-  steps = examples.open_robot(
-    source,
-    source.eval_split,
-    policy.action_tokenizer,
-    policy.prompt,
-    policy.observation,
-    reading.index_folder,
-    reading.max_skipped,
-  )
-  chunks = in_order.read_steps(
-    steps,
-    policy.model.img.image_size,
-    _BATCH_SIZE.value,
-    _LIMIT.value,
-    reading.max_skipped,
-  )
-  result = action_accuracy.evaluate(policy, chunks)
+  steps = held_out.open_steps(source, policy)
+  result = held_out.actions(policy, steps, _LIMIT.value)
   print(f"\n{name}: {source.dataset}, split {source.eval_split!r}")
   print(result)
   picture = folder / f"{name}.png"
@@ -104,24 +90,10 @@ def evaluate_actions(policy, name, source, reading, folder):
   return result.metrics()
 
 
-def evaluate_answers(policy, name, source, reading):
+def evaluate_answers(policy, name, source, held_out):
   """One web source: prints and returns how right the model's answers are."""
-  questions = examples.open_web(
-    source,
-    source.eval_split,
-    policy.prompt,
-    policy.observation,
-    reading.index_folder,
-    reading.max_skipped,
-  )
-  chunks = in_order.read_questions(
-    questions,
-    policy.model.img.image_size,
-    _BATCH_SIZE.value,
-    _LIMIT.value,
-    reading.max_skipped,
-  )
-  metrics = vqa.evaluate(policy, chunks)
+  questions = held_out.open_questions(source, policy)
+  metrics = held_out.answers(policy, questions, _LIMIT.value)
   print(f"\n{name}: split {source.eval_split!r}")
   for metric, value in metrics.items():
     print(f"{metric:<28}{value:>10.3f}")

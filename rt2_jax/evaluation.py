@@ -1,7 +1,8 @@
-"""Held-out data, measured while training."""
+"""Held-out data: what a policy is measured on, also while it trains."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,78 @@ from jax.sharding import Mesh
 
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.evaluators import action_accuracy, vqa
+from rt2_jax.evaluators.action_accuracy import ActionAccuracy
 from rt2_jax.input_pipeline import examples, in_order
+from rt2_jax.input_pipeline.examples import RobotExamples, WebExamples
+from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.input_pipeline.step_index import StepSource
-from rt2_jax.input_pipeline.web import WebSource
+from rt2_jax.input_pipeline.web import WebConfig, WebSource
 from rt2_jax.policy import Policy
-from rt2_jax.train_config import TrainConfig
+from rt2_jax.train_config import LoaderConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """Opens sources' evaluation splits and measures policies on them.
+
+  Attributes:
+    loader: where indexes are kept, how much damage is tolerated.
+    batch_size: examples in one call of the policy.
+  """
+
+  loader: LoaderConfig
+  batch_size: int
+
+  def open_steps(self, source: SourceConfig, policy: Policy) -> RobotExamples:
+    """Opens a robot source as the policy reads it.
+
+    Raises:
+      UserError: no such split, or bad data.
+    """
+    return examples.open_robot(
+      source,
+      source.eval_split,
+      policy.action_tokenizer,
+      policy.prompt,
+      policy.observation,
+      self.loader.index_folder,
+      self.loader.max_skipped,
+    )
+
+  def open_questions(self, source: WebConfig, policy: Policy) -> WebExamples:
+    """Opens a web source as the policy reads it; raises as `open_steps`."""
+    return examples.open_web(
+      source,
+      source.eval_split,
+      policy.prompt,
+      policy.observation,
+      self.loader.index_folder,
+      self.loader.max_skipped,
+    )
+
+  def actions(
+    self, policy: Policy, steps: RobotExamples, limit: int | None = None
+  ) -> ActionAccuracy:
+    """Compares predicted with recorded actions.
+
+    Args:
+      policy: predicts.
+      steps: of `open_steps`.
+      limit: how many steps, evenly spread over the source; None: all.
+    """
+    read = in_order.read_steps(steps, *self._reading(policy, limit))
+    return action_accuracy.evaluate(policy, read)
+
+  def answers(
+    self, policy: Policy, questions: WebExamples, limit: int | None = None
+  ) -> dict[str, float]:
+    """Measures how many answers are right; arguments as of `actions`."""
+    read = in_order.read_questions(questions, *self._reading(policy, limit))
+    return vqa.evaluate(policy, read)
+
+  def _reading(self, policy: Policy, limit: int | None) -> tuple:
+    resolution = policy.model.img.image_size
+    return resolution, self.batch_size, limit, self.loader.max_skipped
 
 
 class Evaluation:
@@ -35,34 +103,27 @@ class Evaluation:
     Raises:
       UserError: no such split, or bad data.
     """
-    self._config = config.evaluation
-    prompt = config.make_prompt()
-    self._max_skipped = config.loader.max_skipped
-    reading = config.loader.index_folder, config.loader.max_skipped
-    spec, specs = config.observation.spec, config.observation_specs()
-    self._steps = {
-      name: examples.open_robot(
-        source,
-        source.eval_split,
-        action_tokenizers[name],
-        prompt,
-        specs[name],
-        *reading,
-      )
-      for name, source in config.sources.items()
-    }
-    self._questions = {
-      name: examples.open_web(source, source.eval_split, prompt, spec, *reading)
-      for name, source in config.web.items()
-      if source.eval_split
-    }
+    self._limits = config.evaluation
+    self._held_out = HeldOut(config.loader, config.evaluation.batch_size)
+    prompt, specs = config.make_prompt(), config.observation_specs()
     self._policies = {
       name: Policy(
         config.model, None, prompt, action_tokenizer, specs[name], mesh
       )
       for name, action_tokenizer in action_tokenizers.items()
     }
-    self._answering = Policy(config.model, None, prompt, None, spec, mesh)
+    self._answering = Policy(
+      config.model, None, prompt, None, config.observation.spec, mesh
+    )
+    self._steps = {
+      name: self._held_out.open_steps(source, self._policies[name])
+      for name, source in config.sources.items()
+    }
+    self._questions = {
+      name: self._held_out.open_questions(source, self._answering)
+      for name, source in config.web.items()
+      if source.eval_split
+    }
 
   @property
   def sources(self) -> dict[str, StepSource | WebSource]:
@@ -78,24 +139,14 @@ class Evaluation:
     metrics = {}
     for name, policy in self._policies.items():
       policy.params = params
-      steps = in_order.read_steps(
-        self._steps[name],
-        policy.model.img.image_size,
-        self._config.batch_size,
-        self._config.num_steps,
-        self._max_skipped,
-      )
-      result = action_accuracy.evaluate(policy, steps).metrics()
+      result = self._held_out.actions(
+        policy, self._steps[name], self._limits.num_steps
+      ).metrics()
       metrics |= {f"{name}/{key}": value for key, value in result.items()}
     self._answering.params = params
     for name, source in self._questions.items():
-      questions = in_order.read_questions(
-        source,
-        self._answering.model.img.image_size,
-        self._config.batch_size,
-        self._config.num_questions,
-        self._max_skipped,
+      result = self._held_out.answers(
+        self._answering, source, self._limits.num_questions
       )
-      result = vqa.evaluate(self._answering, questions)
       metrics |= {f"{name}/{key}": value for key, value in result.items()}
     return metrics
