@@ -1,4 +1,4 @@
-"""25 real BridgeData V2 episodes, learnt by heart from scratch on a CPU.
+"""25 real BridgeData V2 episodes, overfitted from scratch on a CPU.
 
 Not a way to train a robot: it shows that the whole road works on real data,
 and how exactly. The data are 250 steps of 64 x 64 images (reference: the debug

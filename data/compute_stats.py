@@ -43,7 +43,7 @@ def compute(
   index_folder: str | None = None,
   max_skipped: int = 0,
 ) -> dict[str, Any]:
-  """The statistics of a source's training split, as JSON values.
+  """Measures the actions of a source's training split, as JSON values.
 
   Args:
     config: which data, and which filters.
@@ -78,7 +78,7 @@ def compute(
 def measure(
   action: np.ndarray, space: ActionSpace, min_span: float
 ) -> dict[str, dict[str, Any]]:
-  """The figures of each dimension of float32[N, D] actions, by its name."""
+  """Measures each dimension of float32[N, D] actions, by its name."""
   action = action.astype(np.float64)
   q01, q99 = np.quantile(action, [0.01, 0.99], axis=0)
   columns = (q01, q99, action.min(0), action.max(0), action.mean(0))
@@ -98,7 +98,7 @@ def has_bounds(d: Dimension) -> bool:
 
 
 def suggested_bounds(row: dict[str, Any], min_span: float) -> list[float]:
-  """[q01, q99], or `min_span` around their centre."""
+  """Suggests [q01, q99] as bounds, or `min_span` around their centre."""
   if not row["degenerate"]:
     return [row["q01"], row["q99"]]
   centre = (row["q01"] + row["q99"]) / 2
@@ -106,7 +106,7 @@ def suggested_bounds(row: dict[str, Any], min_span: float) -> list[float]:
 
 
 def fingerprint(source: StepSource) -> str:
-  """Another text for shards of other names or sizes."""
+  """Hashes the names and sizes of the shards."""
   shards = [
     [os.path.basename(path), source.storage.size(path)]
     for path in source.index.files
@@ -115,12 +115,12 @@ def fingerprint(source: StepSource) -> str:
 
 
 def rounded(value: float) -> float:
-  """Six significant digits: more than any robot's actions have."""
+  """Rounds to six significant digits: more than any robot's actions have."""
   return float(f"{value:.6g}")
 
 
 def table(stats: dict[str, Any]) -> str:
-  """The statistics for a person to read."""
+  """Formats the statistics as a table."""
   header = "".join(f"{name:>11}" for name in COLUMNS)
   rate = f" at {stats['rate_hz']:g} Hz" if stats["rate_hz"] else ""
   lines = [

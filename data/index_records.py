@@ -40,7 +40,7 @@ WEB = "web"  # in place of a robot dataset's name
 
 
 def config_sources(fields: Mapping[str, Any]) -> dict[str, Config]:
-  """The sources of a config file, by name."""
+  """Lists the sources of a config file, by name."""
   robots = {
     name: SourceConfig(**source) for name, source in fields["sources"].items()
   }
@@ -51,7 +51,7 @@ def config_sources(fields: Mapping[str, Any]) -> dict[str, Config]:
 
 
 def named_source(dataset: str, path: str, split: str) -> dict[str, Config]:
-  """One split of one dataset."""
+  """Describes one split of one dataset as a source."""
   if dataset == WEB:
     return {path: web.WebConfig(path, split)}
   robot_dataset(dataset, path)
@@ -95,7 +95,7 @@ def index_all(
 
 
 def asked_for(args: flags.FlagValues) -> dict[str, Any]:
-  """The arguments of `index_all`, from a config or from single flags.
+  """Reads the arguments of `index_all` from a config or from single flags.
 
   Raises:
     UserError: neither or both are given, no folder, or no tokenizer for web

@@ -55,14 +55,14 @@ def questions(known: Pictures, skills: Iterable[str]) -> Iterator[str]:
 
 
 def not_drawn(question: Question) -> Drawn:
-  """A scene for its words alone: no pixels, everything in one place."""
+  """Makes a scene for its words alone: no pixels, all things in one place."""
   boxes = ((0.0, 0.0, 0.5, 0.5),) * len(question.shown)
   names, hand = tuple(question.shown), (0.9, 0.9)
   return Drawn(np.zeros((0, 0, 3)), names, boxes, "table", hand)
 
 
 def whole_words(known: Pictures) -> list[str]:
-  """The words that are one piece each, as SentencePiece writes them.
+  """Lists the words that are one piece each, as SentencePiece writes them.
 
   With the space before it; what can begin a text also without one.
   """
@@ -92,7 +92,7 @@ def whole_words(known: Pictures) -> list[str]:
 
 
 def corpus(known: Pictures) -> list[str]:
-  """What the pieces beside `whole_words` are learnt from."""
+  """Collects the text from which the pieces beside `whole_words` are learnt."""
   keywords = [
     word for concept in known.concepts.values() for word in concept.keywords
   ]

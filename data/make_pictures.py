@@ -45,7 +45,7 @@ _DATE = (2026, 1, 1, 0, 0, 0)  # of the files inside, so that bytes repeat
 
 
 def read_facts(path: Path = FACTS) -> list[dict[str, Any]]:
-  """The lines of the facts file, in order: name, category, emoji, facts.
+  """Reads the facts file, in order: name, category, emoji, facts.
 
   Raises:
     UserError: a line without emoji, an unknown fact, or a name used twice.
@@ -74,7 +74,7 @@ def read_facts(path: Path = FACTS) -> list[dict[str, Any]]:
 
 
 def code_of(emoji: str) -> str:
-  """`"1F1EF-1F1F5"`; whether it asks to be drawn in colour does not matter."""
+  """Writes an emoji's code points, `"1F1EF-1F1F5"`, without the colour mark."""
   return "-".join(f"{ord(c):04X}" for c in emoji if c != "\ufe0f")
 
 
@@ -103,7 +103,7 @@ def keywords(folder: Path) -> dict[str, list[str]]:
 def pictures(
   folder: Path, style: str, codes: Sequence[str]
 ) -> list[Image.Image]:
-  """The pictures of some emoji in an art style, 64 x 64 with opacity."""
+  """Reads pictures of emoji in an art style, 64 x 64 with opacity."""
   name, where = STYLES[style]
   package = Package(folder, name)
   files = {
@@ -126,7 +126,7 @@ def pictures(
 
 
 def atlas(images: Sequence[Image.Image]) -> bytes:
-  """The pictures side by side, as WebP."""
+  """Lays the pictures side by side, as WebP."""
   rows = -(-len(images) // ATLAS_COLUMNS)
   sheet = Image.new("RGBA", (ATLAS_COLUMNS * SIDE, rows * SIDE))
   for i, image in enumerate(images):
@@ -189,7 +189,7 @@ def make(packages: Path, output: Path, facts: Path = FACTS) -> Path:
 
 
 def write(output: Path, files: Mapping[str, bytes]) -> None:
-  """A zip file that is the same whenever its contents are."""
+  """Writes a zip file that depends on nothing but its contents."""
   with zipfile.ZipFile(output, "w") as file:
     for name, data in files.items():
       info = zipfile.ZipInfo(name, _DATE)

@@ -8,8 +8,8 @@ benchmarks read it in place of 100 GB of real data.
 
 An episode is one smooth random texture, over which the camera moves with the
 arm: a JPEG with the default noise is as large as one of RT-1's. Actions lead
-from one random pose to another, close the gripper half-way and terminate. There
-is nothing to see in these images and nothing to learn but the answers.
+from one random pose to another, close the gripper half-way and terminate. The
+images say nothing about the actions.
 
 Every episode is a pure function of (seed, split, number). Running the program
 again with the same settings changes nothing. It needs no network.
@@ -71,7 +71,7 @@ ASPECTS = (
 
 
 def tensor(*shape: int, dtype: Any = np.float32) -> tfds.features.Tensor:
-  """The feature of an array of that shape."""
+  """Describes an array of that shape as a feature."""
   return tfds.features.Tensor(shape=shape, dtype=dtype)
 
 
@@ -187,7 +187,7 @@ def seen(
 def action_fields(
   motion: np.ndarray, closes: bool, terminates: bool
 ) -> dict[str, np.ndarray]:
-  """An action's six fields; the base stands still, and only yaw turns."""
+  """Writes an action's six fields: the base stands still, only yaw turns."""
   return {
     "base_displacement_vector": np.zeros(2, np.float32),
     "base_displacement_vertical_rotation": np.zeros(1, np.float32),
@@ -202,7 +202,7 @@ def action_fields(
 def observation_fields(
   image: np.ndarray, instruction: str, pose: np.ndarray
 ) -> dict[str, Any]:
-  """A step's observation; fields without a meaning here are 0."""
+  """Writes a step's observation; fields without a meaning here are 0."""
   zeros = {
     name: np.zeros(feature.shape, np.float32)
     for name, feature in OBSERVATION_FEATURES.items()

@@ -64,12 +64,12 @@ Settings = Mapping[str, Any]
 
 
 def vector(size: int) -> tfds.features.Tensor:
-  """The feature of `size` numbers."""
+  """Describes `size` numbers as a feature."""
   return tfds.features.Tensor(shape=(size,), dtype=np.float32)
 
 
 def features(image_size: int) -> tfds.features.FeaturesDict:
-  """What an episode holds.
+  """Describes an episode.
 
   `action` is RT-2's: terminate, dx dy dz (m), droll dpitch dyaw (rad), gripper
   (1 = open). `state` is the hand's x y z (m), roll pitch yaw (rad) and gripper.
@@ -111,7 +111,7 @@ def environment(
   style: str,
   distractors: tuple[int, int],
 ) -> TabletopEnv:
-  """One for each process: compiling the scene and its camera takes a while."""
+  """Makes the environment, once per process: compiling the scene is slow."""
   config = TabletopConfig(
     image_size=image_size,
     families=families,
@@ -164,7 +164,7 @@ def episode(
 def record(
   env: TabletopEnv, rng: np.random.Generator, wander: float
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-  """One attempt: its steps, and the environment's last info."""
+  """Records one attempt: its steps, and the environment's last info."""
   observation, info = env.reset(seed=int(rng.integers(2**31)))
   steps, over = [], False
   while not over:
@@ -198,7 +198,7 @@ def record(
 
 
 def lead_astray(action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Another motion than the expert's; ending the episode stays as it is.
+  """Replaces the expert's motion by another; terminate stays as it is.
 
   A hand that closed on nothing, or let go, is among what a policy must know.
   """
@@ -212,7 +212,7 @@ def lead_astray(action: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def jpeg(image: np.ndarray) -> bytes:
-  """uint8[S, S, 3] encoded with full colour: small pictures need it."""
+  """Encodes uint8[S, S, 3] without chroma subsampling: pictures are small."""
   data = io.BytesIO()
   Image.fromarray(image).save(data, "JPEG", quality=JPEG_QUALITY, subsampling=0)
   return data.getvalue()
@@ -283,7 +283,7 @@ def make(output_dir: str | Path, num_workers: int | None, **settings) -> Path:
 
 
 def report(outcomes: Mapping[tuple[str, str], int]) -> str:
-  """How often the expert solved each family, as lines of text."""
+  """Formats how often the expert solved each family, as lines of text."""
   lines = []
   for family in FAMILIES:
     n = sum(count for (name, _), count in outcomes.items() if name == family)

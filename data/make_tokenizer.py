@@ -46,7 +46,7 @@ def train(
   Args:
     sentences: what the pieces are learnt from.
     vocabulary_size: how many there are.
-    whole: pieces that there shall be in any case.
+    whole: pieces that the vocabulary holds in any case.
   """
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
@@ -80,7 +80,7 @@ def train(
 def ordinary_pieces(
   tokenizer: sentencepiece.SentencePieceProcessor,
 ) -> list[int]:
-  """Ids of printable, unambiguous words: no control, byte or added piece."""
+  """Lists ids of printable, unambiguous words: no control or byte piece."""
 
   def is_ordinary(i: int) -> bool:
     word = tokenizer.id_to_piece(i).replace("▁", "")
@@ -99,7 +99,7 @@ def ordinary_pieces(
 def rare_pieces(
   tokenizer: sentencepiece.SentencePieceProcessor,
 ) -> list[int]:
-  """Ordinary pieces that no robot prompt of the corpus is written with."""
+  """Lists the ordinary pieces that no robot prompt of the corpus uses."""
   used = set().union(*tokenizer.encode(robot_prompts()))
   return [i for i in ordinary_pieces(tokenizer) if i not in used]
 

@@ -1,4 +1,4 @@
-"""Writes questions about pictures as web records: this robot's "web".
+"""Writes questions about pictures as web records for the tabletop robot.
 
   python -m data.make_web_pictures --output_dir=DIR --train_examples=5000 \\
     --val_examples=500 --image_size=96
@@ -132,7 +132,7 @@ def make(
 
 
 def found(records: Iterator[Record], skill: str, split: str) -> Iterator[Any]:
-  """The records in the words of the writer."""
+  """Converts the records to the examples that the writer takes."""
   from data.web_inputs import Found
   from rt2_jax.input_pipeline.web import WebExample
 

@@ -60,7 +60,7 @@ CHUNK = 256  # examples in memory at a time
 def detection_answer(
   boxes: Sequence[Sequence[float]], labels: Sequence[str]
 ) -> str:
-  """`"<loc0102><loc0000><loc0511><loc1023> cup ; …"`, as PaliGemma answers.
+  """Writes `"<loc0102><loc0000><loc0511><loc1023> cup ; …"`, as PaliGemma does.
 
   Args:
     boxes: float[N, 4], y_min x_min y_max x_max as parts of the image, 0..1.
@@ -104,7 +104,7 @@ def check_texts(found: Found) -> None:
 
 
 def prepare_image(image: bytes, max_side: int, where: str) -> bytes:
-  """The image as it is, or as an RGB JPEG of at most `max_side` pixels a side.
+  """Keeps an image, or encodes it as an RGB JPEG of at most `max_side` pixels.
 
   Raises:
     UserError: bytes that training could not decode; says `where` they lie.
@@ -138,7 +138,7 @@ def encode(picture: Image.Image, max_side: int) -> bytes:
 
 
 def record(found: Found, max_side: int) -> bytes:
-  """A checked example as the bytes of its record."""
+  """Checks an example and encodes it as the bytes of its record."""
   check_texts(found)
   where, example = found
   features = {
@@ -235,7 +235,7 @@ def write(found: Iterable[Found], paths: Sequence[Path], max_side: int) -> int:
 
 
 def in_parallel(function, items: Iterable) -> Iterator:
-  """`map` on all CPUs, in order, that holds few items at a time."""
+  """Maps on all CPUs, in order, with few items in memory at a time."""
   items = iter(items)
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     while chunk := list(itertools.islice(items, CHUNK)):
@@ -243,7 +243,7 @@ def in_parallel(function, items: Iterable) -> Iterator:
 
 
 def read(args: flags.FlagValues) -> Iterator[Found]:
-  """The examples that the flags ask for."""
+  """Reads the examples that the flags ask for."""
   defaults = Defaults(args.question, args.task, args.language)
   if args.format == "tfds":
     return web_inputs.read_tfds(

@@ -1,4 +1,4 @@
-"""Questions about pictures, with answers: what the web is to this robot.
+"""Asks questions about pictures and answers them: the tabletop's web data.
 
 A skill is a kind of question. Its function chooses what to show and asks about
 it; what it asks follows from the facts of the pictures alone.
@@ -78,7 +78,7 @@ class Words:
     self.bins = location_bins
 
   def one(self, fits: Callable[[Concept], object] = lambda c: True) -> Concept:
-    """A thing that fits. Raises UserError where none does."""
+    """Draws a thing that fits. Raises UserError where none does."""
     known = [c for c in self.concepts if fits(c)]
     if not known:
       raise UserError(
@@ -113,11 +113,11 @@ class Words:
     return choices[int(self.rng.integers(len(choices)))]
 
   def place(self, drawn: Drawn, name: str) -> str:
-    """The middle of a thing as two words, `<loc0416><loc0608>`: y, x."""
+    """Writes the middle of a thing as two words, `<loc0416><loc0608>`: y, x."""
     return place_words(drawn.boxes[drawn.names.index(name)], self.bins)
 
   def box(self, drawn: Drawn, name: str) -> str:
-    """The box of a thing as four words, edges moved out to the bins' own."""
+    """Writes a thing's box as four words; edges move out to those of bins."""
     y_min, x_min, y_max, x_max = drawn.boxes[drawn.names.index(name)]
     low = (math.floor(v * self.bins) / self.bins for v in (y_min, x_min))
     high = (math.ceil(v * self.bins) / self.bins for v in (y_max, x_max))
@@ -142,13 +142,13 @@ class Words:
 
 
 def name(words: Words, count: int) -> Question:
-  """What a single thing is called."""
+  """Asks what a single thing is called."""
   c = words.one()
   return Question([c.name], lambda _: ("Answer in en: what is this?", c.name))
 
 
 def caption(words: Words, count: int) -> Question:
-  """All things from left to right."""
+  """Asks for all things from left to right."""
   shown = words.some(count)
 
   def ask(drawn: Drawn) -> tuple[str, str]:
@@ -161,7 +161,7 @@ def caption(words: Words, count: int) -> Question:
 
 
 def category(words: Words, count: int) -> Question:
-  """What kind of thing it is, or which is of that kind."""
+  """Asks for a thing's kind, or for the thing of a kind."""
   c = words.one()
   if count == 1:
     question = "Answer in en: what kind of thing is this?"
@@ -175,7 +175,7 @@ def category(words: Words, count: int) -> Question:
 
 
 def keyword(words: Words, count: int) -> Question:
-  """Which thing goes with a word, or a word that goes with a thing."""
+  """Asks for the thing that goes with a word, or for a word."""
   c = words.one(lambda c: fresh_keywords(c))
   own = fresh_keywords(c)
   word = own[int(words.rng.integers(len(own)))]
@@ -197,7 +197,7 @@ def fresh_keywords(concept: Concept) -> list[str]:
 
 
 def fact(words: Words, count: int) -> Question:
-  """Colour, use, country or capital."""
+  """Asks for colour, use, country or capital."""
   kinds = ("colour", "does", "country", "capital")
   kind = kinds[int(words.rng.integers(len(kinds)))]
   c = words.one(lambda c: kind in c.facts)
@@ -215,7 +215,7 @@ def fact(words: Words, count: int) -> Question:
 
 
 def arithmetic(words: Words, count: int) -> Question:
-  """The sum of two numbers, or which number a sum gives."""
+  """Asks for the sum of two numbers, or for the number that a sum gives."""
   c = words.one(lambda c: "value" in c.facts)
   other = words.one(lambda o: "value" in o.facts and o != c)
   if words.rng.random() < 0.5 and count > 1:
@@ -230,7 +230,7 @@ def arithmetic(words: Words, count: int) -> Question:
 
 
 def language(words: Words, count: int) -> Question:
-  """The thing's name in German, French or Spanish."""
+  """Asks for the thing's name in German, French or Spanish."""
   code = sorted(_WHAT)[int(words.rng.integers(len(_WHAT)))]
   c = words.one(lambda c: code in c.facts)
   if count == 1:
@@ -242,7 +242,7 @@ def language(words: Words, count: int) -> Question:
 
 
 def detect(words: Words, count: int) -> Question:
-  """The box around a thing, as PaliGemma answers."""
+  """Asks for the box around a thing, in PaliGemma's words."""
   shown = words.some(count)
   return Question(
     shown,
@@ -254,7 +254,7 @@ def detect(words: Words, count: int) -> Question:
 
 
 def point(words: Words, count: int) -> Question:
-  """Where the middle of a thing is."""
+  """Asks for the middle of a thing."""
   shown = words.some(count)
   return Question(
     shown,
@@ -263,7 +263,7 @@ def point(words: Words, count: int) -> Question:
 
 
 def point_by_fact(words: Words, count: int) -> Question:
-  """Where the thing is that a description without its name fits."""
+  """Asks for the middle of a thing, described without its name."""
   c = words.one()
   phrase, excludes = words.phrase(c)
   shown = [c.name, *words.others(c, count, excludes)]
@@ -296,7 +296,7 @@ def plan(words: Words, count: int) -> Question:
 
 
 def hand(words: Words, count: int) -> Question:
-  """Where on the table the robot's hand is."""
+  """Asks where the robot's hand is."""
   shown = words.some(count)
   return Question(
     shown,

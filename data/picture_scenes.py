@@ -41,7 +41,7 @@ class Drawn(NamedTuple):
 
 
 def most_things(kind: str) -> int:
-  """How many find room in a scene."""
+  """Returns how many things find room in a scene."""
   return 1 if kind == "card" else 5
 
 
@@ -110,7 +110,7 @@ def _flat(kind, shown, image_size, rng):
 
 
 def _apart(rng, count, size) -> np.ndarray:
-  """float64[count, 2] middles of squares that do not overlap."""
+  """Draws float64[count, 2], middles of squares that do not overlap."""
   while True:
     places = np.zeros((0, 2))
     for _ in range(30 * count):

@@ -1,4 +1,4 @@
-"""Writing a TFDS folder: quietly, and never over other data."""
+"""Writes TFDS folders, quietly and never over other data."""
 
 import abc
 import contextlib
@@ -30,7 +30,7 @@ class EpisodesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   license: str
 
   def __init__(self, settings: Mapping[str, Any], data_dir: Path):
-    """`settings` are kept in the folder, see `check_settings`."""
+    """Keeps `settings` in the folder, see `check_settings`."""
     self.settings = settings
     super().__init__(data_dir=data_dir)
 

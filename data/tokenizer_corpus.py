@@ -1,4 +1,4 @@
-"""The text that data/make_tokenizer.py trains on.
+"""Collects the text that data/make_tokenizer.py trains on.
 
 Sentences spelled out here, the words of tabletop robots and of image questions,
 make prompts short. Plain English, from the language reference inside every
@@ -19,7 +19,7 @@ QUESTION_WEIGHT = 2
 
 
 def words(text: str) -> list[str]:
-  """The items of a comma-separated list; lines may break anywhere in it."""
+  """Splits a comma-separated list; lines may break anywhere in it."""
   return " ".join(text.split()).split(", ")
 
 
@@ -159,7 +159,7 @@ def fill(templates: Iterable[str], count: int) -> Iterator[str]:
 
 
 def robot_prompts() -> list[str]:
-  """Every robot sentence of the corpus: instructions in each of the frames."""
+  """Lists every robot sentence: each instruction in each of the frames."""
   instructions = [*EXACT_INSTRUCTIONS * 10, *fill(INSTRUCTIONS, count=80)]
   return [
     frame.format(*[instruction] * frame.count("{}"))
@@ -169,7 +169,7 @@ def robot_prompts() -> list[str]:
 
 
 def plain_english() -> list[str]:
-  """The prose paragraphs of Python's language reference, markup removed."""
+  """Lists prose of Python's language reference, without markup."""
   paragraphs = [
     " ".join(paragraph.split())
     for _, text in sorted(topics.topics.items())
@@ -181,7 +181,7 @@ def plain_english() -> list[str]:
 
 
 def lexicon(sentences: Iterable[str]) -> list[str]:
-  """Every word of the sentences alone, with and without the space before it.
+  """Lists every word of the sentences, with and without a space before it.
 
   The trainer proposes as pieces only strings that go on in more than one way.
   In a template a word always meets the same next word, so it would never be
@@ -192,7 +192,7 @@ def lexicon(sentences: Iterable[str]) -> list[str]:
 
 
 def corpus() -> list[str]:
-  """All training sentences, each as often as it counts; a pure function."""
+  """Lists all training sentences, each as often as it counts."""
   prompts, questions = robot_prompts(), list(fill(QUESTIONS, count=80))
   printable_ascii = map(chr, range(32, 127))
   return [
@@ -205,5 +205,5 @@ def corpus() -> list[str]:
 
 
 def fingerprint(sentences: Sequence[str]) -> str:
-  """Says which corpus this is: the same corpus trains the same pieces."""
+  """Hashes the corpus: the same corpus trains the same pieces."""
   return hashlib.sha256("\n".join(sentences).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Formats of image-text data, read for data/make_web_records.py.
+"""Reads formats of image-text data for data/make_web_records.py.
 
 Each reader gives the examples one after the other with the place of each, for
 error messages:
@@ -45,7 +45,7 @@ class Defaults(NamedTuple):
 def read_jsonl(
   path: str | Path, image_folder: str | Path, defaults: Defaults
 ) -> Iterator[Found]:
-  """The lines of a JSONL file; raises UserError naming a bad line."""
+  """Reads a JSONL file. Raises UserError naming a bad line."""
   if not Path(path).is_file():
     raise UserError(f"got --input={path}, expected a file with JSON lines")
   with open(path, encoding="utf-8") as lines:
@@ -67,7 +67,7 @@ def read_jsonl(
 def read_tfds(
   folder: str | Path, split: str, answers: str, defaults: Defaults
 ) -> Iterator[Found]:
-  """The examples of a TFDS dataset, in the order of its shards.
+  """Reads a TFDS dataset, in the order of its shards.
 
   Args:
     folder: version folder, e.g. `…/coco_captions/2014/1.1.0`.
@@ -97,7 +97,7 @@ def read_tfds(
 
 
 def read_tars(pattern: str, defaults: Defaults) -> Iterator[Found]:
-  """The samples of the tars that match, sorted by name."""
+  """Reads the tars that match, sorted by name."""
   paths = sorted(glob.glob(pattern))
   if not paths:
     raise UserError(f"got --input={pattern}, which no tar matches")
@@ -114,7 +114,7 @@ def read_tars(pattern: str, defaults: Defaults) -> Iterator[Found]:
 
 
 def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
-  """(key, contents by extension) of each run of files with the same key."""
+  """Groups neighbouring files by key: (key, contents by extension)."""
   files = (
     (*split_name(member.name), member) for member in tar if member.isfile()
   )
@@ -129,7 +129,7 @@ def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-  """`"a/b.c.JPG"` -> `("a/b", "c.jpg")`, as WebDataset does."""
+  """Splits `"a/b.c.JPG"` into `("a/b", "c.jpg")`, as WebDataset does."""
   folder, slash, file = name.rpartition("/")
   stem, _, extension = file.partition(".")
   return folder + slash + stem, extension.lower()
@@ -138,7 +138,7 @@ def split_name(name: str) -> tuple[str, str]:
 def from_sample(
   files: Mapping[str, bytes], where: str, defaults: Defaults
 ) -> WebExample:
-  """One WebDataset sample: an image beside .json or .txt."""
+  """Parses a WebDataset sample: an image beside .json or .txt."""
   images = [files[e] for e in IMAGE_EXTENSIONS if e in files]
   if len(images) != 1 or not {"json", "txt"} & files.keys():
     raise UserError(
@@ -153,7 +153,7 @@ def from_sample(
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-  """A JSON object."""
+  """Parses a JSON object. Raises UserError for other text."""
   try:
     fields = json.loads(text)
   except ValueError as error:
@@ -171,7 +171,7 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
 def from_fields(
   fields: Mapping[str, Any], image: bytes, defaults: Defaults
 ) -> WebExample:
-  """An example in big_vision's words: prefix is asked, suffix answered."""
+  """Makes an example of big_vision's fields: prefix asks, suffix answers."""
   suffix = fields.get("suffix")
   return WebExample(
     image,
@@ -183,7 +183,7 @@ def from_fields(
 
 
 def feature(fields: Mapping[str, Any], path: str) -> Any:
-  """The value at `path`, e.g. "captions/text"."""
+  """Looks up the value at `path`, e.g. "captions/text"."""
   value = fields
   for name in path.split("/"):
     if not isinstance(value, Mapping) or name not in value:

@@ -17,9 +17,8 @@ policy: one action of the same model, from image to float32[8].
 tabletop: one simulated environment in a process of its own, driven by the
   scripted expert, in CPU time; a step holds the drawing of one image.
 
-Speeds are medians. All but `loader` read no data; a tokenizer that is not here
-is replaced by data/small_tokenizer.model, which changes words and not costs.
-A GPU has a program of its own, launch/gpu_check.py.
+Speeds are medians. Only `loader` reads data. A missing tokenizer is replaced by
+data/small_tokenizer.model, which changes words and not costs. A GPU has a program of its own, launch/gpu_check.py.
 """
 
 import json

@@ -42,7 +42,7 @@ def place(checkpoint: StoredCheckpoint) -> Iterator[str]:
   if checkpoint.has_optimizer:
     yield "with optimizer state: training can go on from it"
   else:
-    yield "without optimizer state: to act from"
+    yield "without optimizer state: inference-only"
 
 
 def parameters(checkpoint: StoredCheckpoint) -> Iterator[str]:
@@ -74,7 +74,7 @@ def parameters(checkpoint: StoredCheckpoint) -> Iterator[str]:
 
 
 def sources(meta: dict) -> Iterator[str]:
-  """What it was trained on, and what its actions mean there."""
+  """Describes the training data, and what actions mean there."""
   for name, fields in meta["config"].get("sources", {}).items():
     details = ", ".join(f"{key}={value}" for key, value in fields.items())
     yield f"{name}: {details}"
@@ -83,14 +83,14 @@ def sources(meta: dict) -> Iterator[str]:
       yield from (f"  {line}" for line in space_lines(tokens.space))
       yield f"  written as {type(tokens.route).__name__}"
     if name in meta.get("statistics", {}):
-      yield from (f"  {line}" for line in figures(meta["statistics"][name]))
+      yield from (f"  {line}" for line in percentiles(meta["statistics"][name]))
   for name, fields in meta["config"].get("web", {}).items():
     details = ", ".join(f"{key}={value}" for key, value in fields.items())
     yield f"{name} (web): {details}"
 
 
-def figures(statistics: dict) -> Iterator[str]:
-  """What its actions were measured to be."""
+def percentiles(statistics: dict) -> Iterator[str]:
+  """Formats the measured percentiles of its actions."""
   yield (
     f"1st to 99th percentile of {statistics['num_steps']:,} steps in "
     f"{statistics['num_episodes']:,} episodes"

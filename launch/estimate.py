@@ -1,4 +1,4 @@
-"""Says what a config needs and takes on a slice of TPUs or a GPU not here.
+"""Predicts memory and time of a config on a TPU slice or a GPU.
 
   python launch/estimate.py --config=configs/rt2_paligemma_3b.py
   python launch/estimate.py --config=configs/rt2_paligemma_3b.py \\
@@ -97,7 +97,7 @@ def main():
 
 
 def estimates(config: TrainConfig) -> list[Estimate]:
-  """Of the training step, on every slice asked for."""
+  """Estimates the training step on every slice asked for."""
   found = []
   for topology in _TOPOLOGY.value or [config.topology]:
     if _SWEEP.value:
@@ -108,7 +108,7 @@ def estimates(config: TrainConfig) -> list[Estimate]:
 
 
 def rates(config: TrainConfig) -> list[ControlRate]:
-  """Of a policy, on one chip of every slice asked for."""
+  """Estimates a policy's rate on one chip of every slice asked for."""
   if _SWEEP.value or _MESH.value:
     raise app.UsageError(
       "got --program=decode with --sweep or --mesh, expected neither: a policy "
@@ -122,7 +122,7 @@ def rates(config: TrainConfig) -> list[ControlRate]:
 
 
 def overridden(fields: dict) -> dict:
-  """The config's fields with what the flags say instead."""
+  """Replaces fields of the config by those that flags give."""
   if _MESH.value:
     fields["mesh"] = train_step.parse_mesh(_MESH.value)
   if _BATCH_SIZE.value is not None:
@@ -131,7 +131,7 @@ def overridden(fields: dict) -> dict:
 
 
 def sweep(config: TrainConfig, topology: str) -> list[Estimate]:
-  """The best of all meshes and batch sizes: they fit, and use the chips most.
+  """Finds the meshes and batch sizes that fit and have the highest MFU.
 
   Where none fits, the one that comes nearest.
   """
@@ -147,7 +147,7 @@ def sweep(config: TrainConfig, topology: str) -> list[Estimate]:
 
 
 def report(found: list[Estimate], config: TrainConfig) -> Iterator[str]:
-  """A table, and under it what the words and numbers mean."""
+  """Formats a table, and under it what its words and numbers mean."""
   row = "{:<14}{:>6}  {:<13}{:>6} {:>13} {:>8}{:>9}{:>9}{:>7}{:>9}{:>7}{:>11}"
   yield "compiler-predicted times; HBM as the compiler plans it"
   yield row.format(
@@ -180,7 +180,7 @@ def report(found: list[Estimate], config: TrainConfig) -> Iterator[str]:
 
 
 def details(estimate: Estimate, config: TrainConfig) -> Iterator[str]:
-  """Where the memory and time go."""
+  """Formats where the memory and time go."""
   if not estimate.fits:
     yield f"{estimate.topology}: {train_step.advice(estimate, config)}"
     return
@@ -208,12 +208,12 @@ def details(estimate: Estimate, config: TrainConfig) -> Iterator[str]:
 
 
 def rate_report(found: list[ControlRate], config: TrainConfig) -> Iterator[str]:
-  """A table of control rates."""
+  """Formats a table of control rates."""
   row = "{:<14}{:>7} {:>13} {:>11}{:>7}"
-  columns = config.model.num_image_tokens + config.prompt.prefix_length
+  positions = config.model.num_image_tokens + config.prompt.prefix_length
   yield "compiler-predicted times; HBM as the compiler plans it; one chip"
   yield (
-    f"one action: {columns} image and text tokens, then the action's tokens; "
+    f"one action: {positions} image and text tokens, then the action's tokens; "
     f"parameters in {config.model.llm.dtype}"
   )
   yield row.format("slice", "robots", "HBM GB/chip", "s per call", "Hz")
@@ -237,7 +237,7 @@ def rate_report(found: list[ControlRate], config: TrainConfig) -> Iterator[str]:
 def card_report(
   found: list[gpu_card.Answer], config: TrainConfig
 ) -> Iterator[str]:
-  """Where the memory of a GPU would go, and what would fit."""
+  """Formats where the memory of a GPU would go, and what would fit."""
   del config
   yield "GB by formula, no program was compiled; the error is in README"
   for answer in found:
@@ -245,7 +245,7 @@ def card_report(
 
 
 def profile(cost: Cost) -> Iterator[str]:
-  """What takes longest, as many as --profile asks for."""
+  """Formats what takes longest, as many rows as --profile asks for."""
   for title, sources in (
     ("ms", cost.by_source),
     ("ms stalled by", cost.exposed_by_source),

@@ -70,7 +70,7 @@ def main():
 
 
 def web_sources(config):
-  """By name, as in the config of the run that --web_of names."""
+  """Reads the web sources of the run that --web_of names, by name."""
   if _WEB_OF.value:
     checkpoints = Checkpoints.open_run(_WEB_OF.value)
     config = with_defaults(checkpoints.restore_meta()[0]["config"])
@@ -79,7 +79,7 @@ def web_sources(config):
 
 
 def evaluate_actions(policy, name, source, held_out, folder):
-  """One robot source: prints a table, draws a picture, returns numbers."""
+  """Evaluates a robot source: prints a table, draws a picture."""
   steps = held_out.open_steps(source, policy)
   result = held_out.actions(policy, steps, _LIMIT.value)
   print(f"\n{name}: {source.dataset}, split {source.eval_split!r}")
@@ -91,7 +91,7 @@ def evaluate_actions(policy, name, source, held_out, folder):
 
 
 def evaluate_answers(policy, name, source, held_out):
-  """One web source: prints and returns how right the model's answers are."""
+  """Evaluates a web source: prints and returns the answers' accuracy."""
   questions = held_out.open_questions(source, policy)
   metrics = held_out.answers(policy, questions, _LIMIT.value)
   print(f"\n{name}: split {source.eval_split!r}")

@@ -54,7 +54,7 @@ class _Parser(flags.ArgumentParser):
     self._files = files
 
   def parse(self, argument: str) -> ml_collections.ConfigDict:
-    """Called by absl, which adds the flag's name to a ValueError."""
+    """Parses the flag's value; absl adds the flag's name to a ValueError."""
     path, _, _ = argument.partition(":")
     if not pathlib.Path(path).is_file():
       raise ValueError("got no such file, expected one such as configs/x.py")

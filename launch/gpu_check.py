@@ -81,7 +81,7 @@ def main(argv):
 
 
 def all_parts() -> dict[str, Callable[[], None]]:
-  """By name, in the order in which they run."""
+  """Lists the parts by name, in the order in which they run."""
   return {
     "matmul": matmul,
     "agreement": agreement,

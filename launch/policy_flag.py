@@ -23,7 +23,7 @@ _EXPORTED = "rt2.json"  # stands in every folder of `launch/convert.py to_hf`
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-  """A policy with what the page says of it.
+  """A policy with what the report says of it.
 
   Attributes:
     what: in words.

@@ -1,4 +1,4 @@
-"""Tries policies on a simulated benchmark: suites, numbers, films, one page.
+"""Tries policies on a simulated benchmark: suites, numbers, films, one report.
 
   python launch/rollout.py --policy=runs/a,runs/b --output=runs/rollouts
   python launch/rollout.py --policy=null,random,guess,oracle \\
@@ -121,7 +121,7 @@ def main():
     numbers = play(name, one, trials, benchmark, folder)
     write(known[name] | numbers, folder / f"{name}.json")
   print(f"table: {results.write_table(folder)}")
-  print(f"page: {report.write(folder)}")
+  print(f"report: {report.write(folder)}")
 
 
 def open_benchmark(name: str) -> Benchmark:
@@ -199,7 +199,7 @@ def play(
     bar.set_postfix_str(f"success {successes / i:.0%}", refresh=False)
     if one.images:
       one.film = f"films/{name}/{one.trial.suite}_{one.trial.number}.gif"
-      films.write_gif(one.images, folder / one.film, one.control_hz)
+      films.write_film(one.images, folder / one.film, one.control_hz)
       one.images = []
   numbers = {s: results.summarize(r, benchmark) for s, r in done.items()}
   for suite, cell in numbers.items():

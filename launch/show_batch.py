@@ -92,7 +92,7 @@ def load(
   action_tokenizers: dict[str, ActionTokenizer],
   step: int,
 ) -> tuple[Batch, np.ndarray]:
-  """The global batch of a step, and its images as the model sees them.
+  """Loads the global batch of a step, and its images as the model sees them.
 
   Which mesh trains changes neither, so one device will do.
   """
@@ -110,7 +110,7 @@ def make_cards(
   images: np.ndarray,
   rows: int,
 ) -> list[Card]:
-  """The first `rows` rows of a batch."""
+  """Makes cards of the first `rows` rows of a batch."""
   batch = Batch(*(column[:rows] for column in batch))
   shown = (images[:rows] + 1.0) / 2
   prompt = config.make_prompt()
@@ -130,7 +130,7 @@ def make_cards(
 def robot_text(
   action_tokenizer: ActionTokenizer, prompt: Prompt, ids: np.ndarray
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
-  """The plan, if any, with the integers; the action with names and units."""
+  """Formats the plan and the integers, and the action with units."""
   plan, ids = prompt.split_plan(ids)
   chunk = action_tokenizer.decode(ids)
   dimensions = zip(action_tokenizer.space.dimensions, chunk.T, strict=True)
@@ -141,14 +141,14 @@ def robot_text(
 
 
 def in_units(d: Dimension, values: np.ndarray) -> str:
-  """One number of each action of a chunk, float32[H]."""
+  """Formats one dimension of a chunk, float32[H], with its unit."""
   if d.values:
     return ", ".join(f"{value:g}" for value in values)
   return ", ".join(f"{value:+.4f}" for value in values) + f" {d.unit}"
 
 
 def draw(cards: list[Card], title: str) -> Figure:
-  """One card per row of the batch, four side by side."""
+  """Draws one card per row of the batch, four side by side."""
   width = len(cards[0].images) * _SIDE
   blocks = [text_blocks(card, int(width * _CHARACTERS)) for card in cards]
   height = _NAME + _SIDE + max(map(text_height, blocks)) + _MARGIN
@@ -177,7 +177,7 @@ def draw_card(
   top: float,
   colour: str,
 ):
-  """Source and images, below them the text; left and top are inches."""
+  """Draws source and images, below them the text; left and top in inches."""
   name = {"color": colour, "weight": "bold", "fontsize": 11}
   write(figure, left, top, card.source, name)
   top += _NAME
@@ -195,7 +195,7 @@ def draw_card(
 
 
 def text_blocks(card: Card, characters: int) -> list[Block]:
-  """Question, answer and, for a robot, the action as a table."""
+  """Lists question, answer and, for a robot, the action as a table."""
   blocks = [
     (wrap(card.question, characters), {"color": "0.35"}),
     (wrap(card.answer, characters), {"weight": "bold"}),
@@ -211,7 +211,7 @@ def text_height(blocks: list[Block]) -> float:
 
 
 def write(figure: Figure, left: float, top: float, text: str, style: dict):
-  """Text whose upper left corner lies at (left, top), inches."""
+  """Writes text whose upper left corner lies at (left, top), inches."""
   width, height = figure.get_size_inches()
   # A "$" in a question is a dollar, not mathematics.
   figure.text(
@@ -226,7 +226,7 @@ def write(figure: Figure, left: float, top: float, text: str, style: dict):
 
 
 def wrap(text: str, characters: int) -> str:
-  """Text in lines, cut after a few."""
+  """Wraps text into lines, cut after a few."""
   return textwrap.fill(text, characters, max_lines=_MAX_LINES, placeholder=" …")
 
 

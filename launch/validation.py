@@ -84,7 +84,7 @@ def main():
 
 
 def cases() -> Mapping[str, Case]:
-  """By name, see above."""
+  """Lists the cases by name, see above."""
   paligemma, decoder = paligemma_3b(), decoder_16b()
   tokens = paligemma.batch_size * (256 + 128)
   return MappingProxyType(
@@ -133,7 +133,7 @@ def compare(case: Case, mode: str) -> dict[str, Any]:
 
 
 def children_cpu_s() -> float:
-  """CPU seconds of the processes that this one has waited for."""
+  """Measures CPU seconds of the processes that this one has waited for."""
   used = resource.getrusage(resource.RUSAGE_CHILDREN)
   return used.ru_utime + used.ru_stime
 
@@ -144,7 +144,7 @@ def versions() -> dict[str, str]:
 
 
 def paligemma_3b() -> TrainConfig:
-  """Our recipe, with what was trained instead."""
+  """Changes our recipe to the one that was timed."""
   fields = rt2_paligemma_3b.get_config().to_dict()
   fields["model"]["dtype"] = "float32"
   # One token and 128 more, of which the last is predicted and not read.

@@ -96,7 +96,7 @@ def folder(tmp_path_factory, run):
   for flags in ([f"--policy={run}"], ["--policy=null,oracle"]):
     done = start(*common, *flags)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"page: {output / 'report.html'}" in done.stdout
+    assert f"report: {output / 'report.html'}" in done.stdout
     assert "8/8" in done.stderr  # the bar's last line
   return output
 

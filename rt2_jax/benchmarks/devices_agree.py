@@ -79,7 +79,7 @@ def _loss(
 
 
 def _ids(config, params, rows, prompt, action_tokenizers, device) -> np.ndarray:
-  """The tokens of the action on every image."""
+  """Decodes the action on every image into its tokens."""
   mesh = sharding.make_mesh({}, [device])
   placed = jax.device_put(params, sharding.replicated(mesh))
   actions = next(iter(action_tokenizers.values()))

@@ -1,7 +1,7 @@
 """Trains a small policy on pictures drawn as they are needed.
 
-A white square lies on a grey table; the action is the way from the middle to
-it. So that an untrained device shows within a minute whether it learns.
+A white square lies on a grey table. The action is the way from the middle to
+it. Within a minute this shows whether training works on a device.
 """
 
 from __future__ import annotations

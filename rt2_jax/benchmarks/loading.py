@@ -78,7 +78,7 @@ def measure(
 
 
 def throughput(iterator: Iterator, num_batches: int) -> tuple[float, float]:
-  """CPU and wall seconds per batch, once the pipeline runs evenly."""
+  """Measures CPU and wall seconds per batch, after a warm-up."""
   for _ in range(8):
     next(iterator)
   cpu, wall = time.process_time(), time.perf_counter()

@@ -1,7 +1,7 @@
-"""Inputs of a config that need no data: words, batches and parameters.
+"""Makes inputs of a config without data: words, batches and parameters.
 
-A tokenizer that is not here is replaced by data/small_tokenizer.model, which
-changes words and not costs.
+data/small_tokenizer.model replaces a missing tokenizer. That changes words, not
+costs.
 """
 
 from __future__ import annotations
@@ -74,6 +74,6 @@ def params(shapes: Any) -> Any:
 
 
 def _normal(key, shape, dtype):
-  """A matrix that keeps the scale of what it multiplies, or a small vector."""
+  """Draws a matrix that keeps its input's scale, or a small vector."""
   scale = shape[-2] ** -0.5 if len(shape) > 1 else 0.1
   return jax.random.normal(key, shape, dtype) * jnp.asarray(scale, dtype)

@@ -1,1 +1,1 @@
-"""A policy tried in simulation: episodes, counts, films, a page."""
+"""Rollouts of a policy in simulation: trials, counts, films, a report."""

@@ -1,4 +1,4 @@
-"""Trials as films, and as strips that can be printed."""
+"""Writes trials as films, and as strips of images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STRIP = 6  # images
 _QUALITY = 85
 
 
-def write_gif(
+def write_film(
   images: Sequence[np.ndarray], path: pathlib.Path, control_hz: float
 ) -> None:
   """Writes uint8[H, W, 3] images as a film at the robot's own speed."""

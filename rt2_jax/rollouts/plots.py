@@ -1,4 +1,4 @@
-"""Success and its opposites as drawings for a page, in SVG."""
+"""Draws success and outcomes for the report, as SVG."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""One page about all policies that were tried on the same trials.
+"""Writes one HTML report about all policies that met the same trials.
 
 A folder holds what `launch/rollout.py` wrote: `{policy}.json`, and films in
-`films/{policy}/`. The page needs no network and no other file; only its links
-to the films do. Tables are laid out as the paper's tables 4 to 6.
+`films/{policy}/`. The report needs no network and no other file, except for its
+links to the films. Tables are laid out as the paper's tables 4 to 6.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TEMPLATE = "report.html.jinja"
 
 
 def write(folder: pathlib.Path) -> pathlib.Path:
-  """Writes the page about all results of a folder; returns its path.
+  """Writes the report about all results of a folder; returns its path.
 
   The drawing of success lies beside it too, for other pages.
 

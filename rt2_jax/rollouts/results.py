@@ -1,4 +1,4 @@
-"""Results of several policies: files, checks, and a table in Markdown.
+"""Reads and compares results of several policies; a table in Markdown.
 
 A folder holds `{policy}.json` for each policy; see `describe` and `summarize`
 for what stands in it.

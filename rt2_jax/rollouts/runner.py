@@ -1,7 +1,7 @@
-"""How often a policy does what it is asked to, in simulation.
+"""Runs a policy on trials and records how they end.
 
-Many environments are stepped in parallel, with one call of the policy for all
-robots whose last chunk of actions has been carried out.
+Many environments step in parallel. One call of the policy serves all robots
+whose last chunk of actions has been carried out.
 
 Shapes: B environments, H actions of a chunk (the horizon), D dimensions.
 """

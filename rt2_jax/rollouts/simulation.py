@@ -1,4 +1,4 @@
-"""Many environments at once, in worker processes.
+"""Steps many environments at once, in worker processes.
 
 Drawing and TensorFlow crash each other in one process, so workers start clean,
 whatever this process has loaded. A crashed or hung worker costs only the trial
@@ -84,7 +84,7 @@ Reply = Seen | Broken | Lost
 
 
 def has_ended(reply: Reply) -> bool:
-  """True where nothing follows in this trial."""
+  """Tells whether nothing follows in this trial."""
   if isinstance(reply, Seen):
     return reply.outcome is not None
   return isinstance(reply, Broken)

@@ -1,4 +1,4 @@
-"""What a simulator offers for rollouts: trials, environments, a benchmark.
+"""Contract between rollouts and simulators: Trial, Environment, Benchmark.
 
 A simulator is added by a subclass of `Benchmark` and an `Environment`; nothing
 else in `rollouts` knows a simulator. Environments run in worker processes,
@@ -67,7 +67,7 @@ class SuiteInfo(NamedTuple):
 
   Attributes:
     title: the row's name.
-    group: suites of a group are averaged in the page.
+    group: suites of a group are averaged in the report.
     topic: suites of a topic are pooled in the summary.
   """
 
@@ -125,15 +125,15 @@ class Benchmark(Protocol):
   receive a benchmark by pickle.
 
   Attributes:
-    title: names it in the page's title.
-    notes: a paragraph for the page: how success is judged.
+    title: names it in the report's title.
+    notes: a paragraph for the report: how success is judged.
     action_space: the meaning of an action's numbers.
     spec: the cameras and the state that its environments show.
     suites: by name.
     reasons: why trials end, the success first.
     baselines: by name.
     settings: JSON values beside the trials that change results.
-    means: rows of the page that average groups: title -> names of groups.
+    means: rows of the report that average groups: title -> names of groups.
     python: path of the workers' interpreter; "" for the running one. It needs
       numpy and the benchmark's own packages.
   """

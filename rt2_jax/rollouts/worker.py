@@ -59,7 +59,7 @@ def _answer(env: Environment, request: dict[str, Any]) -> bytes:
       action = request["action"]
     return _encode(*env.step(action))
   except Exception as error:
-    # Whatever it was, the other trials go on, and the page names it.
+    # Whatever it was, the other trials go on, and the report names it.
     return wire.dumps({"error": f"{type(error).__name__}: {error}"})
 
 

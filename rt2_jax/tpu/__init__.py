@@ -1,1 +1,1 @@
-"""What a compiled TPU program costs, on slices that are not here."""
+"""Predicts step time and memory of TPU programs, without a TPU."""

@@ -1,4 +1,4 @@
-"""Compiles programs for TPU slices that are not here, with the real compiler.
+"""Compiles programs for TPU slices with the real compiler, without a TPU.
 
 JAX with `libtpu` knows every slice by name; no TPU is needed. Two modes:
 
@@ -100,7 +100,7 @@ def check_topology(topology: str):
 
 
 def count_chips(topology: str) -> tuple[int, int]:
-  """(chips of all slices, slices), e.g. (512, 2) for "v5e:16x16*2"."""
+  """Counts (chips, slices), e.g. (512, 2) for "v5e:16x16*2"."""
   check_topology(topology)
   name, _, slices = topology.partition("*")
   axes = map(int, name.partition(":")[2].split("x"))
@@ -152,7 +152,7 @@ def compile_for(
 
 
 def _planned(folder: pathlib.Path, mode: str) -> bool:
-  """Whether all that "fast" needs is written.
+  """Tells whether all that "fast" needs is written.
 
   The schedule is written twice, before and after the memory plan: the second
   one is complete when it is as long as the first.
@@ -183,12 +183,12 @@ def _result(folder: pathlib.Path) -> Compiled:
 
 
 def _compile(folder, topology, lower, arguments, mode, options):
-  """The other process."""
+  """Compiles in the other process."""
   # The compiler writes its warnings below Python.
   log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
   os.dup2(log, 1)
   os.dup2(log, 2)
-  # Nobody answers questions about this machine's TPU; others compile as well.
+  # There is no TPU metadata server here, and several processes may compile.
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
   jax.config.update("jax_platforms", "cpu")
@@ -239,7 +239,7 @@ def _needed(message: str, argument_bytes: float) -> float | None:
 
 
 def _plain(error: Exception) -> Exception:
-  """An error that can be pickled, with the words of this one."""
+  """Makes an error that can be pickled, with the words of this one."""
   for kind in (UserError, ValueError, TypeError):
     if isinstance(error, kind):
       return kind(str(error))

@@ -1,4 +1,4 @@
-"""What a TPU chip can do, and how fast chips of one slice reach each other.
+"""Peaks of TPU chips, and bandwidth and latency between chips of a slice.
 
 Sources: Google Cloud's pages on v5e, v5p and v6e (peaks, memory, links);
 "How to Scale Your Model" (links per torus axis and where an axis is a ring).
@@ -62,7 +62,7 @@ SLICES: Sequence[str] = tuple(
 
 
 def chip_of(topology: str) -> Chip:
-  """The chip of a slice, e.g. "v5e:16x16"."""
+  """Looks up the chip of a slice, e.g. "v5e:16x16"."""
   return CHIPS[topology.partition(":")[0]]
 
 
@@ -79,7 +79,7 @@ class Torus:
   coords: Sequence[tuple[int, ...]]
 
   def ring(self, group: Sequence[int]) -> tuple[float, float]:
-    """Bandwidth and latency of a collective that runs around a ring.
+    """Returns bandwidth and latency of a collective around a ring.
 
     The bandwidths of the axes that the group spans add up. An axis that the
     group spans from end to end is a ring where its length allows it; otherwise
@@ -104,5 +104,5 @@ class Torus:
     return bandwidth or self.chip.axis_bytes_per_s / 2, latency or _LATENCY_S
 
   def hop(self) -> tuple[float, float]:
-    """Bandwidth and latency between neighbours, one way."""
+    """Returns bandwidth and latency between neighbours, one way."""
     return self.chip.axis_bytes_per_s / 2, _LATENCY_S

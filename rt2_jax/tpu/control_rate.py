@@ -1,4 +1,4 @@
-"""How often a policy on one TPU chip would act, without a TPU.
+"""Predicts the control rate of a policy on one TPU chip, without a TPU.
 
 One action is what `Policy` compiles: image path, encoder, prefill and the
 tokens of an action, with the compiler options that it sets. The training step
@@ -37,7 +37,7 @@ class ControlRate(Prediction):
 
 
 def smallest_slice(topology: str) -> str:
-  """Of the same generation, e.g. "v5e:1x1" for "v5e:16x16"."""
+  """Names one chip of the same generation: "v5e:1x1" for "v5e:16x16"."""
   generation = topology.partition(":")[0] + ":"
   return next(name for name in SLICES if name.startswith(generation))
 
@@ -61,7 +61,7 @@ def predict(
 def lower_action(
   devices: list[jax.Device], config: TrainConfig, num_robots: int
 ) -> tuple[jax.stages.Lowered, Mesh, dict]:
-  """One call of a config's policy, for `ahead_of_time.compile_for`."""
+  """Lowers one call of a config's policy, for `ahead_of_time.compile_for`."""
   action_tokenizers = train_step.stand_in_action_tokenizers(config)
   if not action_tokenizers:
     raise UserError(
@@ -87,12 +87,12 @@ def lower_action(
   def array(dtype, *shape):
     return jax.ShapeDtypeStruct((num_robots, *shape), dtype, sharding=whole)
 
-  columns = config.prompt.prefix_length
+  positions = config.prompt.prefix_length
   inputs = (
     array(jnp.uint8, config.model.num_images, *train_step.CAMERA, 3),
     array(jnp.int32, config.model.num_images, 2),
-    array(jnp.int32, columns),
-    array(jnp.bool_, columns),
+    array(jnp.int32, positions),
+    array(jnp.bool_, positions),
   )
   facts = {
     "parameters": train_step.bytes_per_chip(params),

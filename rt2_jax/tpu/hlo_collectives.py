@@ -1,4 +1,4 @@
-"""Collectives in compiled HLO: which they are, who takes part, what they move.
+"""Finds collectives in compiled HLO: kind, replica group, bytes.
 
 A collective may stand alone, come as a `-start` and a `-done`, or hide in a
 fusion: an all-reduce whose result is sliced at once (a reduce-scatter), or, on
@@ -71,7 +71,7 @@ class Collective:
 
 
 def find(module: Module, i: Instruction) -> Collective | None:
-  """The collective that an instruction is or holds."""
+  """Finds the collective that an instruction is or holds."""
   kind = i.opcode.removesuffix("-start")
   if kind in COLLECTIVES:
     phase = "start" if i.opcode.endswith("-start") else "whole"
@@ -107,7 +107,7 @@ def _inside(module: Module, i: Instruction) -> tuple[str, Instruction] | None:
 
 
 def _sliced(inner: dict[str, Instruction], name: str) -> bool:
-  """Whether a chip keeps only its own part of a result."""
+  """Tells whether a chip keeps only its own part of a result."""
   same = ("bitcast", "copy", "get-tuple-element", "reshape")
   users = [x for x in inner.values() if name in x.operands[:1]]
   return any(
@@ -117,7 +117,7 @@ def _sliced(inner: dict[str, Instruction], name: str) -> bool:
 
 
 def _results(i: Instruction) -> tuple[Array, ...]:
-  """The output of a collective, without what a start carries beside it."""
+  """Returns a collective's output, without what a start carries beside it."""
   if not i.opcode.endswith("-start") or i.opcode == "all-reduce-start":
     return i.arrays
   data = [array for array in i.arrays if array.dims]
@@ -125,7 +125,7 @@ def _results(i: Instruction) -> tuple[Array, ...]:
 
 
 def replica_group(text: str, num_devices: int) -> list[int]:
-  """The partition ids of one of the groups that run a collective.
+  """Parses the partition ids of one of a collective's groups.
 
   Args:
     text: of the instruction. Groups are written as lists

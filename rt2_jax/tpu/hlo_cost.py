@@ -1,4 +1,4 @@
-"""How long a compiled TPU program takes, from its schedule alone.
+"""Predicts the time of a compiled TPU program from its schedule.
 
 The TPU compiler runs on any machine, and what it returns holds the real
 layouts, fusions, collectives and their order. This walks that order with a
@@ -131,7 +131,7 @@ class _Program:
   cost: Cost
 
   def seconds(self, computation: str, i: Instruction) -> float:
-    """What an instruction that computes takes."""
+    """Predicts the time of an instruction that computes."""
     chip = self.torus.chip
     kind = self.kind(i)
     declared = float(i.find(r'"flops":"?(\d+)') or 0)
@@ -150,7 +150,7 @@ class _Program:
     )
 
   def kind(self, i: Instruction) -> str:
-    """Matrix products apart from all else."""
+    """Tells matrix products from all else."""
     if "tpu_custom_call" in i.text:
       return "pallas"
     is_product = hlo_counts.matrix_product(self.module, i)
@@ -212,7 +212,7 @@ class _Walk:
     self.now += count * walk.run(body)
 
   def _branch(self, i: Instruction):
-    """The longest branch."""
+    """Chooses the longest branch."""
     names = i.find(r"branch_computations=\{([^}]*)\}")
     if names is None:
       names = ",".join(

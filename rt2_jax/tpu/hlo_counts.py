@@ -1,7 +1,6 @@
-"""How often a loop runs, and how many operations a matrix product takes.
+"""Counts turns of loops and FLOP of matrix products in compiled HLO.
 
-Both are read from compiled HLO (`hlo_text`): what `Compiled.cost_analysis`
-returns counts the body of a loop once.
+`Compiled.cost_analysis` is no substitute: it counts the body of a loop once.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _SAME = ("bitcast", "copy", "convert", "reshape", "copy-done", "copy-start")
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-  """How often a while loop runs, from 0 up to its condition's constant.
+  """Counts a while loop's turns, from 0 up to its condition's constant.
 
   The TPU compiler does not write it down, and a loop that overlaps two
   collectives counts by 2: the bound is the constant that the condition
@@ -51,7 +50,7 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
 
 
 def _bound(module: Module, condition: str) -> tuple[int | None, int] | None:
-  """(element of the loop's state, what it is compared with)."""
+  """Parses (element of the loop's state, its bound)."""
   outer = module.computations[condition]
   root = module.root(condition)
   inner = module.inside(root) or outer
@@ -74,7 +73,7 @@ def _bound(module: Module, condition: str) -> tuple[int | None, int] | None:
 
 
 def _step(module: Module, body: str, name: str) -> int:
-  """What the body adds to one element of its state; 1 where it is not plain."""
+  """Parses what the body adds to one element of its state; default: 1."""
   instructions = module.computations[body]
   update = instructions.get(name)
   while update is not None and update.opcode in _SAME:
@@ -188,7 +187,7 @@ def vector_elements(module: Module, computation: str, i: Instruction) -> float:
 
 
 def matrix_product(module: Module, i: Instruction) -> bool:
-  """Whether a fusion holds one."""
+  """Tells whether a fusion holds a matrix product."""
   inner = module.inside(i).values()
   return any(x.opcode in ("convolution", "dot") for x in inner)
 
@@ -220,7 +219,7 @@ def _touched(module, computation, i, measure: Callable[[Array], float]):
 
 
 def _read(module: Module, i: Instruction, position: int, size: int) -> float:
-  """How many elements of an operand of that size an instruction reads."""
+  """Counts the elements of an operand that an instruction reads."""
   if i.opcode in ("slice", "dynamic-slice", "gather") and position == 0:
     return sum(array.size for array in i.arrays)
   if i.opcode == "dynamic-update-slice" and position == 0:
@@ -269,7 +268,7 @@ def _written(module, i, names, measure: Callable[[Array], float]) -> float:
 
 
 def kept_bytes(module: Module) -> float:
-  """HBM bytes that the loops of the forward pass stack for the backward pass.
+  """Counts HBM bytes that the forward loops stack for the backward pass.
 
   They are the elements of such a loop's state into which its body writes one
   slice per turn. Nested loops count once: they use the same memory again.
@@ -286,7 +285,7 @@ def kept_bytes(module: Module) -> float:
 
 
 def _stacks(module: Module, root: Instruction, name: str) -> bool:
-  """Whether an element of a body's output is updated slice by slice."""
+  """Tells whether an element of a body's output is updated by slices."""
   body = next(b for b in module.computations.values() if root.name in b)
   producer, element = body[name], 0
   while producer.opcode in (*_SAME, "get-tuple-element"):

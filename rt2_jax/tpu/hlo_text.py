@@ -1,4 +1,4 @@
-"""The text of a compiled, scheduled XLA module as instructions.
+"""Parses the text of a compiled, scheduled XLA module.
 
 What the TPU compiler prints after optimisation: one computation per block, its
 instructions in the order in which they will run. Only what a cost model needs
@@ -115,7 +115,7 @@ class Instruction:
     )
 
   def find(self, pattern: str) -> str | None:
-    """The first group of a pattern in the text."""
+    """Finds the first group of a pattern in the text."""
     match = re.search(pattern, self.text)
     return match.group(1) if match else None
 
@@ -127,7 +127,7 @@ class Instruction:
 
   @property
   def called(self) -> str | None:
-    """The computation of a fusion, call or asynchronous start."""
+    """Finds the computation of a fusion, call or asynchronous start."""
     return self.find(r"(?:calls|to_apply)=%?([\w.\-]+)")
 
   @property
@@ -154,7 +154,7 @@ class Module:
     return roots[0] if roots else instructions[-1]
 
   def inside(self, instruction: Instruction) -> dict[str, Instruction]:
-    """The instructions that a fusion runs; none for other instructions."""
+    """Lists the instructions that a fusion runs; none for others."""
     return self.computations.get(instruction.called or "", {})
 
 
@@ -221,7 +221,7 @@ def _elements(
 
 
 def _tuple_types(output: str) -> list[str]:
-  """ "(f32[8,2]{1,0}, (u32[], s32[]))" -> its types, nested ones whole."""
+  """Splits "(f32[8,2]{1,0}, (u32[], s32[]))"; nested types stay whole."""
   depth, types = 0, [""]
   for character in output[1:-1]:
     depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(
@@ -235,7 +235,7 @@ def _tuple_types(output: str) -> list[str]:
 
 
 def _closing(text: str, opening: int) -> int:
-  """Where the bracket at `opening` closes."""
+  """Finds where the bracket at `opening` closes."""
   depth = 0
   for match in re.compile(r"[()]").finditer(text, opening):
     depth += 1 if match.group() == "(" else -1
@@ -245,5 +245,5 @@ def _closing(text: str, opening: int) -> int:
 
 
 def numbers(text: str) -> list[int]:
-  """The integers of a list that commas, or x between sizes, separate."""
+  """Parses integers that commas, or x between sizes, separate."""
   return [int(n) for n in re.findall(r"-?\d+", text)]

@@ -1,4 +1,4 @@
-"""What a program would need and take on a slice of TPUs that is not here.
+"""Predicts memory and time of a program on a TPU slice, without a TPU.
 
 The TPU's compiler plans memory and schedule (`ahead_of_time`); the time is read
 from the schedule (`hlo_cost`).
@@ -50,7 +50,7 @@ class Prediction:
     return math.prod(self.mesh.values())
 
   def to_json(self) -> dict[str, Any]:
-    """One flat object; null for what a program that does not fit has not."""
+    """Flattens to one JSON object; null where the program does not fit."""
     cost = self.cost if self.fits else None
     return {
       "topology": self.topology,

@@ -1,4 +1,4 @@
-"""Training steps that others have timed, to compare predictions with.
+"""Rebuilds training steps that others have timed, to test predictions.
 
 PaliGemma as big_vision trains it, and a decoder as MaxText does: see
 launch/validation.py, which has their sizes. Both are for a mesh whose axis
@@ -72,7 +72,7 @@ class DecoderConfig:
   columns: int
 
   def maxtext_flops(self) -> float:
-    """FLOP of a step as MaxText counts them, over all chips.
+    """Counts FLOP of a step as MaxText does, over all chips.
 
     6 per weight and token, without the first token table; attention 12 * T^2 *
     N * H per layer, masked or not; nothing for what is computed again.
@@ -87,7 +87,7 @@ class DecoderConfig:
 def lower_paligemma(
   devices: list[jax.Device], config: TrainConfig
 ) -> tuple[jax.stages.Lowered, Mesh, dict]:
-  """The trainer's own step, its state placed as big_vision places it."""
+  """Lowers our trainer's step, its state placed as big_vision places it."""
   mesh = config.make_mesh(devices)
   trainer = config.make_trainer({}, mesh)
   trainer = dataclasses.replace(trainer, module=PlainVLM)
@@ -126,7 +126,7 @@ class PlainVLM(VLM):
 
 
 def longest(shape: tuple[int, ...]) -> int | None:
-  """The longest dimension that all chips divide."""
+  """Finds the longest dimension that all chips divide."""
   sizes = [0 if size % _CHIPS else size for size in shape]
   return sizes.index(max(sizes)) if any(sizes) else None
 
@@ -134,7 +134,7 @@ def longest(shape: tuple[int, ...]) -> int | None:
 def lower_decoder(
   devices: list[jax.Device], config: DecoderConfig
 ) -> tuple[jax.stages.Lowered, Mesh, dict]:
-  """A decoder's training step, its weights split along the width."""
+  """Lowers a decoder's training step, weights split along the width."""
   mesh = sharding.make_mesh(MESH, devices)
   model = Decoder(config)
   # Its parameters have no row in our table.
@@ -175,7 +175,7 @@ def decoder_step(
   state: tuple[dict, Any],
   tokens: jax.Array,
 ) -> tuple[tuple[dict, Any], jax.Array]:
-  """One update on int32[B, T + 1]: every token predicts the next one."""
+  """Updates once on int32[B, T + 1]: every token predicts the next one."""
   params, opt_state = state
   inputs, targets = tokens[:, :-1], tokens[:, 1:]
 
@@ -196,7 +196,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """int32[B, T] -> float32[B, T, V]."""
+    """Maps int32[B, T] to float32[B, T, V]."""
     c = self.config
     init = nn.initializers.normal(c.width**-0.5)
     table = self.param("table", init, (c.vocab_size, c.width))
@@ -222,7 +222,7 @@ class DecoderLayer(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-    """bfloat16[B, T, D], and the None that `nn.scan` would stack."""
+    """Returns bfloat16[B, T, D], and the None that `nn.scan` would stack."""
     c = self.config
     d, f, heads = c.width, c.mlp_dim, (c.num_heads, c.head_dim)
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
@@ -246,7 +246,7 @@ class DecoderLayer(nn.Module):
 
 
 def flash_attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """Causal attention, [B, T, N, H] each; every chip has its own rows."""
+  """Attends causally, [B, T, N, H] each; every chip has its own rows."""
   columns, heads = q.shape[1:3]
   tile = min(_TILE, columns)
   tiles = splash.BlockSizes(
@@ -299,7 +299,7 @@ def placed(
 def lower(
   step: Callable, state: Any, batch: Any, mesh: Mesh
 ) -> tuple[jax.stages.Lowered, Mesh, dict]:
-  """A step on described devices, for `ahead_of_time.compile_for`."""
+  """Lowers a step on described devices, for `ahead_of_time.compile_for`."""
   shardings = jax.tree.map(lambda x: x.sharding, state)
   jitted = jax.jit(
     step,

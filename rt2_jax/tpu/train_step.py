@@ -1,10 +1,10 @@
-"""What a config's training step would need and take on a slice of TPUs.
+"""Predicts memory and time of a config's training step on a TPU slice.
 
 The step is our own, lowered for the slice (`prediction`). Nothing is allocated,
 no file is read, no TPU is needed.
 
-Shapes: B examples, T columns of a row (image, prefix and suffix), S suffix
-columns, N image tokens.
+Shapes: B examples, T positions of a row (image, prefix and suffix), S of
+its suffix, N image tokens.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def estimate(config: TrainConfig, topology: str, mode: str) -> Estimate:
 def lower_train_step(
   devices: list[jax.Device], config: TrainConfig
 ) -> tuple[jax.stages.Lowered, Mesh, dict]:
-  """A config's step on described devices, for `ahead_of_time.compile_for`."""
+  """Lowers a config's step on described devices, for `compile_for`."""
   mesh = config.make_mesh(devices)
   sharding.check_batch(config.batch_size, mesh.shape, config.microbatches)
   trainer = config.make_trainer(stand_in_action_tokenizers(config), mesh)
@@ -121,7 +121,7 @@ def lower_train_step(
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-  """ "1x2x128x1" -> devices along each of `sharding.MESH_AXES`.
+  """Parses "1x2x128x1", devices along each of `sharding.MESH_AXES`.
 
   Raises:
     UserError: not one number per axis.
@@ -166,7 +166,7 @@ def meshes(config: TrainConfig, topology: str) -> list[dict[str, int]]:
 
 
 def advice(estimate: Estimate, config: TrainConfig) -> str:
-  """What to change about one that does not fit."""
+  """Advises what to change about one that does not fit."""
   known = estimate.hbm_split["parameters"] + estimate.hbm_split["optimizer"]
   need, limit = estimate.hbm_bytes / 1e9, estimate.hbm_limit_bytes / 1e9
   start = f"needs {need:.1f} GB of {limit:.1f} per chip, {known / 1e9:.1f} of "
@@ -213,7 +213,7 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
 def stand_in_action_tokenizers(
   config: TrainConfig,
 ) -> dict[str, ActionTokenizer]:
-  """Of the robot sources: what actions mean does not change what they cost.
+  """Makes action tokenizers without a file: their meaning costs nothing.
 
   The real ones need the text tokenizer's file. Empty where actions are not
   written in rare tokens.
@@ -246,11 +246,11 @@ def trained_names(config: TrainConfig, names: Iterable[str]) -> set[str]:
 
 
 def useful_flops(config: TrainConfig) -> float:
-  """FLOP that the model itself asks of a training step, without recomputing.
+  """Counts the model's FLOP of a training step, without recomputation.
 
   Strict: of forward 2 and backward 4 FLOP per weight and column, the encoder
-  counts on image tokens, the decoder on all columns, the token table on the S
-  columns that predict the answer; attention counts 12 * T^2 * width of the
+  counts on image tokens, the decoder on all positions, the token table on the S
+  positions that predict the answer; attention counts 12 * T^2 * width of the
   heads per layer, masked or not. Biases, norms and the optimizer do not count.
   A frozen weight has 2 less, for it has no gradient, and an encoder of which
   nothing trains has the forward third of all.
@@ -270,14 +270,14 @@ def useful_flops(config: TrainConfig) -> float:
     flops["table" if "input_embedding" in name else part] += factor * leaf.size
   n = config.model.num_image_tokens
   # The last token of the answer is predicted, not read.
-  columns = n + prompt.prefix_length + prompt.suffix_length - 1
+  positions = n + prompt.prefix_length + prompt.suffix_length - 1
   products = (
     flops["encoder"] * n
-    + flops["decoder"] * columns
+    + flops["decoder"] * positions
     + flops["table"] * prompt.suffix_length
   )
   encoder_scores = img.depth * n * img.num_tokens * img.width
   heads = llm.num_heads * llm.head_dim
-  decoder_scores = llm.depth * columns**2 * heads
+  decoder_scores = llm.depth * positions**2 * heads
   scores = (12.0 if encoder_trains else 4.0) * encoder_scores
   return config.batch_size * (products + scores + 12.0 * decoder_scores)

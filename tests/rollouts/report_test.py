@@ -30,7 +30,7 @@ def test_no_text_of_a_trial_is_html(tmp_path):
 def filmed(folder, trial):
   trial["film"] = "films/a <b>/near_1.gif"
   images = [np.full((8, 8, 3), 40 * i, np.uint8) for i in range(3)]
-  films.write_gif(images, folder / trial["film"], 4.0)
+  films.write_film(images, folder / trial["film"], 4.0)
 
 
 def rows(text):

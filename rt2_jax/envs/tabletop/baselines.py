@@ -1,4 +1,4 @@
-"""References for the tabletop: from a robot that rests to the expert itself."""
+"""Baselines for the tabletop: null, random, guess and oracle."""
 
 from __future__ import annotations
 

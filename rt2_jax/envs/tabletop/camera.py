@@ -1,4 +1,4 @@
-"""What the camera sees: pictures as textures, lamps, and the drawing itself."""
+"""Renders the tabletop: pictures as textures, lighting, the camera."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Camera:
     mujoco.mjr_uploadTexture(model, self._context, number)
 
   def render(self) -> np.ndarray:
-    """uint8[S, S, 3]."""
+    """Draws the scene, uint8[S, S, 3]."""
     self._screen.make_current()
     mujoco.mjv_updateScene(
       self._world.model,
@@ -131,7 +131,7 @@ class Camera:
     return self._pixels[::-1].copy()
 
   def project(self, points: np.ndarray) -> np.ndarray:
-    """float[N, 3] metres -> float64[N, 2]: y, x as parts of the image.
+    """Projects float[N, 3] (m) to y, x: float64[N, 2], fractions of the image.
 
     0, 0 is the upper left corner; outside 0..1 the camera does not see.
     """
@@ -144,7 +144,7 @@ class Camera:
     return np.stack([0.5 - on_screen[:, 1] / 2, 0.5 + on_screen[:, 0] / 2], 1)
 
   def box(self, thing: int) -> tuple[float, float, float, float]:
-    """Where the top of a thing is: y_min x_min y_max x_max, parts of 1."""
+    """Bounds the top of a thing: y_min x_min y_max x_max, fractions."""
     side, height = (
       (scene.BLOCK, scene.BLOCK_HEIGHT)
       if self._world.things[thing].is_block
@@ -168,7 +168,7 @@ def _check_fork() -> None:
 
   Raises:
     UserError: it was forked from one that has drawn, whose drawing threads it
-      lacks: it would wait for them for ever.
+      lacks: it would deadlock.
   """
   global _drawing_process
   if _drawing_process not in (None, os.getpid()):
@@ -188,7 +188,7 @@ def _free(screen, context) -> None:
 
 
 def faces(picture: np.ndarray, is_block: bool) -> np.ndarray:
-  """uint8[6 * 72, 72, 3]: a picture on top, plain sides.
+  """Paints uint8[6 * 72, 72, 3]: a picture on top, plain sides.
 
   Args:
     picture: uint8[64, 64, 4].

@@ -1,4 +1,4 @@
-"""What else a thing can be called; the web's questions and robots' tests agree.
+"""Describes things without their names, for web questions and robot suites.
 
 A description stands where an instruction has "the" and a name, as in "pick up
 the one that barks".
@@ -43,7 +43,7 @@ class Description(NamedTuple):
 
 
 def alike(kind: str, other: str) -> bool:
-  """True for kinds that one thing could be called by."""
+  """Tells whether one thing could be called by both kinds."""
   return kind == other or any({kind, other} <= group for group in _ALIKE)
 
 
@@ -82,7 +82,7 @@ def by_sum(concept: Concept, rng: np.random.Generator) -> Description:
 
 
 def by_word_of(language: str) -> Callable[..., Description]:
-  """The describer by the name in another language."""
+  """Makes the describer by the name in another language."""
 
   def describe(concept: Concept, rng: np.random.Generator) -> Description:
     word = concept.facts[language]
@@ -92,7 +92,7 @@ def by_word_of(language: str) -> Callable[..., Description]:
 
 
 def sum_of(value: int, rng: np.random.Generator) -> str:
-  """`"two plus one"`, or `"five minus two"`."""
+  """Writes a sum: `"two plus one"`, or `"five minus two"`."""
   if rng.random() < 0.3 and value < 10:
     second = int(rng.integers(1, 11 - value))
     return f"{NUMBERS[value + second]} minus {NUMBERS[second]}"

@@ -330,15 +330,15 @@ class TabletopEnv(gymnasium.Env):
     }
 
   def render(self) -> np.ndarray:
-    """uint8[S, S, 3]: what the camera sees now."""
+    """Draws what the camera sees now, uint8[S, S, 3]."""
     return self.open_camera().render()
 
   def box(self, name: str) -> tuple[float, float, float, float]:
-    """Where a thing is in the image: y_min x_min y_max x_max, parts of 1."""
+    """Bounds a thing in the image: y_min x_min y_max x_max, fractions."""
     return self.open_camera().box(self.world.find(name))
 
   def oracle_action(self) -> np.ndarray:
-    """float32[8]: what the scripted expert would do now."""
+    """Asks the scripted expert for its action now, float32[8]."""
     return oracle.act(self.world, self.task)
 
   def close(self) -> None:

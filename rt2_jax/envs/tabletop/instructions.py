@@ -1,4 +1,4 @@
-"""What a person asks the robot for, and in which words."""
+"""Writes tasks as instructions in many words, and parses instructions."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def instruct(
   target: str = "",
   reference: str = "",
 ) -> str:
-  """The instruction in random words, or in the plainest without `rng`.
+  """Writes the instruction in random words, or in the plainest without `rng`.
 
   Args:
     task: what is to be done.
@@ -107,7 +107,7 @@ def instruct(
 
 
 def parse(instruction: str, names: Iterable[str]) -> Task:
-  """The task that an instruction asks for.
+  """Parses an instruction into the task that it asks for.
 
   Args:
     instruction: in the words of `TEMPLATES`.

@@ -1,7 +1,7 @@
-"""The scripted expert: what to do next, from what can be seen now.
+"""Scripted expert: the next action from the state alone.
 
-It keeps no memory, so an action follows from the picture and the instruction
-alone; wherever a policy has brought the world, it knows how to go on.
+It has no memory, so that behaviour cloning can learn it from one image, and so
+that it can go on from any state that a policy has reached.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PUSH_GOAL = 0.12
 
 
 def act(world: World, task: Task) -> np.ndarray:
-  """float32[8]: terminate, dx dy dz (m), droll dpitch dyaw (rad), gripper."""
+  """Acts: float32[8] terminate, dx dy dz (m), droll dpitch dyaw, gripper."""
   target = world.find(task.target)
   if task.family == "move_to":
     return _move_to(world, target)
@@ -63,9 +63,9 @@ def _move_to(world: World, target: int) -> np.ndarray:
 def _grasp(world: World, target: int) -> np.ndarray:
   """Comes down a funnel around the block, turning on the way, and closes.
 
-  How low the hand may be follows smoothly from how far it is off. Whoever
-  imitates this sees no moment at which one motion ends and another begins, and
-  at which a small error of sight leaves the hand hovering for ever.
+  The hand's lowest height is a smooth function of its distance from the block.
+  A demonstration therefore holds no switch from one motion to the next, at
+  which a small error of perception would leave a policy hovering.
   """
   spot = world.spots()[target]
   turn = math.remainder(world.yaw(target) - world.turn[2], math.pi / 2)
@@ -143,7 +143,7 @@ def _stop(gripper: float) -> np.ndarray:
 def _go(
   world: World, goal: np.ndarray, yaw: float = 0.0, gripper: float = 1.0
 ) -> np.ndarray:
-  """One step towards goal float[3], each axis for itself, the hand upright."""
+  """Moves one step towards goal float[3], each axis alone, hand upright."""
   way = _MOVE * np.round((goal - world.position) / _MOVE)
   way = np.clip(way, -MAX_STEP, MAX_STEP)
   turn = _TURN * np.round(np.array([*-world.turn[:2], yaw]) / _TURN)

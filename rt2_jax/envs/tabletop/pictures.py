@@ -1,4 +1,4 @@
-"""Pictures of things, and what there is to know about each.
+"""Reads the concepts: their pictures and facts.
 
 One file holds everything: `concepts.json` and, for each art style, an atlas of
 square pictures in the order of the concepts. `data/make_pictures.py` makes it.
@@ -106,7 +106,7 @@ class Pictures:
     return self.concepts[name]
 
   def only(self, names: Sequence[str]) -> Pictures:
-    """The same with these concepts alone; all of them where none is named.
+    """Keeps these concepts alone, or all of them where none is named.
 
     Raises:
       UserError: an unknown name.
@@ -117,7 +117,7 @@ class Pictures:
     return chosen
 
   def picture(self, name: str, style: str) -> np.ndarray:
-    """uint8[64, 64, 4]: red, green, blue and opacity.
+    """Returns uint8[64, 64, 4]: red, green, blue and opacity.
 
     Raises:
       UserError: an unknown object or art style.
@@ -132,11 +132,11 @@ class Pictures:
 
 
 def _read_atlas(data: bytes) -> np.ndarray:
-  """uint8[rows * 64, 32 * 64, 4]."""
+  """Reads an atlas, uint8[rows * 64, 32 * 64, 4]."""
   return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
 
 
 @functools.cache
 def load(path: str | pathlib.Path) -> Pictures:
-  """`Pictures.load`, once for each path in a process."""
+  """Calls `Pictures.load`, once for each path in a process."""
   return Pictures.load(path)

@@ -1,4 +1,4 @@
-"""The tabletop as physics: a hand with two fingers, blocks, mats.
+"""Simulates the tabletop in MuJoCo: a hand with two fingers, blocks, mats.
 
 Right is +x, back (away from the camera) is +y, up is +z; the table's surface
 is z = 0. The hand's position is the point between its fingertips. Blocks lie
@@ -60,7 +60,7 @@ class Thing:
 
 
 def model_xml(image_size: int) -> str:
-  """The scene in MuJoCo's language; pictures come later, as textures."""
+  """Writes the scene in MuJoCo's XML; pictures come later, as textures."""
   hand, grips = _hand_xml()
   return f"""
 <mujoco model="tabletop">
@@ -100,7 +100,7 @@ def model_xml(image_size: int) -> str:
 
 
 def _textures_xml() -> str:
-  """A cube's texture and its material for each slot."""
+  """Writes a cube's texture and its material for each slot."""
   return "".join(
     f'<texture name="{name}" type="cube" builtin="flat" rgb1="1 1 1" '
     f'rgb2="1 1 1" width="{TEXELS}" height="{6 * TEXELS}"/>'
@@ -110,7 +110,7 @@ def _textures_xml() -> str:
 
 
 def _things_xml() -> str:
-  """The blocks, which can be moved, and the mats, which only the eye meets."""
+  """Writes the blocks, which can be moved, and the mats without contacts."""
   blocks = "".join(
     f'<body name="{name}"><freejoint name="{name}"/><geom name="{name}" '
     f'type="box" size="{BLOCK} {BLOCK} {BLOCK_HEIGHT}" material="{name}" '
@@ -127,7 +127,7 @@ def _things_xml() -> str:
 
 
 def _hand_xml() -> tuple[str, str]:
-  """The hand with its fingers, and what closes them."""
+  """Writes the hand with its fingers and their actuators."""
   fingers = "".join(
     f'<body name="{name}" pos="{-side * (OPENING + 0.005)} 0 .028" '
     f'gravcomp="1"><joint name="{name}" type="slide" axis="{side} 0 0" '
@@ -255,29 +255,29 @@ class World:
     lamp.rgba = (0.1, 0.8, 0.2, 1) if self.gripper > 0.5 else (0.9, 0.1, 0.6, 1)
 
   def spots(self) -> np.ndarray:
-    """float64[N, 3]: where the middles of the things are, metres."""
+    """Returns the middles of the things, float64[N, 3], metres."""
     return self.data.xpos[self._bodies]
 
   def yaw(self, thing: int) -> float:
-    """Of a thing, radians in -pi .. pi."""
+    """Returns a thing's yaw, radians in -pi .. pi."""
     axes = self.data.xmat[self._bodies[thing]].reshape(3, 3)
     return float(np.arctan2(axes[1, 0], axes[0, 0]))
 
   def moved(self) -> np.ndarray:
-    """float64[N]: how far each thing is from where it lay at first, metres."""
+    """Measures how far each thing has moved from its start, float64[N], m."""
     return np.linalg.norm(self.spots() - self._first_spot, axis=1)
 
   def find(self, name: str) -> int:
-    """Which thing shows `name`; -1 when none does."""
+    """Finds the thing that shows `name`; -1 when none does."""
     names = [thing.name for thing in self.things]
     return names.index(name) if name in names else -1
 
   def hand(self) -> np.ndarray:
-    """float64[3]: where the point between the fingertips is, metres."""
+    """Returns the point between the fingertips, float64[3], metres."""
     return self.data.body("hand").xpos.copy()
 
   def held(self) -> int | None:
-    """Which thing both fingers touch."""
+    """Finds the thing that both fingers touch."""
     pairs = self.data.contact.geom
     touching = [
       set(pairs[(pairs == finger).any(1)].ravel().tolist())
@@ -288,7 +288,7 @@ class World:
 
 
 def quaternion(turn: Sequence[float]) -> np.ndarray:
-  """float64[4] w x y z of roll, pitch, yaw (rad) about the base's axes."""
+  """Converts roll, pitch, yaw (rad, base's axes) to float64[4] w x y z."""
   result = np.zeros(4)
   mujoco.mju_euler2Quat(result, np.asarray(turn, float), "XYZ")
   return result

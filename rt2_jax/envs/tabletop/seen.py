@@ -1,7 +1,7 @@
-"""What the robot's demonstrations show; a test may use anything else.
+"""Lists the concepts that demonstrations show; tests may use all others.
 
-Numbers, flags, hearts, shapes, signs and persons occur in none: what a policy
-knows about them, it knows from the web's pictures.
+Numbers, flags, hearts, shapes, signs and persons occur in no demonstration. A
+policy can know them from web data only.
 """
 
 SEEN_STYLE = "noto"

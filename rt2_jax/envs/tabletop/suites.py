@@ -1,9 +1,10 @@
 """Suites of tabletop trials, after RT-2's own.
 
 Seen tasks look as in the robot's demonstrations. Unseen ones differ in their
-objects, tables, or light and camera (the paper's tables 2 and 4). Emergent ones
-ask for what only the web's pictures can have taught: symbols, reasoning, people
-(tables 3 and 5). A suite is one row of `SUITES`; a new one needs nothing else.
+objects, tables, or lighting and viewpoint (the paper's tables 2 and 4).
+Emergent ones ask for what only web data can have taught: symbols, reasoning,
+people (tables 3 and 5). A suite is one row of `SUITES`; a new one needs nothing
+else.
 """
 
 from __future__ import annotations
@@ -93,14 +94,14 @@ class Suite:
 
   @property
   def info(self) -> SuiteInfo:
-    """The suite in tables. Unseen ones have a topic of their own each."""
+    """Describes the suite for tables. Each unseen one has its own topic."""
     kind = self.title.split(",")[0]
     topic = f"unseen {kind}" if self.group == "unseen" else self.group
     return SuiteInfo(self.title, self.group, topic)
 
 
 def _symbols(name: str, title: str, *kinds: str) -> Suite:
-  """A symbol is reached for or picked; a seen thing is put on or next to it."""
+  """Makes a suite whose target or reference is a symbol."""
   return Suite(
     f"symbols_{name}",
     "symbol understanding",
@@ -115,7 +116,7 @@ def _symbols(name: str, title: str, *kinds: str) -> Suite:
 def _reasoning(
   name: str, title: str, *words: str, targets: Things = UNSEEN
 ) -> Suite:
-  """Something is asked for in other words than its name."""
+  """Makes a suite whose target is described without its name."""
   return Suite(
     f"reasoning_{name}",
     "reasoning",
@@ -192,7 +193,7 @@ MEANS = {
 
 
 def only(suites: Iterable[Suite], families: Sequence[str]) -> tuple[Suite, ...]:
-  """The suites without other families of tasks than these; all when empty.
+  """Keeps the suites' tasks of these families; all when empty.
 
   Raises:
     UserError: an unknown family, or a suite that has none of them.

@@ -1,4 +1,4 @@
-"""How the table and its surroundings can look.
+"""Textures of the table, lighting and viewpoints of the scene.
 
 Demonstrations use the seen ones. The others test generalization: to an unseen
 table ("background"), or to unseen lighting and an unseen viewpoint of the
@@ -20,7 +20,7 @@ SIDE = 128  # texels of a table
 
 
 def _grain(seed: int, across: int, along: int) -> np.ndarray:
-  """float[128, 128, 1] of about -1 .. 1: smooth noise, always the same."""
+  """Makes fixed smooth noise, float[128, 128, 1] of about -1 .. 1."""
   rng = np.random.default_rng(seed)
   total = np.zeros((SIDE, SIDE))
   for octave in (1, 2, 4):
@@ -89,7 +89,7 @@ HARD_BACKGROUNDS = ("checks", "stripes", "dots", "tiles")
 
 @functools.cache
 def background(name: str) -> np.ndarray:
-  """uint8[128, 128, 3]. Raises UserError for an unknown name."""
+  """Paints a table, uint8[128, 128, 3]. Raises UserError: unknown name."""
   if name not in _BACKGROUNDS:
     raise unknown_name("background", name, _BACKGROUNDS)
   return np.clip(_BACKGROUNDS[name](), 0, 255).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""Which things lie where, and whether a task has been done.
+"""Lays out things for a task, and judges whether it has been done.
 
-Everything is judged from the world's state, never from a picture.
+Judgements read the simulation's state, never a picture.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _TRIES = 2000
 
 
 def direction(side: str) -> np.ndarray:
-  """float64[2]: the unit vector towards a side."""
+  """Returns the unit vector towards a side, float64[2]."""
   return _DIRECTIONS[side]
 
 
@@ -100,7 +100,7 @@ def arrange(
 
 
 def scatter(rng: np.random.Generator, count: int) -> np.ndarray | None:
-  """float64[count, 2] of places apart from each other; None when unlucky."""
+  """Draws places apart from each other, float64[count, 2]; None: no luck."""
   places = np.zeros((0, 2))
   for _ in range(20 * count):
     place = rng.uniform(-AREA, AREA)
@@ -112,7 +112,7 @@ def scatter(rng: np.random.Generator, count: int) -> np.ndarray | None:
 
 
 def out_of_the_way(rng: np.random.Generator, places: np.ndarray) -> np.ndarray:
-  """float64[3] for the hand (m) where it hides little of float64[N, 2]."""
+  """Draws a place for the hand, float64[3] (m), where it hides little."""
   hands = rng.uniform([-0.13, -0.14, 0.10], [0.13, 0.10, 0.14], (16, 3))
   # The camera stands in front: what is hidden lies behind the hand.
   hidden = hands[:, :2] + [0.0, 0.08]
@@ -121,7 +121,7 @@ def out_of_the_way(rng: np.random.Generator, places: np.ndarray) -> np.ndarray:
 
 
 def distances(places: np.ndarray, place: np.ndarray) -> np.ndarray:
-  """float64[N] from each of float64[N, 2] to one place."""
+  """Measures distances float64[N] from float64[N, 2] to one place."""
   return np.linalg.norm(places - place, axis=1)
 
 
@@ -132,7 +132,7 @@ def is_possible(
   reference: int,
   num_blocks: int,
 ) -> bool:
-  """True where the way is free and the task is not done yet.
+  """Tells whether the way is free and the task is not done yet.
 
   Args:
     task: what is to be done.
@@ -159,7 +159,7 @@ def is_possible(
 def beside(
   places: np.ndarray, target: int, reference: int
 ) -> np.ndarray | None:
-  """The free place beside the reference that is nearest to the target.
+  """Finds the free place beside the reference, nearest to the target.
 
   Args:
     places: float64[N, 2] of all things.
@@ -183,7 +183,7 @@ def beside(
 
 
 def is_success(world: World, task: Task) -> bool:
-  """True while the task is done."""
+  """Tells whether the task is done now."""
   target = world.find(task.target)
   spot, held = world.spots()[target], world.held()
   if task.family == "move_to":
@@ -205,7 +205,7 @@ def is_success(world: World, task: Task) -> bool:
 
 
 def is_on_another(world: World, task: Task) -> bool:
-  """True while the target lies on another thing than it is to be put on."""
+  """Tells whether the target lies on a wrong reference."""
   names = {t.name for t in world.things} - {task.target, task.reference}
   return task.family == "place_on" and any(
     is_success(world, dataclasses.replace(task, reference=name))
@@ -214,7 +214,7 @@ def is_on_another(world: World, task: Task) -> bool:
 
 
 def engaged(world: World, task: Task) -> int | None:
-  """Which thing the robot is acting on: holds, has moved, or hovers over."""
+  """Finds the thing that the robot holds, has moved, or hovers over."""
   held = world.held()
   if held is not None:
     return held

@@ -1,7 +1,7 @@
-"""Trials drawn from the tabletop's suites.
+"""Draws trials from the tabletop's suites.
 
-Everything about a trial follows from its suite's row and name, the seed and its
-number, so that all policies meet the same.
+A trial is a pure function of its suite's row and name, the seed and its number,
+so that all policies meet the same trials.
 
 A trial's options are the JSON form of `EpisodeOptions` without the instruction,
 and "described": "target" or "reference", the object that the suite is about.
@@ -153,13 +153,13 @@ def _draw_things(
 
 
 def _can_describe(concept: Concept, describer: Describer) -> bool:
-  """False where a fact is missing, or is the name: "croissant" in French."""
+  """Tells whether a fact describes it and is not its name ("croissant")."""
   fact = str(concept.facts.get(describer.fact, ""))
   return describer.can(concept) and fact.lower() != concept.name.lower()
 
 
 def _is_a(concept: Concept, other: Concept) -> bool:
-  """True for a green apple, which is an apple, or a racing car and a car."""
+  """Tells whether one is a kind of the other: a green apple, an apple."""
   return set(other.name.split()) <= set(concept.name.split())
 
 
