@@ -18,7 +18,8 @@ tabletop: one simulated environment in a process of its own, driven by the
   scripted expert, in CPU time; a step holds the drawing of one image.
 
 Speeds are medians. Only `loader` reads data. A missing tokenizer is replaced by
-data/small_tokenizer.model, which changes words and not costs. A GPU has a program of its own, launch/gpu_check.py.
+data/small_tokenizer.model, which changes words and not costs. A GPU has a
+program of its own, launch/gpu_check.py.
 """
 
 import json
