@@ -18,7 +18,7 @@ FLOORS = [
   | {"local_files", "ranges"}
   | {"compiler_options", "cpu_memory", "hosts", "parameters"},
   {"actions", "tokenizer", "augment", "models", "optimizers", "sharding"}
-  | {"consensus", "platforms"},
+  | {"clusters", "consensus", "platforms"},
   {"prompt", "decode", "optimizer", "trainable", "step_metrics", "saved_step"}
   | {"action_spaces", "observation"},
   {"checkpoint", "checkpoint_meta", "input_pipeline", "robot_policy"}
@@ -31,6 +31,11 @@ FLOORS = [
   {"benchmarks", "gpu_card"},
 ]
 INSIDE = {
+  "clusters": [
+    {"code", "commands", "log_lines"},
+    {"cluster"},
+    {"local", "restarts"},
+  ],
   "models": [
     {"lora_config", "remat", "token_table", "lora"},
     {"variants", "weight"},
