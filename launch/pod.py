@@ -62,7 +62,9 @@ def main(argv):
   if len(argv) > 2:
     raise app.UsageError(f"got {argv[2:]}, expected flags after {command!r}")
   cluster = make_cluster(run_name())
-  if command == "run":
+  if command == "run" and _DRY_RUN.value:
+    cluster.start(make_job())
+  elif command == "run":
     restarts.run(cluster, make_job())
   elif command == "status":
     print(cluster.status())
@@ -92,10 +94,7 @@ def make_job() -> Job:
   shipped, warning = code.committed(here, _ALLOW_DIRTY.value)
   if warning:
     print(warning, file=sys.stderr)
-  arguments = [
-    *(a for a in train_arguments(sys.argv) if not a.startswith("--workdir")),
-    f"--workdir={workdir()}",
-  ]
+  arguments = [*train_arguments(sys.argv), f"--workdir={workdir()}"]
   code.check_paths(arguments, shipped, here)
   return Job(
     run_name(), shipped, "launch/train.py", arguments, _MAX_RESTARTS.value
