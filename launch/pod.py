@@ -36,7 +36,9 @@ _NAME = flags.DEFINE_string(
   "name", None, "Of the run; default: the config file's."
 )
 _FOLDER = flags.DEFINE_string(
-  "folder", "runs/pods", "Where code and logs of runs are kept, one folder each."
+  "folder",
+  "runs/pods",
+  "Where code and logs of runs are kept, one folder each.",
 )
 _MAX_RESTARTS = flags.DEFINE_integer(
   "max_restarts", 100, "After preemptions and losses, before giving up.", 0
@@ -114,7 +116,9 @@ def run_name() -> str:
 def workdir() -> str:
   """Returns --workdir; a relative path starts where the person stands."""
   path = flags.FLAGS["workdir"].value
-  return path if "://" in path else str(pathlib.Path(path).expanduser().resolve())
+  return (
+    path if "://" in path else str(pathlib.Path(path).expanduser().resolve())
+  )
 
 
 def train_arguments(argv: list[str]) -> list[str]:

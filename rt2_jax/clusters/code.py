@@ -89,8 +89,8 @@ def check_name(name: str) -> str:
   """
   if not _SAFE_NAME.fullmatch(name):
     raise UserError(
-      f"got --name={name!r}, expected at most 40 lower-case letters, digits and "
-      "hyphens, a letter first and no hyphen last"
+      f"got --name={name!r}, expected at most 40 lower-case letters, digits "
+      "and hyphens, a letter first and no hyphen last"
     )
   return name
 

@@ -79,7 +79,7 @@ class Local(Cluster):
       return
     if self._started and self._remembered()["stopped"]:
       return  # while this program waited to start it again
-    if running := self._running():
+    if running := self.processes():
       raise UserError(
         f"got run {job.name!r}, whose processes still run (ids "
         f"{', '.join(str(p.pid) for p in running)}); stop them with "
@@ -94,12 +94,16 @@ class Local(Cluster):
       self._spawn(job, port, n)
 
   def wait(self) -> Outcome:
+    if not self._children:
+      return Outcome(Ending.STOPPED)
     with self._passing_signals_on():
       codes = self._exit_codes()
     self._children = []
+    outcome = outcome_of(codes)
+    if outcome is not None and outcome.ending is Ending.DONE:
+      return outcome
     if self._remembered()["stopped"]:
       return Outcome(Ending.STOPPED)
-    outcome = outcome_of(codes)
     if outcome is None:
       raise self._error(codes)
     return outcome
@@ -111,7 +115,7 @@ class Local(Cluster):
     known = self._remembered()
     if not known:
       return f"{self.folder}: no run has been started here"
-    running = {process.pid for process in self._running()}
+    running = {process.pid for process in self.processes()}
     lines = [f"{self.folder}: commit {known['commit'][:12]}"]
     for n, (pid, _) in enumerate(known["processes"]):
       state = "runs" if pid in running else "has ended"
@@ -133,7 +137,7 @@ class Local(Cluster):
       return
     if self._remembered():
       self._remember(stopped=True)
-    processes = self._running()
+    processes = self.processes()
     for process in processes:
       with contextlib.suppress(psutil.NoSuchProcess):
         process.terminate()
@@ -266,7 +270,7 @@ class Local(Cluster):
       return {}
     return json.loads(self._record.read_text())
 
-  def _running(self) -> list[psutil.Process]:
+  def processes(self) -> list[psutil.Process]:
     """The processes of the newest start that still run."""
     found = []
     for pid, created in self._remembered().get("processes", []):
