@@ -22,23 +22,24 @@ import sys
 from absl import app, flags
 
 from launch import train  # its flags are accepted here as well
-from rt2_jax.clusters import code, restarts
+from rt2_jax.clusters import code, gke, restarts, slurm, tpu_vm
 from rt2_jax.clusters.cluster import Cluster, Job
+from rt2_jax.clusters.commands import Commands
 from rt2_jax.clusters.local import Local
 from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
 
 COMMANDS = ("create", "run", "status", "logs", "stop", "delete")
+BACKENDS = ("local", "slurm", "tpu_vm", "gke")
 
-_BACKEND = flags.DEFINE_enum(
-  "backend", None, ["local"], "The kind of machines."
-)
+_BACKEND = flags.DEFINE_enum("backend", None, BACKENDS, "The kind of machines.")
 _NAME = flags.DEFINE_string(
   "name", None, "Of the run; default: the config file's."
 )
 _FOLDER = flags.DEFINE_string(
   "folder",
   "runs/pods",
-  "Where code and logs of runs are kept, one folder each.",
+  "local, slurm: where code and logs are kept, a folder for each run; for Slurm "
+  "on a disk that all nodes share.",
 )
 _MAX_RESTARTS = flags.DEFINE_integer(
   "max_restarts", 100, "After preemptions and losses, before giving up.", 0
@@ -48,6 +49,39 @@ _ALLOW_DIRTY = flags.DEFINE_boolean(
 )
 _DRY_RUN = flags.DEFINE_boolean(
   "dry_run", False, "Print every command instead of running it."
+)
+_SETUP = flags.DEFINE_string(
+  "setup",
+  None,
+  "slurm, tpu_vm, gke: shell commands before the training, such as 'module load "
+  "cuda'; default: for the cloud, install the commit's packages.",
+)
+_OPTIONS = flags.DEFINE_multi_string(
+  "options",
+  [],
+  "More options of the program that asks for machines (sbatch, gcloud, xpk), "
+  "such as --options=--spot or --options=--time=24:00:00.",
+)
+_NODES = flags.DEFINE_integer("nodes", 1, "slurm: nodes.", 1)
+_PARTITION = flags.DEFINE_string(
+  "partition", "", "slurm: default: the cluster's."
+)
+_ACCELERATOR = flags.DEFINE_string(
+  "accelerator", None, "tpu_vm, gke: the slice, such as v5litepod-256."
+)
+_NUM_SLICES = flags.DEFINE_integer(
+  "num_slices", 1, "tpu_vm, gke: slices of that kind.", 1
+)
+_RUNTIME_VERSION = flags.DEFINE_string(
+  "runtime_version", None, "tpu_vm: such as v2-alpha-tpuv5-lite."
+)
+_ZONE = flags.DEFINE_string("zone", None, "tpu_vm, gke: such as us-west4-a.")
+_PROJECT = flags.DEFINE_string(
+  "project", "", "tpu_vm, gke: default: gcloud's own."
+)
+_CLUSTER = flags.DEFINE_string("cluster", None, "gke: the cluster's name.")
+_IMAGE = flags.DEFINE_string(
+  "image", gke.IMAGE, "gke: a container image to which the code is added."
 )
 for _flag in ("config", "workdir", "num_processes"):
   flags.declare_key_flag(_flag)
@@ -77,7 +111,47 @@ def main(argv):
 def make_cluster(name: str) -> Cluster:
   """Reads the backend's flags."""
   folder = pathlib.Path(_FOLDER.value).expanduser().resolve() / name
-  return Local(folder, flags.FLAGS.num_processes or 1, _DRY_RUN.value)
+  num_processes = flags.FLAGS.num_processes
+  if _BACKEND.value == "local":
+    return Local(folder, num_processes or 1, _DRY_RUN.value)
+  module = {"slurm": slurm, "tpu_vm": tpu_vm, "gke": gke}[_BACKEND.value]
+  commands = Commands(module.ADVICE, module.INSTALL, _DRY_RUN.value)
+  common = {"commands": commands, "options": _OPTIONS.value}
+  if _SETUP.value is not None:
+    common["setup"] = _SETUP.value
+  if _BACKEND.value == "slurm":
+    return slurm.Slurm(
+      folder,
+      _NODES.value,
+      num_processes or _NODES.value,
+      partition=_PARTITION.value,
+      **common,
+    )
+  common |= {
+    "name": name,
+    "zone": required(_ZONE),
+    "accelerator": required(_ACCELERATOR),
+    "project": _PROJECT.value,
+    "num_slices": _NUM_SLICES.value,
+  }
+  if _BACKEND.value == "tpu_vm":
+    version = required(_RUNTIME_VERSION)
+    return tpu_vm.TpuVm(runtime_version=version, **common)
+  cluster = required(_CLUSTER)
+  return gke.Gke(cluster=cluster, image=_IMAGE.value, **common)
+
+
+def required(flag: flags.FlagHolder) -> str:
+  """Returns a flag's value.
+
+  Raises:
+    UserError: there is none.
+  """
+  if flag.value is None:
+    raise UserError(
+      f"got no --{flag.name}, which --backend={_BACKEND.value} needs"
+    )
+  return flag.value
 
 
 def make_job() -> Job:
@@ -97,7 +171,8 @@ def make_job() -> Job:
   if warning:
     print(warning, file=sys.stderr)
   arguments = [*train_arguments(sys.argv), f"--workdir={workdir()}"]
-  code.check_paths(arguments, shipped, here)
+  if _BACKEND.value in ("local", "slurm"):
+    code.check_paths(arguments, shipped, here)
   return Job(
     run_name(), shipped, "launch/train.py", arguments, _MAX_RESTARTS.value
   )
@@ -114,11 +189,20 @@ def run_name() -> str:
 
 
 def workdir() -> str:
-  """Returns --workdir; a relative path starts where the person stands."""
+  """Returns --workdir; a relative path starts where the person stands.
+
+  Raises:
+    UserError: a folder on this machine, for hosts that share no disk.
+  """
   path = flags.FLAGS["workdir"].value
-  return (
-    path if "://" in path else str(pathlib.Path(path).expanduser().resolve())
-  )
+  if "://" in path:
+    return path
+  if _BACKEND.value in ("tpu_vm", "gke"):
+    raise UserError(
+      f"got --workdir={path!r}, expected a bucket such as gs://my-bucket/run: "
+      "the hosts of a TPU slice share no disk, and lose theirs"
+    )
+  return str(pathlib.Path(path).expanduser().resolve())
 
 
 def train_arguments(argv: list[str]) -> list[str]:
@@ -126,8 +210,8 @@ def train_arguments(argv: list[str]) -> list[str]:
   own = flags.FlagValues()
   for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__]):
     own[flag.name] = flag
-  own["num_processes"] = flags.FLAGS["num_processes"]
-  own["workdir"] = flags.FLAGS["workdir"]
+  for name in ("num_processes", "workdir"):
+    own[name] = flags.FLAGS[name]
   own.set_gnu_getopt(True)
   _, _, *rest = own(argv, known_only=True)
   return rest

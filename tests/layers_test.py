@@ -34,7 +34,7 @@ INSIDE = {
   "clusters": [
     {"code", "commands", "log_lines"},
     {"cluster"},
-    {"local", "restarts"},
+    {"gke", "local", "restarts", "slurm", "tpu_vm"},
   ],
   "models": [
     {"lora_config", "remat", "token_table", "lora"},

@@ -10,8 +10,10 @@ import abc
 import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rt2_jax.clusters.code import Code
+from rt2_jax.errors import UserError
 
 # Exit code of a training that was told to leave (SIGTERM, a preemption notice)
 # and has saved its state on all hosts.
@@ -101,20 +103,27 @@ class Cluster(abc.ABC):
     """Gives the machines back, and removes the shipped code."""
 
 
-def outcome_of(codes: Mapping[int, int]) -> Outcome | None:
+class Unavailable(UserError):
+  """Machines that are not there now: another try may find them."""
+
+
+def outcome_of(
+  codes: Mapping[Any, int], noun: str = "process"
+) -> Outcome | None:
   """Reads how a start ended from its processes' exit codes.
 
   A process that a signal killed outweighs all others: the rest of them end with
   errors only because it is missing.
 
   Args:
-    codes: process -> exit code as a shell gives it.
+    codes: number or name of a process -> exit code as a shell gives it.
+    noun: what the numbers or names count.
 
   Returns:
     None for an error that another start would meet again.
   """
   killed = [
-    f"process {n} by signal {code - FIRST_SIGNAL_CODE}"
+    f"{noun} {n} by signal {code - FIRST_SIGNAL_CODE}"
     for n, code in codes.items()
     if code >= FIRST_SIGNAL_CODE
   ]
@@ -127,6 +136,6 @@ def outcome_of(codes: Mapping[int, int]) -> Outcome | None:
   return Outcome(Ending.DONE)
 
 
-def failed(codes: Mapping[int, int]) -> list[int]:
+def failed(codes: Mapping[Any, int]) -> list:
   """Lists the processes that ended with an error of their own."""
   return [n for n, code in codes.items() if code not in (0, PREEMPTED_CODE)]

@@ -5,7 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from rt2_jax.clusters.cluster import Cluster, Ending, Job
+from rt2_jax.clusters.cluster import (
+  Cluster,
+  Ending,
+  Job,
+  Outcome,
+  Unavailable,
+)
 from rt2_jax.errors import UserError
 
 _FIRST_DELAY_S = 5.0
@@ -33,8 +39,15 @@ def run(
   short_starts = 0
   for restarts in range(job.max_restarts + 1):
     began = clock()
-    cluster.start(job)
-    outcome = cluster.wait()
+    try:
+      if restarts:
+        cluster.recover()
+      cluster.start(job)
+      outcome = cluster.wait()
+    except Unavailable as error:
+      if not restarts:  # nothing has worked yet
+        raise
+      outcome = Outcome(Ending.LOST, str(error))
     if outcome.ending is Ending.DONE:
       say(f"{job.name}: done after {restarts} restarts")
       return
@@ -51,7 +64,6 @@ def run(
       f"{pause:g} s"
     )
     sleep(pause)
-    cluster.recover()
   raise UserError(
     f"got {outcome.ending.value} ({outcome.reason}) after {job.max_restarts} "
     "restarts, expected an end within them; look at the logs, then run again "
