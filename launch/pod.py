@@ -38,8 +38,8 @@ _NAME = flags.DEFINE_string(
 _FOLDER = flags.DEFINE_string(
   "folder",
   "runs/pods",
-  "local, slurm: where code and logs are kept, a folder for each run; for Slurm "
-  "on a disk that all nodes share.",
+  "local, slurm: where code and logs are kept, a folder for each run; for "
+  "Slurm on a disk that all nodes share.",
 )
 _MAX_RESTARTS = flags.DEFINE_integer(
   "max_restarts", 100, "After preemptions and losses, before giving up.", 0
@@ -53,8 +53,8 @@ _DRY_RUN = flags.DEFINE_boolean(
 _SETUP = flags.DEFINE_string(
   "setup",
   None,
-  "slurm, tpu_vm, gke: shell commands before the training, such as 'module load "
-  "cuda'; default: for the cloud, install the commit's packages.",
+  "slurm, tpu_vm, gke: shell commands before the training, such as 'module "
+  "load cuda'; default: for the cloud, install the commit's packages.",
 )
 _OPTIONS = flags.DEFINE_multi_string(
   "options",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from rt2_jax.errors import UserError
 
 _SHOWN = 5  # uncommitted files that an error names
-_SAFE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+_SAFE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?\Z")
 
 
 @dataclasses.dataclass(frozen=True)

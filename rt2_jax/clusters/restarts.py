@@ -49,7 +49,7 @@ def run(
         raise
       outcome = Outcome(Ending.LOST, str(error))
     if outcome.ending is Ending.DONE:
-      say(f"{job.name}: done after {restarts} restarts")
+      say(f"{job.name}: done" + f" after {restarts} restarts" * bool(restarts))
       return
     if outcome.ending is Ending.STOPPED:
       say(f"{job.name}: stopped")

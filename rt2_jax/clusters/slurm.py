@@ -75,7 +75,8 @@ if (( code == 42 || code >= 128 )) &&
   (( ${{SLURM_RESTART_COUNT:-0}} < {max_restarts} )); then
   echo "exit code $code: restart $(( ${{SLURM_RESTART_COUNT:-0}} + 1 ))" \\
     "of at most {max_restarts}"
-  scontrol requeue "$SLURM_JOB_ID" && sleep 300
+  trap "exit $code" TERM
+  if scontrol requeue "$SLURM_JOB_ID"; then sleep 300 & wait; fi
 fi
 echo $code > {folder}/ended
 exit $code

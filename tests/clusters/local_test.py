@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,6 +14,7 @@ from rt2_jax.clusters import restarts
 from rt2_jax.clusters.local import Local
 from rt2_jax.errors import UserError
 from tests.clusters.conftest import starts
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -91,32 +94,42 @@ def when(condition, timeout: float = 30):
     time.sleep(0.05)
 
 
-@pytest.mark.parametrize("after", ["running", "pausing"])
-def test_stop_in_another_terminal_ends_the_run(local, make_job, said, after):
-  ends = {"running": "hang", "pausing": "exit 42"}[after]
-  job = make_job({"others": ends}, {"others": "hang"})
-  other = Local(local.folder, 0, say=said.append)
+def stop_elsewhere(local):
+  """In another process, as another terminal would."""
+  program = (
+    "import pathlib, sys; from rt2_jax.clusters.local import Local; "
+    "Local(pathlib.Path(sys.argv[1]), 0).stop()"
+  )
+  command = [sys.executable, "-c", program, str(local.folder)]
+  subprocess.run(command, cwd=ROOT, check=True)
+
+
+def test_stop_in_another_terminal_ends_the_run(local, make_job, said):
+  job = make_job({"others": "hang"})
+  other = Local(local.folder, 3, say=said.append)
 
   def stop():
-    when(lambda: len(starts(job, 2)) == 1)
+    when(lambda: all(starts(job, n) for n in range(3)))
     with pytest.raises(UserError, match="run 'run', whose processes still run"):
-      Local(local.folder, 3).start(job)
+      other.start(job)
     assert other.status().count("runs: process") == 3
-    other.stop()
+    stop_elsewhere(local)
 
-  if after == "running":
-    thread = threading.Thread(target=stop)
-    thread.start()
-    run(local, job, said)
-    thread.join()
-    assert said[-2:] == ["saved", "run: stopped"]
-  else:
-    restarts.run(local, job, said.append, sleep=lambda _: other.stop())
-    assert said[-1] == "run: stopped"
-  assert len(starts(job, 0)) == 1
+  thread = threading.Thread(target=stop)
+  thread.start()
+  run(local, job, said)
+  thread.join()
+  assert said[-2:] == ["saved", "run: stopped"]
   assert other.status().count("has ended: ") == 3
   other.logs()
   assert sum(line.startswith("== process") for line in said) == 3
+
+
+def test_stop_between_two_starts_ends_the_run(local, make_job, said):
+  job = make_job({"others": "exit 42"})
+  restarts.run(local, job, said.append, lambda _: stop_elsewhere(local))
+  assert said[-1] == "run: stopped"
+  assert len(starts(job, 0)) == 1
 
 
 def test_ctrl_c_lets_the_processes_save(local, make_job, said):
