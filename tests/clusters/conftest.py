@@ -48,7 +48,7 @@ def make_job(repository, tmp_path):
   return make
 
 
-def starts(job: Job, process: int) -> list[str]:
+def starts(job: Job, process: int | str) -> list[str]:
   """Arguments and folder of every start of a process."""
   workdir = job.arguments[-1].partition("=")[2]
   path = pathlib.Path(workdir, f"starts_{process}")
