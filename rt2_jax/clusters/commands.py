@@ -18,7 +18,7 @@ class CommandError(UserError):
 
   Attributes:
     code: its exit code.
-    said: its error stream, or what it printed where that is empty.
+    said: all that it printed.
   """
 
   def __init__(self, message: str, code: int, said: str):
@@ -43,12 +43,8 @@ class Commands:
   dry_run: bool = False
   say: Callable[[str], None] = print
 
-  def run(self, *command: str, text: str | None = None) -> str:
+  def run(self, *command: str) -> str:
     """Returns what a program prints; "" in a dry run.
-
-    Args:
-      command: program and arguments.
-      text: for its standard input.
 
     Raises:
       UserError: no such program.
@@ -58,14 +54,35 @@ class Commands:
       self.say(shlex.join(command))
       return ""
     try:
-      done = subprocess.run(
-        command, input=text, capture_output=True, text=True, check=False
-      )
+      done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
       raise self._missing(command[0]) from None
     if done.returncode:
-      raise self._failed(command, done)
+      said = f"{done.stdout.strip()}\n{done.stderr.strip()}".strip()
+      raise self._failed(command, done.returncode, said)
     return done.stdout
+
+  def show(self, *command: str):
+    """Runs a program that takes minutes, and prints its lines as they come.
+
+    In a dry run prints the command instead. Raises what `run` raises.
+    """
+    if self.dry_run:
+      self.say(shlex.join(command))
+      return
+    try:
+      process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+      )
+    except FileNotFoundError:
+      raise self._missing(command[0]) from None
+    said = []
+    with process:
+      for line in process.stdout:
+        self.say(line.rstrip("\n"))
+        said.append(line)
+    if process.returncode:
+      raise self._failed(command, process.returncode, "".join(said))
 
   def _missing(self, program: str) -> UserError:
     return UserError(
@@ -74,14 +91,13 @@ class Commands:
     )
 
   def _failed(
-    self, command: Sequence[str], done: subprocess.CompletedProcess
+    self, command: Sequence[str], code: int, said: str
   ) -> CommandError:
-    said = done.stderr.strip() or done.stdout.strip()
     last = "\n".join(said.splitlines()[-_LAST_LINES:])
     return CommandError(
-      f"got exit code {done.returncode} from `{_shortened(command)}`:\n"
-      f"{last}\n{self.explain(said)}",
-      done.returncode,
+      f"got exit code {code} from `{_shortened(command)}`:\n{last}\n"
+      f"{self.explain(said)}",
+      code,
       said,
     )
 

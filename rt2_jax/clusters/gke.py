@@ -95,21 +95,19 @@ class Gke(Cluster):
     self._shown = (0, 0)  # restarts, and lines of the first pod since then
 
   def create(self):
-    self.say(self._xpk("cluster", "create", *self._slices(), *self.options))
+    self._xpk("cluster", "create", *self._slices(), *self.options)
 
   def start(self, job: Job):
     self._make_room()
     with tempfile.TemporaryDirectory() as folder:
       code = pathlib.Path(folder, "code")
       job.code.unpack(code)
-      self.say(
-        self._xpk(
-          *("workload", "create", f"--workload={self.name}", *self._slices()),
-          f"--base-docker-image={self.image}",
-          f"--script-dir={code}",
-          f"--max-restarts={job.max_restarts}",
-          f"--command={self.command(job)}",
-        )
+      self._xpk(
+        *("workload", "create", f"--workload={self.name}", *self._slices()),
+        f"--base-docker-image={self.image}",
+        f"--script-dir={code}",
+        f"--max-restarts={job.max_restarts}",
+        f"--command={self.command(job)}",
       )
     if not self.commands.dry_run:
       self.say(
@@ -155,11 +153,11 @@ class Gke(Cluster):
 
   def stop(self):
     """Deletes the workload; the pods have 30 s to save."""
-    self.say(self._xpk("workload", "delete", f"--workload={self.name}"))
+    self._xpk("workload", "delete", f"--workload={self.name}")
 
   def delete(self):
     """Deletes the whole cluster."""
-    self.say(self._xpk("cluster", "delete", "--force"))
+    self._xpk("cluster", "delete", "--force")
 
   def command(self, job: Job) -> str:
     """The shell line that every pod runs.
@@ -180,17 +178,16 @@ class Gke(Cluster):
       f"--num-slices={self.num_slices}",
     ]
 
-  def _xpk(self, *arguments: str) -> str:
-    """Runs xpk; in a dry run the real one, which prints its own commands."""
+  def _xpk(self, *arguments: str):
+    """Runs xpk; in a dry run its own, which prints the commands behind it."""
     place = [f"--cluster={self.cluster}", f"--zone={self.zone}"]
     if self.project:
       place.append(f"--project={self.project}")
     command = ("xpk", *arguments, *place)
-    if not self.commands.dry_run:
-      return self.commands.run(*command)
-    self.commands.run(*command)
-    real = dataclasses.replace(self.commands, dry_run=False)
-    return real.run(*command, "--dry-run", "--skip-validation")
+    self.commands.show(*command)
+    if self.commands.dry_run:
+      real = dataclasses.replace(self.commands, dry_run=False)
+      real.show(*command, "--dry-run", "--skip-validation")
 
   def _kubectl(self, *arguments: str) -> str:
     return self.commands.run("kubectl", *arguments)

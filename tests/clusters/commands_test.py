@@ -27,8 +27,13 @@ def test_a_missing_program_names_its_source(monkeypatch, tmp_path):
     COMMANDS.run("gcloud", "compute")
 
 
-def test_input_and_output():
-  assert COMMANDS.run("cat", text="a b") == "a b"
+def test_a_long_program_is_shown_while_it_runs():
+  said = []
+  commands = Commands({"no room": "make room"}, {}, say=said.append)
+  commands.show("sh", "-c", "echo one; echo two >&2")
+  assert said == ["one", "two"]
+  with pytest.raises(CommandError, match="\nno room\nmake room"):
+    commands.show("sh", "-c", "echo no room; exit 3")
 
 
 def test_a_dry_run_prints_what_a_shell_would_take():
