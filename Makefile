@@ -34,7 +34,13 @@ DRAWING := ldconfig -p | grep -qE 'lib(EGL|OSMesa)\.so'
 INSTALL_DRAWING := { apt-get -qq update && apt-get -qq install -y \
   libegl1 libegl-mesa0 libgl1-mesa-dri; }
 
-.PHONY: quickstart mini test test-newest lint format bench estimates gpu-check clean
+# The tests start a Slurm cluster of their own.
+SLURM := which slurmctld munged > /dev/null
+INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
+  slurm-wlm munge; }
+
+.PHONY: quickstart mini test test-newest cluster-tests lint format bench \
+  estimates gpu-check clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -75,8 +81,12 @@ $(MINI)/web/written: .venv/installed-sim
 	$(MINI_WEB) --train_examples=6000 --val_examples=250 --skills=$(MINI_SKILLS)
 	touch $@
 
-test: .venv/installed-extras
+test: .venv/installed-extras .venv-xpk/installed
 	$(RUN) -m pytest -n 2 --dist loadfile
+
+# Trainings on a real Slurm cluster and as several processes, interrupted.
+cluster-tests: .venv/installed-extras
+	$(RUN) -m pytest tests/clusters/rehearsal.py
 
 # The newest releases instead of constraints.txt, in an environment of its own.
 NEWEST := jax flax optax orbax-checkpoint transformers torch
@@ -120,8 +130,10 @@ gpu-check:
 	mkdir -p runs
 	$(PYTHON) launch/gpu_check.py | tee runs/gpu.jsonl
 
-# All that the tests need: PyTorch, to compare with, and the TPU's compiler.
+# All that the tests need: PyTorch, to compare with, the TPU's compiler, Slurm.
 .venv/installed-extras: .venv/installed-sim
+	$(SLURM) || $(INSTALL_SLURM) || echo "make: tests of Slurm are left out; \
+	  as root, run: $(INSTALL_SLURM)"
 	.venv/bin/pip install -q --disable-pip-version-check \
 	  -c constraints.txt -e '.[test]'
 	touch $@
@@ -133,8 +145,14 @@ gpu-check:
 	  be drawn; as root, run: $(INSTALL_DRAWING)"
 	touch $@
 
+# The program that drives GKE; its dependencies are not ours.
+.venv-xpk/installed:
+	$(PYTHON) -m venv .venv-xpk
+	.venv-xpk/bin/pip install -q --disable-pip-version-check xpk==1.16.0
+	touch $@
+
 clean:
-	rm -rf .venv .venv-newest runs build *.egg-info
+	rm -rf .venv .venv-newest .venv-xpk runs build *.egg-info
 
 # constraints.txt holds the exact versions that CI tests; setup.py holds ranges.
 .venv/installed: setup.py constraints.txt
