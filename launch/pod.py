@@ -21,12 +21,13 @@ import sys
 
 from absl import app, flags
 
-from launch import train  # its flags are accepted here as well
+from launch import experiment_flag, program
+from launch import train as _train  # noqa: F401 (its flags are taken here)
 from rt2_jax.clusters import code, gke, restarts, slurm, tpu_vm
 from rt2_jax.clusters.cluster import Cluster, Job
 from rt2_jax.clusters.commands import Commands
 from rt2_jax.clusters.local import Local
-from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
+from rt2_jax.errors import UserError, unknown_name
 
 COMMANDS = ("create", "run", "status", "logs", "stop", "delete")
 BACKENDS = ("local", "slurm", "tpu_vm", "gke")
@@ -90,13 +91,10 @@ for _flag in ("config", "workdir", "num_processes"):
 _SET_HERE = ("multihost", "coordinator", "process_id")
 
 
-@ends_in_one_message
-def main(argv):
-  command = argv[1] if len(argv) > 1 else ""
+@program.main
+def main(command):
   if command not in COMMANDS:
     raise unknown_name("the command of pod.py", command, COMMANDS)
-  if len(argv) > 2:
-    raise app.UsageError(f"got {argv[2:]}, expected flags after {command!r}")
   cluster = make_cluster(run_name())
   if command == "run" and _DRY_RUN.value:
     cluster.start(make_job())
@@ -184,7 +182,7 @@ def run_name() -> str:
     return code.check_name(_NAME.value)
   if flags.FLAGS["config"].value is None:
     raise UserError("got neither --name nor --config, expected one of them")
-  stem = pathlib.Path(train.experiment_flag.path()).stem
+  stem = pathlib.Path(experiment_flag.path()).stem
   return code.check_name(stem.lower().replace("_", "-")[:40].strip("-"))
 
 

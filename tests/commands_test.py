@@ -62,6 +62,10 @@ def flags_of(path: pathlib.Path) -> set[str]:
     and node.args
     and isinstance(node.args[0], ast.Constant)
   }
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and node.module == "launch":
+      for name in node.names:
+        defined |= flags_of(ROOT / "launch" / f"{name.name}.py")
   return defined | EVERYWHERE
 
 
