@@ -1,4 +1,4 @@
-"""Real trainings through launch/pod.py that are interrupted: make cluster-tests.
+"""Real trainings through launch/pod.py, interrupted: make cluster-tests.
 
 They run the committed code. Minutes on two cores.
 """
