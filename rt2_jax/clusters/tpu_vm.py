@@ -92,8 +92,9 @@ echo $! > pid
 """
 _UNLESS_STOPPED = "if [[ -f stopped ]]; then exit 0; fi"
 _REPORT = """\
-cd ~/rt2_jax/{name} || exit 1
+mkdir -p ~/rt2_jax/{name} && cd ~/rt2_jax/{name}
 if [[ -f stopped ]]; then state=stopped
+elif [[ ! -f pid ]]; then state=idle
 elif [[ -f ended ]]; then state=$(cat ended)
 elif kill -0 $(cat pid) 2> /dev/null; then state=runs
 else state=gone; fi
@@ -323,7 +324,7 @@ class TpuVm(Cluster):
     raise AssertionError("unreachable")
 
   def _reports(self, first_only: bool = False) -> dict[str, str]:
-    """Worker -> "runs", "gone", "stopped" or its exit code."""
+    """Worker -> "idle", "runs", "gone", "stopped" or its exit code."""
     script = _REPORT.format(name=self.name)
     return dict(_STATE.findall(self._on_workers(script, first_only)))
 

@@ -33,8 +33,9 @@ def main():
     file.write(f"{' '.join(sys.argv[1:])} in {os.getcwd()}\n")
   plan = json.loads((folder / "plan.json").read_text())
   now = plan[min(starts, len(plan) - 1)]
-  action, _, code = now.get(process, now["others"]).partition(" ")
-  print(f"process {process}, start {starts}: {action} {code}", flush=True)
+  now_does = now.get(process, now["others"])
+  action, _, code = now_does.partition(" ")
+  print(f"process {process}, start {starts}: {now_does}", flush=True)
   if action == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
   while action == "hang":

@@ -27,9 +27,10 @@ KUBECTL = """\
 cd {folder}
 echo "$@" >> calls
 case "$*" in
-  "get jobset"*) file=$(ls jobset.* | head -1); cat "$file"
+  "get jobset"*) file=$(ls jobset.* | head -1); text=$(cat "$file")
     if [ $(ls jobset.* | wc -l) -gt 1 ]; then rm "$file"; fi
-    grep -q NotFound "$file" 2> /dev/null && exit 1; exit 0 ;;
+    if [[ $text = Error* ]]; then echo "$text" >&2; exit 1; fi
+    echo "$text" ;;
   logs*) cat log ;;
   *) echo "pod run-slice-job-0-0 Running" ;;
 esac

@@ -108,7 +108,6 @@ def test_stop_lets_the_processes_save(cluster, make_job, said):
     ({"nodes": 3, "num_processes": 3}, "waits for ever .PartitionConfig|fewer"),
     ({"options": ["--time=99", "--partition=short"]}, "waits for ever|limit"),
     ({"options": ["--frobnicate"]}, "frobnicate"),
-    ({"options": ["--qos=none"]}, "qos"),
   ],
 )
 def test_what_slurm_refuses(cluster, make_job, said, fields, message):
