@@ -1,4 +1,6 @@
-"""Runs a training on several hosts: `python launch/pod.py COMMAND --flags`.
+"""Runs a training on several hosts, and starts it again until it is done.
+
+The first argument is a command:
 
   create   gets the machines
   run      ships the committed code, trains, starts again after a preemption
