@@ -97,13 +97,12 @@ class ActionSpace:
     return tuple(d.name for d in self.dimensions)
 
   def after_end(self, last: np.ndarray) -> np.ndarray:
-    """Returns the action after an episode's end, given its last, float32[D].
+    """Returns the action after an episode's end, given its last, [..., D].
 
     It terminates, does not move, and holds the gripper.
     """
-    ends = (d.at_end for d in self.dimensions)
-    pairs = zip(ends, last, strict=True)
-    return np.float32([held if end is None else end for end, held in pairs])
+    ends = [np.nan if d.at_end is None else d.at_end for d in self.dimensions]
+    return np.where(np.isnan(ends), last, ends).astype(np.float32)
 
   def index(self, name: str) -> int:
     """Finds the position of a dimension; raises UserError without one."""

@@ -134,8 +134,11 @@ class Prompt:
     """
     if space is None:
       return np.zeros((*np.shape(state)[:-1], 0), np.int32)
-    tokens = ActionTokenizer(space, self.tokenizer.action_route("rare"))
-    return tokens.encode(np.asarray(state)[..., None, :])
+    return self.state_tokenizer(space).encode(np.asarray(state)[..., None, :])
+
+  def state_tokenizer(self, space: ActionSpace) -> ActionTokenizer:
+    """Makes the tokenizer of a robot's states."""
+    return ActionTokenizer(space, self.tokenizer.action_route("rare"))
 
   def prefixes(self, questions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Tokenizes B questions: int32[B, P] ids and bool[B, P] mask_input."""
@@ -213,15 +216,28 @@ class Prompt:
     Raises:
       UserError: the answer is longer than the suffix.
     """
-    ids = answer_ids(answer)
-    pad = self.suffix_length - len(ids)
-    if pad < 0:
+    ids, mask_loss = self.suffixes(np.asarray([answer_ids(answer)])[:, :-1])
+    return ids[0], mask_loss[0]
+
+  def suffixes(self, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pads n answers of one length, int32[n, L], as `suffix` does.
+
+    Returns:
+      ids int32[n, S] and mask_loss float32[n, S].
+
+    Raises:
+      UserError: the answers are longer than the suffix.
+    """
+    count, length = answers.shape
+    if length >= self.suffix_length:
       raise UserError(
-        f"got an answer of {len(ids)} tokens with eos, expected at most "
+        f"got an answer of {length + 1} tokens with eos, expected at most "
         f"{self.suffix_length}; raise config.prompt.suffix_length"
       )
-    mask_loss = (np.arange(self.suffix_length) < len(ids)).astype(np.float32)
-    return np.asarray(ids + [PAD] * pad, np.int32), mask_loss
+    ids = np.full((count, self.suffix_length), PAD, np.int32)
+    ids[:, :length], ids[:, length] = answers, EOS
+    row = (np.arange(self.suffix_length) <= length).astype(np.float32)
+    return ids, np.repeat(row[None], count, 0)
 
 
 def _fill(template: str, instruction: str) -> str:

@@ -270,7 +270,7 @@ def test_a_policy_acts_from_the_checkpoint_alone(folder, whole):
   policy = Policy.from_checkpoint(whole)
   config = SourceConfig("bridge_dataset", str(folder / "bridge" / "1.0.0"))
   source = open_source(config, "train")
-  seen = [source.storage.read(source.requests(i)) for i in range(4)]
+  seen = [source.storage.read(source.requests([i])[0]) for i in range(4)]
   images = np.stack([frames.decode_image(*each, "") for each in seen])
   actions = policy(images, [source.instruction(i) for i in range(4)])
   assert actions.shape == (4, 8) and np.isfinite(actions).all()

@@ -46,7 +46,7 @@ def test_training_reads_what_the_expert_did(folder):
     assert np.abs(action[:, 1:4]).max() <= 0.05 + 1e-6  # m
     assert np.abs(action[:, 4:7]).max() <= 0.25 + 1e-6  # rad
     assert set(action[:, 7]) <= {0.0, 1.0}
-  seen = [source.storage.read(source.requests(i)) for i in range(4)]
+  seen = [source.storage.read(source.requests([i])[0]) for i in range(4)]
   images = np.stack([frames.decode_image(*each, "") for each in seen])
   assert images.shape == (4, 48, 48, 3) and images.std() > 10
 

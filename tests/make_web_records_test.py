@@ -42,7 +42,7 @@ def read(folder) -> list[web.WebExample]:
   source = web.open_source(web.WebConfig(str(folder)), TOKENIZER)
   examples = []
   for i in range(len(source)):
-    (request,) = source.requests(i)
+    (request,) = source.requests([i])[0]
     (data,) = source.storage.read([request])
     record = records.Record(request.path, request.offset, memoryview(data))
     examples.append(web.parse(record))
@@ -88,7 +88,9 @@ def test_jsonl_round_trip(tmp_path, tokenizer):
   source = web.open_source(web.WebConfig(str(tmp_path / "out")), tokenizer)
   rows = WebExamples(source, Prompt(tokenizer, 24, 16))
   for epoch, answer in enumerate(["hier", "dort", "hier"]):
-    row = rows.row(1, epoch, source.storage.read(source.requests(1)))
+    row = tiny_datasets.row(
+      rows, 1, epoch, source.storage.read(source.requests([1])[0])
+    )
     assert tokenizer.decode(row.suffix) == answer
     assert row.prefix[row.mask_input][0] == BOS
   assert row.images == (picture(),)

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from rt2_jax.input_pipeline.examples import Rows
 from rt2_jax.input_pipeline.sources import SourceConfig
 
 Features = Mapping[str, Sequence]
@@ -21,6 +22,12 @@ def jpeg(seed: int, height: int = 64, width: int = 64) -> bytes:
   file = io.BytesIO()
   coarse.resize((width, height), Image.BILINEAR).save(file, "jpeg", quality=95)
   return file.getvalue()
+
+
+def row(examples, i: int, epoch: int, data: Sequence[bytes]) -> Rows:
+  """Makes one example; its fields without the first axis."""
+  rows = examples.rows(np.array([i]), np.array([epoch]), [data])
+  return Rows(*(each[0] for each in rows))
 
 
 def bridge_episode(

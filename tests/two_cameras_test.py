@@ -153,8 +153,8 @@ def test_chunks_end_at_rest_and_prompts_hold_the_state(fields, tokenizer):
         np.testing.assert_array_equal(
           recorded[i, h], [1, 0, 0, 0, 0, 0, 0, last[7]]
         )
-  data = examples.storage.read(examples.requests(7))
-  row = examples.row(7, 0, data)
+  data = examples.storage.read(examples.requests([7])[0])
+  row = tiny_datasets.row(examples, 7, 0, data)
   answer = row.suffix[: tokens.answer_length]
   again = tokens.decode(answer)
   np.testing.assert_array_equal(
@@ -183,7 +183,10 @@ def test_dropout_leaves_out_the_state_of_some_examples(fields, tokenizer):
   )
   lengths = np.array(
     [
-      [examples.row(i, epoch, [b""] * 4).mask_input.sum() for i in range(15)]
+      [
+        tiny_datasets.row(examples, i, epoch, [b""] * 4).mask_input.sum()
+        for i in range(15)
+      ]
       for epoch in range(8)
     ]
   )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from rt2_jax import images, sharding, training
 from rt2_jax.benchmarks import meters
@@ -69,7 +70,7 @@ def measure(
     "examples_per_cpu_s": round(rows / cpu_s),
     "examples_per_s": round(rows / wall_s),
     "examples_per_cpu_s_resized_on_host": round(rows / resized_cpu_s),
-    "ms_per_example": stages(robot),
+    "ms_per_example": {**stages(robot), "python": python_ms(batches)},
     "peak_rss_mb": round(
       resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     ),
@@ -88,10 +89,37 @@ def throughput(iterator: Iterator, num_batches: int) -> tuple[float, float]:
   return cpu / num_batches, wall / num_batches
 
 
+def python_ms(batches: Loader, num_batches: int = 20) -> float:
+  """Milliseconds per example of drawing and writing; files are read before."""
+  place = batches.rows, batches.batch_size
+
+  def parts(step: int) -> Iterator[tuple]:
+    drawn = batches.mixture.draw(step, *place)
+    for s in np.unique(drawn.source):
+      mine = drawn.source == s
+      yield batches.examples[s], drawn.example[mine], drawn.epoch[mine]
+
+  def read(examples, numbers) -> list[list[bytes]]:
+    return list(map(examples.storage.read, examples.requests(numbers)))
+
+  steps = range(num_batches)
+  known = {s: [read(e, numbers) for e, numbers, _ in parts(s)] for s in steps}
+
+  def write():
+    for step in steps:
+      pairs = zip(parts(step), known[step], strict=True)
+      for (examples, numbers, epochs), data in pairs:
+        examples.requests(numbers)
+        examples.rows(numbers, epochs, data)
+
+  seconds = meters.seconds(write, 3, clock=meters.cpu_seconds)
+  return round(1e3 * seconds / num_batches / len(batches.rows), 4)
+
+
 def stages(robot) -> dict[str, float]:
   """Milliseconds per example of each stage, in one thread, run alone."""
   numbers = range(min(640, len(robot)))
-  requests = [robot.requests(i) for i in numbers]
+  requests = robot.requests(numbers)
   data = [robot.storage.read(request) for request in requests]
   pixels = images.decode(data[0][0])
 
@@ -102,7 +130,6 @@ def stages(robot) -> dict[str, float]:
 
   milliseconds = {
     "read": each(lambda i: robot.storage.read(requests[i])),
-    "tokens": each(lambda i: robot.row(i, 0, data[i])),
     "decode": each(lambda i: images.decode(data[i][0])),
     "resize_on_host": each(lambda i: images.resize(pixels, _HOST_RESIZE)),
   }

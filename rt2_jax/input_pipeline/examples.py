@@ -3,20 +3,22 @@
 Texts that are too long for the prompt are known when a source is opened, so
 that they stop the run at its start.
 
-Shapes: F images, P prefix and S suffix positions, H actions of a chunk.
+Shapes: n examples of a batch, F images, P prefix and S suffix positions, H
+actions of a chunk.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import records, unusable, web
+from rt2_jax.input_pipeline.robot_text import RobotText, Texts
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.input_pipeline.step_index import StepSource
 from rt2_jax.input_pipeline.unusable import Unusable
@@ -25,13 +27,18 @@ from rt2_jax.prompt import Prompt
 from rt2_jax.storage import Request, Storage
 
 
-class Row(NamedTuple):
-  """One example before its images are decoded; text as in `Batch`.
+class Rows(NamedTuple):
+  """n examples before their images are decoded; text as in `Batch`.
 
-  `images` has F files, None where a camera is missing.
+  Attributes:
+    images: F files of each example, None where a camera is missing.
+    prefix: int32[n, P].
+    mask_input: bool[n, P].
+    suffix: int32[n, S].
+    mask_loss: float32[n, S].
   """
 
-  images: tuple[bytes | None, ...]
+  images: Sequence[Sequence[bytes | None]]
   prefix: np.ndarray
   mask_input: np.ndarray
   suffix: np.ndarray
@@ -47,11 +54,22 @@ class Examples(Protocol):
 
   def __len__(self) -> int: ...
 
-  def requests(self, i: int) -> list[Request]:
-    """Lists the reads for example `i`."""
+  def requests(self, numbers: Sequence[int]) -> list[list[Request]]:
+    """Lists the reads for each of n examples."""
 
-  def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
-    """Makes example `i` from the bytes of its requests."""
+  def rows(
+    self,
+    numbers: np.ndarray,
+    epochs: np.ndarray,
+    data: Sequence[Sequence[bytes]],
+  ) -> Rows:
+    """Makes n examples from the bytes of their requests.
+
+    Args:
+      numbers: int64[n], of the examples.
+      epochs: int64[n], passes over the source that were finished before.
+      data: bytes of each example's requests.
+    """
 
   def location(self, i: int) -> str:
     """Locates example `i`, for error messages."""
@@ -77,7 +95,7 @@ class RobotExamples:
       source: all steps.
       action_tokenizer: writes actions.
       prompt: says how long texts may be.
-      spec: what the model reads, as the source was opened with.
+      spec: the parts of an observation that the model reads.
       state_dropout: fraction of the examples whose prompt holds no state.
       max_skipped: steps that may be left out.
 
@@ -86,30 +104,13 @@ class RobotExamples:
         have plans and the prompt has not, or the other way round.
     """
     _check_plans(source, prompt)
-    prompt.suffix(
-      [0] * action_tokenizer.answer_length
-    )  # raises if it is too short
     index = source.index
-    longest = prompt.state_ids(spec.state, np.zeros(index.state.shape[1]))
-
-    def write_instruction(text: str) -> Any:
-      if spec.state is None:
-        return prompt.robot_prefix(text)
-      around = prompt.around_state(text)
-      prompt.with_state(around, longest)  # raises if it is too long
-      return around
-
-    self._prefixes, unfit = _written(index.texts, write_instruction)
-
-    def write_plan(plan: str) -> np.ndarray:
-      ids = prompt.plan_ids(plan)
-      prompt.suffix([0] * (len(ids) + action_tokenizer.answer_length))
-      return ids
-
-    self._plans, unfit_plans = _written(index.plans, write_plan)
-    self._plans[""] = np.zeros(0, np.int32)
+    texts = Texts(index, action_tokenizer, prompt, spec)
     kept, lost = np.ones(len(index), bool), []
-    for column, problems in (index.text, unfit), (index.plan, unfit_plans):
+    for column, problems in (
+      (index.text, texts.unfit_instructions),
+      (index.plan, texts.unfit_plans),
+    ):
       for number, problem in problems.items():
         steps = np.flatnonzero((column == number) & kept)
         kept[steps] = False
@@ -123,47 +124,40 @@ class RobotExamples:
     self.largest_image = source.largest_image
     self.requests = self.source.requests
     self.location = self.source.location
-    self._action_tokenizer = action_tokenizer
-    # Once: of a single step it takes most of the time that its text takes.
-    self._bins = action_tokenizer.to_bins(self.recorded_chunks()).astype(
-      np.uint8
+    self._horizon = action_tokenizer.horizon
+    self._text = RobotText(
+      self.source, texts, action_tokenizer, prompt, spec, state_dropout
     )
-    self._states = prompt.state_ids(spec.state, self.source.index.state)
-    self._dropout = state_dropout
-    self._spec = spec
-    self._prompt = prompt
+    self._has_image = [c not in spec.missing for c in spec.cameras]
+    self._has_image = np.repeat(self._has_image, spec.history).tolist()
 
   def __len__(self) -> int:
     return len(self.source)
 
   def recorded_chunks(self) -> np.ndarray:
     """Reads the actions of all steps, float32[N, H, D] in physical units."""
-    return self.source.chunks(self._action_tokenizer.horizon)
+    return self.source.chunks(self._horizon)
 
-  def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
-    prefix = self._prefix(i, epoch)
-    action = self._action_tokenizer.encode_bins(self._bins[i])
-    answer = np.concatenate([self._plans[self.source.plan(i)], action])
-    return Row(self._images(data), *prefix, *self._prompt.suffix(answer))
+  def rows(
+    self,
+    numbers: np.ndarray,
+    epochs: np.ndarray,
+    data: Sequence[Sequence[bytes]],
+  ) -> Rows:
+    """Makes n examples, as `Examples.rows`."""
+    prefixes = self._text.prefixes(numbers, epochs)
+    return Rows(self._images(data), *prefixes, *self._text.suffixes(numbers))
 
-  def _prefix(self, i: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Asks for step `i`, with its state or, by dropout, without."""
-    prefix = self._prefixes[self.source.instruction(i)]
-    if self._spec.state is None:
-      return prefix
-    # A function of (step, epoch), so that a run that goes on asks the same.
-    dropped = np.random.default_rng((i, epoch)).random() < self._dropout
-    state = () if dropped else self._states[i]
-    return self._prompt.with_state(prefix, state)
-
-  def _images(self, data: Sequence[bytes]) -> tuple[bytes | None, ...]:
-    """Puts the images of the cameras that there are into the model's order."""
-    spec, files = self._spec, iter(data)
-    return tuple(
-      None if camera in spec.missing else next(files)
-      for camera in spec.cameras
-      for _ in range(spec.history)
-    )
+  def _images(
+    self, data: Sequence[Sequence[bytes]]
+  ) -> Sequence[Sequence[bytes | None]]:
+    """Puts images into the model's order, None for a missing camera."""
+    if all(self._has_image):
+      return data
+    files = map(iter, data)
+    return [
+      [next(row) if has else None for has in self._has_image] for row in files
+    ]
 
 
 def open_robot(
@@ -215,19 +209,6 @@ def open_web(
     max_skipped=max_skipped,
   )
   return WebExamples(source, prompt, spec, max_skipped)
-
-
-def _written(
-  texts: Sequence[str], write: Callable[[str], Any]
-) -> tuple[dict[str, Any], dict[int, UserError]]:
-  """Writes each text as ids; and lists, by number, the errors of the others."""
-  ids, unfit = {}, {}
-  for number, text in enumerate(texts):
-    try:
-      ids[text] = write(text)
-    except UserError as problem:
-      unfit[number] = problem
-  return ids, unfit
 
 
 def _lost_steps(
@@ -294,21 +275,39 @@ class WebExamples:
   def __len__(self) -> int:
     return len(self.source)
 
-  def row(self, i: int, epoch: int, data: Sequence[bytes]) -> Row:
-    """Makes a row; each epoch takes the next answer."""
-    example = self.parse(i, data)
-    answer = example.answers[epoch % len(example.answers)]
-    ids = self._prompt.tokenizer.encode(answer)
-    shown = (example.image,) * self._spec.history
-    images = shown + (None,) * (self._spec.num_images - len(shown))
-    prefix = self._prompt.prefix(example.question)
-    return Row(images, *prefix, *self._prompt.suffix(ids))
+  def rows(
+    self,
+    numbers: np.ndarray,
+    epochs: np.ndarray,
+    data: Sequence[Sequence[bytes]],
+  ) -> Rows:
+    """Makes n examples, as `Examples.rows`.
 
-  def parse(self, i: int, data: Sequence[bytes]) -> web.WebExample:
-    """Parses example `i` from the bytes of its request."""
-    (request,) = self.requests(i)
-    record = records.Record(request.path, request.offset, memoryview(data[0]))
-    return web.parse(record)
+    Each epoch takes the next answer of an example.
+    """
+    examples = self.parse(numbers, data)
+    encode = self._prompt.tokenizer.encode
+    answers = [
+      self._prompt.suffix(encode(e.answers[epoch % len(e.answers)]))
+      for e, epoch in zip(examples, epochs.tolist(), strict=True)
+    ]
+    shown = self._spec.history
+    missing = (None,) * (self._spec.num_images - shown)
+    return Rows(
+      [(e.image,) * shown + missing for e in examples],
+      *self._prompt.prefixes([e.question for e in examples]),
+      *map(np.stack, zip(*answers, strict=True)),
+    )
+
+  def parse(
+    self, numbers: Sequence[int], data: Sequence[Sequence[bytes]]
+  ) -> list[web.WebExample]:
+    """Parses examples from the bytes of their requests."""
+    pairs = zip(self.requests(numbers), data, strict=True)
+    return [
+      web.parse(records.Record(where.path, where.offset, memoryview(content)))
+      for (where,), (content,) in pairs
+    ]
 
 
 def _too_long(source: web.WebSource, i: int, prompt: Prompt) -> Unusable:

@@ -32,7 +32,6 @@ def canvas_for(examples: Sequence[Any], resolution: int) -> tuple[int, int]:
 
 def place_frames(
   encoded: Sequence[bytes | None],
-  where: str,
   canvas: np.ndarray,
   resolution: int,
 ) -> np.ndarray:
@@ -40,7 +39,6 @@ def place_frames(
 
   Args:
     encoded: F image files; None where a camera is missing.
-    where: they lie, for errors.
     canvas: uint8[F, H, W, 3], black; filled from its upper left corner.
     resolution: R; a frame that does not fit on the canvas is resized to R x R.
 
@@ -48,13 +46,13 @@ def place_frames(
     int32[F, 2], height and width of each frame; 0 x 0 where there is none.
 
   Raises:
-    UserError: see `decode_image`.
+    UserError: see `images.decode`.
   """
   sizes = np.zeros((len(canvas), 2), np.int32)
   for placed, size, image in zip(canvas, sizes, encoded, strict=True):
     if image is None:
       continue
-    frame = decode_image(image, where)
+    frame = images.decode(image)
     if frame.shape[0] > len(placed) or frame.shape[1] > placed.shape[1]:
       frame = images.resize(frame, resolution)
     size[:] = frame.shape[:2]

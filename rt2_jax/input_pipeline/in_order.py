@@ -68,8 +68,7 @@ def read_questions(
   for chosen, data, pixels, sizes in _in_order(
     examples, resolution, batch_size, limit, max_skipped
   ):
-    found = [examples.parse(i, d) for i, d in zip(chosen, data, strict=True)]
-    yield pixels, sizes, found
+    yield pixels, sizes, examples.parse(chosen, data)
 
 
 def _in_order(
@@ -86,17 +85,26 @@ def _in_order(
     rows = []
     for i in map(int, numbers):
       try:
-        data = examples.storage.read(examples.requests(i))
-        encoded = examples.row(i, 0, data).images
-        where = examples.location(i)
-        pixels = np.zeros((len(encoded), *canvas, 3), np.uint8)
-        size = place_frames(encoded, where, pixels, resolution)
-        rows.append((i, data, pixels, size))
+        rows.append((i, *_read(examples, i, canvas, resolution)))
       except UserError as error:
         damage.skip(error)
     if rows:
       chosen, data, pixels, sizes = zip(*rows, strict=True)
       yield list(chosen), list(data), np.stack(pixels), np.stack(sizes)
+
+
+def _read(
+  examples: Examples, i: int, canvas: tuple[int, int], resolution: int
+) -> tuple[list[bytes], np.ndarray, np.ndarray]:
+  """Reads (bytes, images on a canvas, their sizes) of one example."""
+  (requests,) = examples.requests([i])
+  data = examples.storage.read(requests)
+  (encoded,), *_ = examples.rows(np.array([i]), np.array([0]), [data])
+  pixels = np.zeros((len(encoded), *canvas, 3), np.uint8)
+  try:
+    return data, pixels, place_frames(encoded, pixels, resolution)
+  except UserError as error:
+    raise UserError(f"{examples.location(i)}: {error}") from error
 
 
 def _calls(

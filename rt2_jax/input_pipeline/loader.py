@@ -11,7 +11,6 @@ import concurrent.futures
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import psutil
@@ -19,7 +18,7 @@ import psutil
 from rt2_jax.batch import Batch
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.damage import Damage
-from rt2_jax.input_pipeline.examples import Examples
+from rt2_jax.input_pipeline.examples import Examples, Rows
 from rt2_jax.input_pipeline.frames import canvas_for, place_frames
 from rt2_jax.input_pipeline.mixture import Mixture
 
@@ -93,18 +92,28 @@ class Loader:
     drawn = self._draw(step)
     pixels = self._black_canvas(len(self.rows))
     sizes = np.zeros((len(self.rows), self.num_images, 2), np.int32)
-    text: list[Any] = [None] * len(self.rows)
-    for s, examples in enumerate(self.examples):
+    columns: list[np.ndarray] = []
+    for s in np.unique(drawn.source):
       mine = np.flatnonzero(drawn.source == s)
-      requests = [examples.requests(int(drawn.example[b])) for b in mine]
-      # One call per source, so that a remote storage sees all of it at once.
-      data = iter(examples.storage.read([r for each in requests for r in each]))
-      for b, each in zip(mine, requests, strict=True):
-        own = [next(data) for _ in each]
-        i, epoch = int(drawn.example[b]), int(drawn.epoch[b])
-        sizes[b], text[b] = self._place(examples, i, epoch, own, pixels[b])
-    columns = map(np.stack, zip(*text, strict=True))
+      examples, numbers = self.examples[s], drawn.example[mine]
+      images, *text = self._read(examples, numbers, drawn.epoch[mine])
+      columns = columns or [
+        np.empty((len(self.rows), *x.shape[1:]), x.dtype) for x in text
+      ]
+      for column, values in zip(columns, text, strict=True):
+        column[mine] = values
+      for b, i, encoded in zip(mine, numbers, images, strict=True):
+        sizes[b] = self._place(examples, i, encoded, pixels[b])
     return Batch(pixels, sizes, *columns, drawn.source)
+
+  def _read(
+    self, examples: Examples, numbers: np.ndarray, epochs: np.ndarray
+  ) -> Rows:
+    """Reads examples of one source, in one call for the sake of latency."""
+    requests = examples.requests(numbers)
+    data = iter(examples.storage.read([r for each in requests for r in each]))
+    own = [[next(data) for _ in each] for each in requests]
+    return examples.rows(numbers, epochs, own)
 
   def _draw(self, step: int):
     return self.mixture.draw(step, self.rows, self.batch_size)
@@ -116,13 +125,9 @@ class Loader:
     are what they would have been.
     """
     drawn = self._draw(step)
-    rows = [
-      self._next_good_row(int(s), int(i), int(epoch))
-      for s, i, epoch in zip(*drawn, strict=True)
-    ]
-    pixels, size, text = zip(*rows, strict=True)
-    columns = map(np.stack, zip(*text, strict=True))
-    return Batch(np.stack(pixels), np.stack(size), *columns, drawn.source)
+    rows = [self._next_good_row(*row) for row in zip(*drawn, strict=True)]
+    pixels, size, *columns = map(np.stack, zip(*rows, strict=True))
+    return Batch(pixels, size, *columns, drawn.source)
 
   def _next_good_row(self, source: int, i: int, epoch: int):
     examples = self.examples[source]
@@ -135,27 +140,28 @@ class Loader:
     raise UserError(f"got no readable example in source {source}")
 
   def _load_row(self, examples: Examples, i: int, epoch: int):
-    """pixels uint8[F, H, W, 3], sizes int32[F, 2] and text of one example."""
-    data = examples.storage.read(examples.requests(i))
+    """Loads one example: pixels uint8[F, H, W, 3], sizes int32[F, 2], text."""
+    (images,), *text = self._read(examples, np.array([i]), np.array([epoch]))
     (pixels,) = self._black_canvas(1)
-    return pixels, *self._place(examples, i, epoch, data, pixels)
+    size = self._place(examples, i, images, pixels)
+    return pixels, size, *(column[0] for column in text)
 
   def _black_canvas(self, rows: int) -> np.ndarray:
-    """uint8[rows, F, H, W, 3]."""
+    """Makes uint8[rows, F, H, W, 3]."""
     return np.zeros((rows, self.num_images, *self.canvas, 3), np.uint8)
 
   def _place(
     self,
     examples: Examples,
     i: int,
-    epoch: int,
-    data: Sequence[bytes],
+    encoded: Sequence[bytes | None],
     canvas: np.ndarray,
-  ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Fills one example's canvas; its images' sizes int32[F, 2], its text."""
-    images, *text = examples.row(i, epoch, data)
-    where = examples.location(i)
-    return place_frames(images, where, canvas, self.resolution), text
+  ) -> np.ndarray:
+    """Fills one example's canvas; returns its images' sizes int32[F, 2]."""
+    try:
+      return place_frames(encoded, canvas, self.resolution)
+    except UserError as error:
+      raise UserError(f"{examples.location(i)}: {error}") from error
 
   def _check_memory(self):
     """States what this host will hold, and refuses more than there is."""

@@ -9,6 +9,7 @@ needs one integer: the step.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -80,15 +81,13 @@ class Mixture:
     """
     position = np.int64(step) * batch_size + np.asarray(rows, np.int64)
     source, visit = self._sources(position)
-    example = np.empty_like(visit)
-    epochs = visit // np.asarray(self.sizes)[source]
-    for s, size in enumerate(self.sizes):
-      mine = source == s
-      for epoch in np.unique(epochs[mine]):
-        at = mine & (epochs == epoch)
-        key = (self.seed, s, int(epoch))
-        example[at] = permute(visit[at] % size, size, key)
-    return Drawn(source, example, epochs)
+    size = np.asarray(self.sizes, np.int64)[source]
+    epoch, index = np.divmod(visit, size)
+    passes = np.stack([source, epoch])
+    keys, which = np.unique(passes, axis=1, return_inverse=True)
+    keys = [_round_keys((self.seed, *map(int, key))) for key in keys.T]
+    round_keys = np.stack(keys, 1)[:, which.ravel()]
+    return Drawn(source, _permute(index, size, round_keys), epoch)
 
   @property
   def _shares(self) -> list[int]:
@@ -132,27 +131,54 @@ def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
   Returns:
     int64[n].
   """
-  half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-  round_keys = np.random.SeedSequence(list(key)).generate_state(
-    _ROUNDS, np.uint64
-  )
-  out = np.asarray(index).astype(np.uint64)
-  outside = np.ones(out.shape, bool)
-  while outside.any():
-    out[outside] = _feistel(out[outside], half_bits, round_keys)
-    outside = out >= size
+  round_keys = np.repeat(_round_keys(tuple(key))[:, None], len(index), 1)
+  return _permute(index, np.full(len(index), size), round_keys)
+
+
+@functools.lru_cache(maxsize=4096)
+def _round_keys(key: tuple[int, ...]) -> np.ndarray:
+  """Derives the keys of a permutation's rounds, uint64[R]."""
+  return np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
+
+
+def _permute(
+  index: np.ndarray, size: np.ndarray, round_keys: np.ndarray
+) -> np.ndarray:
+  """Evaluates n permutations at once.
+
+  Args:
+    index: int64[n].
+    size: int64[n].
+    round_keys: uint64[R, n].
+
+  Returns:
+    int64[n].
+  """
+  # bits of size - 1, halved and rounded up
+  bits = np.frexp(np.maximum(size - 1, 1).astype(np.float64))[1]
+  half_bits = np.maximum(1, (bits + 1) // 2).astype(np.uint64)
+  mask = (np.uint64(1) << half_bits) - np.uint64(1)
+  out, size = index.astype(np.uint64), size.astype(np.uint64)
+  outside = np.arange(len(out))
+  while outside.size:
+    keys = round_keys[:, outside]
+    moved = _feistel(out[outside], half_bits[outside], mask[outside], keys)
+    out[outside] = moved
+    outside = outside[moved >= size[outside]]
   return out.astype(np.int64)
 
 
 def _feistel(
-  value: np.ndarray, half_bits: int, round_keys: np.ndarray
+  value: np.ndarray,
+  half_bits: np.ndarray,
+  mask: np.ndarray,
+  round_keys: np.ndarray,
 ) -> np.ndarray:
   """Permutes uint64[n] values below 4**half_bits once."""
-  mask, shift = np.uint64(2**half_bits - 1), np.uint64(half_bits)
-  left, right = value >> shift, value & mask
+  left, right = value >> half_bits, value & mask
   for round_key in round_keys:
     left, right = right, left ^ (_scramble(right ^ round_key) & mask)
-  return left << shift | right
+  return left << half_bits | right
 
 
 def _scramble(value: np.ndarray) -> np.ndarray:

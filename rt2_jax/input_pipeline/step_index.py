@@ -217,38 +217,58 @@ class StepSource:
     height, width = self.index.size.max(0, initial=0)
     return int(height), int(width)
 
-  def requests(self, i: int) -> list[Request]:
-    """Lists the images of step `i`: camera by camera, each oldest first.
+  def requests(self, numbers: Sequence[int]) -> list[list[Request]]:
+    """Lists the images of each step: camera by camera, each oldest first.
 
     They are the camera's own last images, also where a filter leaves out the
     steps before. Before an episode's start its first image is repeated.
     """
-    index = self.index
-    last, first = int(index.frame[i]), int(index.start[index.episode[i]])
-    frames = range(last - self.history + 1, last + 1)
-    return [
-      self._image(i, max(first, frame), camera)
-      for camera in range(index.offset.shape[1])
-      for frame in frames
+    index, steps = self.index, np.asarray(numbers, np.int64)
+    episode = index.episode[steps]
+    back = np.arange(1 - self.history, 1)
+    frames = index.frame[steps].astype(np.int64)[:, None] + back
+    frames = np.maximum(frames, index.start[episode][:, None])
+    places = [
+      column[frames].swapaxes(1, 2).reshape(len(steps), -1).tolist()
+      for column in (index.offset, index.length, index.checksum)
     ]
+    files = [index.files[f] for f in index.file[episode].tolist()]
+    return [
+      [Request(file, *place) for place in zip(*row, strict=True)]
+      for file, *row in zip(files, *places, strict=True)
+    ]
+
+  def following(
+    self, numbers: Sequence[int], horizon: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Finds each step and the H - 1 that follow it in its episode.
+
+    Steps that the filters left out do not count.
+
+    Returns:
+      int64[n, H] steps, the episode's last one again after its end; and
+      bool[n, H], whether the end is past.
+    """
+    first = np.asarray(numbers, np.int64)[:, None]
+    ahead = np.arange(horizon)
+    steps = np.minimum(first + ahead, len(self) - 1)
+    episode = self.index.episode
+    is_there = (episode[steps] == episode[first]) & (steps == first + ahead)
+    last = first[:, 0] + is_there.sum(1) - 1
+    return np.minimum(steps, last[:, None]), ~is_there
 
   def chunks(self, horizon: int) -> np.ndarray:
     """Gathers the actions of every step and of the next H - 1 of its episode.
 
-    Steps that the filters left out do not count. After the episode's end the
-    robot has terminated, see `ActionSpace.after_end`.
+    After the episode's end the robot has terminated, see
+    `ActionSpace.after_end`.
 
     Returns:
       float32[N, H, D] in physical units.
     """
-    episode, action = self.index.episode, self.index.action
-    chunks = np.repeat(action[:, None], horizon, axis=1)
-    for h in range(1, horizon):
-      same = np.zeros(len(self), bool)
-      same[:-h] = episode[h:] == episode[:-h]
-      chunks[same, h] = action[np.flatnonzero(same) + h]
-      for i in np.flatnonzero(~same):
-        chunks[i, h] = self.space.after_end(chunks[i, h - 1])
+    steps, is_past = self.following(np.arange(len(self)), horizon)
+    chunks = self.index.action[steps]
+    chunks[is_past] = self.space.after_end(chunks[is_past])
     return chunks
 
   def instruction(self, i: int) -> str:
@@ -261,18 +281,8 @@ class StepSource:
 
   def location(self, i: int) -> str:
     """Locates step `i`'s image, for error messages."""
-    image = self._image(i, int(self.index.frame[i]), 0)
+    image = self.requests([i])[0][self.history - 1]
     return f"{image.path}, byte {image.offset}"
-
-  def _image(self, i: int, frame: int, camera: int) -> Request:
-    """Requests an image of step `i`'s episode."""
-    index = self.index
-    return Request(
-      index.files[index.file[index.episode[i]]],
-      int(index.offset[frame, camera]),
-      int(index.length[frame, camera]),
-      int(index.checksum[frame, camera]),
-    )
 
   @functools.cached_property
   def fingerprint(self) -> str:

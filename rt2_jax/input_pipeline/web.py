@@ -137,21 +137,16 @@ class WebSource:
   def __len__(self) -> int:
     return len(self.index)
 
-  def requests(self, i: int) -> list[Request]:
-    """Requests the record of example `i`."""
-    where = self.index
-    return [
-      Request(
-        where.files[where.file[i]],
-        int(where.offset[i]),
-        int(where.length[i]),
-        int(where.checksum[i]),
-      )
-    ]
+  def requests(self, numbers: Sequence[int]) -> list[list[Request]]:
+    """Requests the record of each example."""
+    index, chosen = self.index, np.asarray(numbers, np.int64)
+    columns = (index.file, index.offset, index.length, index.checksum)
+    places = zip(*(column[chosen].tolist() for column in columns), strict=True)
+    return [[Request(index.files[file], *place)] for file, *place in places]
 
   def location(self, i: int) -> str:
     """Locates example `i`, for error messages."""
-    (record,) = self.requests(i)
+    ((record,),) = self.requests([i])
     return f"{record.path}, byte {record.offset}"
 
   @functools.cached_property

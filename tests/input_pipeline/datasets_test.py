@@ -253,7 +253,7 @@ def test_fractals_format_as_tfds_writes_it(tmp_path):
     assert action[-1, 0] == 1.0  # terminate
     assert np.abs(action[:, 1:4]).max() <= 0.081  # metres
     assert set(action[:, 7]) <= {0.0, 1.0}
-  seen = [source.storage.read(source.requests(i)) for i in range(4)]
+  seen = [source.storage.read(source.requests([i])[0]) for i in range(4)]
   images = np.stack([frames.decode_image(*each, "") for each in seen])
   assert images.shape == (4, 256, 320, 3) and images.dtype == np.uint8
   assert len({source.instruction(i) for i in range(4)}) == 1

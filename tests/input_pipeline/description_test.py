@@ -100,7 +100,7 @@ def test_a_folder_describes_itself(tmp_path):
   )
   np.testing.assert_allclose(source.index.state, POSE[:, 2:])
   assert source.instruction(2) == "wipe the table"
-  shown = source.storage.read(source.requests(2))
+  shown = source.storage.read(source.requests([2])[0])
   assert shown == [tiny_datasets.jpeg(2), tiny_datasets.jpeg(11, 32, 48)]
 
 

@@ -45,7 +45,7 @@ def test_a_plan_and_its_action_are_one_answer(open_examples, tokenizer):
       "cat <loc0480><loc0608>, apple <loc0032><loc0032>",
     ]
   ):
-    row = examples.row(i, 0, [b""])
+    row = tiny_datasets.row(examples, i, 0, [b""])
     answer = row.suffix[row.mask_loss > 0]
     text = tokenizer.encode(f"Plan: {plan}. Action:")
     np.testing.assert_array_equal(answer, [*text, *action[i], EOS])
@@ -54,7 +54,7 @@ def test_a_plan_and_its_action_are_one_answer(open_examples, tokenizer):
 
 def test_without_plans_the_action_is_the_answer(open_examples):
   examples = open_examples(9, 0, "tabletop")
-  row = examples.row(0, 0, [b""])
+  row = tiny_datasets.row(examples, 0, 0, [b""])
   action = examples._action_tokenizer.encode(examples.recorded_chunks()[0])
   np.testing.assert_array_equal(row.suffix, [*action, EOS])
 
@@ -126,9 +126,9 @@ def test_steps_whose_instruction_is_too_long_are_left_out(tmp_path, tokenizer):
   assert len(examples) == 12 and examples.skipped[0].examples == 4
   kept = [i for i in range(16) if i not in (6, 7, 10, 11)]
   for i, old in enumerate(kept):
-    assert examples.requests(i) == source.requests(old)
+    assert examples.requests([i])[0] == source.requests([old])[0]
     assert examples.location(i) == source.location(old)
-  row = examples.row(11, 0, [b"", b""])
+  row = tiny_datasets.row(examples, 11, 0, [b"", b""])
   np.testing.assert_array_equal(
     row.suffix[:8], actions.encode(source.index.action[15:16])
   )

@@ -56,7 +56,7 @@ def test_a_batch_holds_what_the_mixture_says(make_loader, tokenizer):
   assert batch.mask_loss.sum(-1).tolist() == [9.0] * 8  # 8 numbers and eos
   actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
   for b, i in enumerate(index):
-    (image,) = source.storage.read(source.requests(int(i)))
+    (image,) = source.storage.read(source.requests([int(i)])[0])
     pixels = frames.decode_image(image, "")
     np.testing.assert_array_equal(batch.image[b, 0], pixels)
     np.testing.assert_array_equal(batch.image_size[b], [[64, 64]])
@@ -171,7 +171,7 @@ def test_an_image_that_changed_after_it_was_indexed_gives_way(make_loader):
   whole = list(make_loader().batches(0, 5))
   for max_skipped in 0, 1:
     batches = make_loader(max_skipped=max_skipped)
-    (request,) = batches.examples[0].requests(11)
+    (request,) = batches.examples[0].requests([11])[0]
     with open(request.path, "r+b") as file:
       file.seek(request.offset + request.length // 2)
       (byte,) = file.read(1)
@@ -258,7 +258,9 @@ def test_images_of_several_sizes_and_kinds_share_a_source(make_loader, first):
   source = batches.examples[0].source
   drawn = batches.mixture.draw(0, np.arange(8), 8)
   for b, i in enumerate(drawn.example):
-    seen = [images.decode(f) for f in source.storage.read(source.requests(i))]
+    seen = [
+      images.decode(f) for f in source.storage.read(source.requests([i])[0])
+    ]
     for f, frame in enumerate(seen):
       height, width = batch.image_size[b, f]
       shown = batch.image[b, f, :height, :width]

@@ -29,10 +29,10 @@ def source(tmp_path):
 def test_every_step_is_found(source):
   assert len(source) == 20
   for i in range(20):
-    (image,) = source.storage.read(source.requests(i))
+    (image,) = source.storage.read(source.requests([i])[0])
     assert image == tiny_datasets.jpeg(i // 5 * 1000 + i % 5)
     assert source.instruction(i) == "put carrot on plate"
-    assert str(source.requests(i)[0].offset) in source.location(i)
+    assert str(source.requests([i])[0][0].offset) in source.location(i)
 
 
 def test_a_step_takes_60_bytes_and_an_episode_12(source):
@@ -60,10 +60,10 @@ def test_the_largest_image_is_known_in_any_order(tmp_path, order):
 
 def test_frames_stay_inside_their_episode(source):
   pairs = StepSource(source.storage, source.index, RT2, history=2)
-  single = [source.requests(i)[0] for i in range(20)]
+  single = [source.requests([i])[0][0] for i in range(20)]
   for i in range(20):
     before = i if i % 5 == 0 else i - 1
-    assert pairs.requests(i) == [single[before], single[i]]
+    assert pairs.requests([i])[0] == [single[before], single[i]]
 
 
 def test_a_nan_action_names_file_episode_and_step(tmp_path):
@@ -81,7 +81,7 @@ def test_a_nan_action_names_file_episode_and_step(tmp_path):
 
 def test_a_changed_image_is_named_when_it_is_read(source):
   """A flipped bit that still decodes, long after the index was made."""
-  first, second = source.requests(6)[0], source.requests(7)[0]
+  first, second = source.requests([6])[0][0], source.requests([7])[0][0]
   data = bytearray(pathlib.Path(first.path).read_bytes())
   data[first.offset + first.length // 2] ^= 16
   pathlib.Path(first.path).write_bytes(data)
@@ -102,7 +102,7 @@ def test_a_shard_that_shrinks_while_it_is_read(tmp_path):
   with pytest.raises(
     ValueError, match=r"got 10 bytes, expected \d+; the shard"
   ):
-    source.storage.read(source.requests(7))
+    source.storage.read(source.requests([7])[0])
 
 
 def test_an_image_for_each_step_is_needed(tmp_path):
@@ -175,7 +175,7 @@ def test_frames_are_the_cameras_own_whatever_is_filtered(tmp_path):
   index = filtered(tmp_path, {"drop_noops": True}, episodes)
   source = StepSource(LocalStorage(), index, RT2, history=3)
   for i, (seed, step) in enumerate([(0, 2), (0, 4), (1, 2), (1, 4)]):
-    shown = source.storage.read(source.requests(i))
+    shown = source.storage.read(source.requests([i])[0])
     expected = [tiny_datasets.jpeg(seed * 1000 + step - b) for b in (2, 1, 0)]
     assert shown == expected
 
@@ -269,7 +269,7 @@ def test_a_function_names_the_steps_that_it_keeps(tmp_path, monkeypatch):
     )._replace(steps=steps)
 
   source = index_with(tmp_path, monkeypatch, RT2, every_second)
-  shown = [source.storage.read(source.requests(i))[0] for i in range(3)]
+  shown = [source.storage.read(source.requests([i])[0])[0] for i in range(3)]
   assert shown == [tiny_datasets.jpeg(t) for t in (1, 3, 5)]
   whole = np.reshape(
     tiny_datasets.bridge_episode(0, length=6)["steps/action"], (6, 7)
@@ -369,7 +369,7 @@ def test_an_episode_without_steps_has_none(tmp_path):
   source = open_source(config, "train", ObservationSpec(history=2))
   assert len(source) == 6 and not source.index.damaged
   first = tiny_datasets.jpeg(3000)
-  assert source.storage.read(source.requests(5)) == [first, first]
+  assert source.storage.read(source.requests([5])[0]) == [first, first]
   np.testing.assert_array_equal(source.index.episode, [0] * 5 + [1])
   tiny_datasets.write(tmp_path, [empty])
   with pytest.raises(ValueError, match="got no step in split 'train'"):

@@ -47,7 +47,7 @@ def test_more_shards_than_16_bits_count():
   )
   source = StepSource(LocalStorage(), index, LANGUAGE_TABLE)
   for i in (0, 2**16 - 1, 2**16, count - 1):
-    (request,) = source.requests(i)
+    (request,) = source.requests([i])[0]
     assert request.path == f"shard {i}" and request.offset == i * 100
     assert source.instruction(i) == f"text {i % 3}"
   assert index.episode.max() == count - 1 and len(index.texts) == 3
@@ -73,7 +73,7 @@ def test_a_part_of_a_shard(first, stop, offsets, episodes):
   np.testing.assert_array_equal(index.episode, [*episodes, after, after])
   source = StepSource(LocalStorage(), index, LANGUAGE_TABLE, history=2)
   for i in range(len(index)):
-    before, last = source.requests(i)
+    before, last = source.requests([i])[0]
     assert last.offset == index.offset[i]
     inside = i and index.episode[i] == index.episode[i - 1]
     assert before.offset == index.offset[i - 1 if inside else i]
@@ -83,7 +83,7 @@ def test_steps_are_left_out_with_their_images_kept():
   index = StepIndex.merge([shard(1, (4,))])
   some = index.only(np.array([False, True, False, True]))
   source = StepSource(LocalStorage(), some, LANGUAGE_TABLE, history=2)
-  assert [r.offset for r in source.requests(1)] == [102, 103]
+  assert [r.offset for r in source.requests([1])[0]] == [102, 103]
   assert len(source) == 2
 
 

@@ -26,7 +26,7 @@ def test_every_example_is_found(tmp_path, tokenizer):
   source = web.open_source(write(tmp_path, examples, num_shards=3), tokenizer)
   assert len(source) == 7
   for i in range(7):
-    (data,) = source.storage.read(source.requests(i))
+    (data,) = source.storage.read(source.requests([i])[0])
     assert examples[i]["image"][0] in data
 
 
@@ -37,9 +37,9 @@ def test_each_epoch_takes_the_next_answer(tmp_path, tokenizer):
   source = web.open_source(write(tmp_path, [example]), tokenizer)
   prompt = Prompt(tokenizer, 24, 9)
   rows = WebExamples(source, prompt, ObservationSpec(history=2))
-  data = source.storage.read(source.requests(0))
+  data = source.storage.read(source.requests([0])[0])
   for epoch, answer in enumerate(["red", "dark red", "<loc0007>", "red"]):
-    row = rows.row(0, epoch, data)
+    row = tiny_datasets.row(rows, 0, epoch, data)
     assert tokenizer.decode(row.suffix) == answer
     assert row.mask_loss.sum() == len(tokenizer.encode(answer)) + 1
     question = tokenizer.decode(row.prefix[row.mask_input])
@@ -95,7 +95,7 @@ def test_a_shard_cut_between_records(tmp_path, tokenizer, stated):
 def test_a_changed_record_is_named_when_it_is_read(tmp_path, tokenizer):
   examples = [tiny_datasets.web_example(seed) for seed in range(3)]
   source = web.open_source(write(tmp_path, examples), tokenizer)
-  (request,) = source.requests(1)
+  (request,) = source.requests([1])[0]
   data = bytearray(pathlib.Path(request.path).read_bytes())
   data[request.offset + request.length // 2] ^= 1
   pathlib.Path(request.path).write_bytes(data)
@@ -103,7 +103,7 @@ def test_a_changed_record_is_named_when_it_is_read(tmp_path, tokenizer):
     ValueError, match=rf"{request.path}, byte {request.offset}: got .*checksum"
   ):
     source.storage.read([request])
-  source.storage.read(source.requests(2))
+  source.storage.read(source.requests([2])[0])
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
@@ -119,7 +119,7 @@ def test_parts_of_a_split_are_stretches_of_its_examples(
     some = dataclasses.replace(config, split=f"train[{part}]")
     parts.append(web.open_source(some, tokenizer, folder))
   requests = [
-    [s.requests(i)[0] for i in range(len(s))] for s in (whole, *parts)
+    [s.requests([i])[0][0] for i in range(len(s))] for s in (whole, *parts)
   ]
   assert requests[1] == requests[0][:4] and requests[2] == requests[0][4:]
   assert requests[3] == requests[0][-2:]
@@ -195,9 +195,9 @@ def test_texts_that_are_too_long_are_left_out(too_long, tokenizer):
   rows = WebExamples(too_long, prompt, max_skipped=3)
   assert len(rows) == 3 and len(rows.skipped) == 3
   for i, kept in enumerate([0, 2, 5]):
-    assert rows.requests(i) == too_long.requests(kept)
-    (data,) = rows.storage.read(rows.requests(i))
-    assert rows.row(i, 0, [data]).images == (
+    assert rows.requests([i])[0] == too_long.requests([kept])[0]
+    (data,) = rows.storage.read(rows.requests([i])[0])
+    assert tiny_datasets.row(rows, i, 0, [data]).images == (
       tiny_datasets.jpeg(kept, 40 + kept, 90),
     )
 
