@@ -190,6 +190,7 @@ def make_loader(
       specs[name],
       *reading,
       state_dropout=dropout,
+      keep_numbers=False,
     )
     for name, source in config.sources.items()
   ]

@@ -46,7 +46,7 @@ INSIDE = {
   "optimizers": [{"adafactor", "muon"}],
   "input_pipeline": [
     {"mixture", "frames", "damage", "image_size"}
-    | {"unusable", "code_hash", "grippers"},
+    | {"unusable", "code_hash", "grippers", "growing_columns"},
     {"records", "splits", "kept_index"},
     {"episodes", "index"},
     {"step_index"},

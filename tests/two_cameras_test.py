@@ -141,7 +141,7 @@ def test_chunks_end_at_rest_and_prompts_hold_the_state(fields, tokenizer):
   spec = config.observation_specs()["libero"]
   source = config.sources["libero"]
   examples = open_robot(source, "train", tokens, prompt, spec, "", 0)
-  recorded = examples.recorded_chunks()
+  recorded = examples.recorded_chunks(range(15))
   index = examples.source.index
   assert recorded.shape == (15, HORIZON, 8)
   for i in range(15):

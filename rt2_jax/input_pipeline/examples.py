@@ -51,6 +51,7 @@ class Examples(Protocol):
   storage: Storage
   largest_image: tuple[int, int]  # (height, width) that the canvas must hold
   skipped: Sequence[Unusable]  # what was left out
+  nbytes: int  # in memory
 
   def __len__(self) -> int: ...
 
@@ -134,9 +135,14 @@ class RobotExamples:
   def __len__(self) -> int:
     return len(self.source)
 
-  def recorded_chunks(self) -> np.ndarray:
-    """Reads the actions of all steps, float32[N, H, D] in physical units."""
-    return self.source.chunks(self._horizon)
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the index and of the bins."""
+    return self.source.index.nbytes + self._text.nbytes
+
+  def recorded_chunks(self, numbers: Sequence[int]) -> np.ndarray:
+    """Reads the actions of n steps, float32[n, H, D] in physical units."""
+    return self.source.chunks(numbers, self._horizon)
 
   def rows(
     self,
@@ -169,6 +175,7 @@ def open_robot(
   index_folder: str,
   max_skipped: int,
   state_dropout: float = 0.0,
+  keep_numbers: bool = True,
 ) -> RobotExamples:
   """Opens one split of a robot source, for training and evaluation alike.
 
@@ -181,6 +188,7 @@ def open_robot(
     index_folder: where indexes are kept; "" keeps none.
     max_skipped: damaged examples that may be left out.
     state_dropout: as in `RobotExamples`; evaluation drops none.
+    keep_numbers: whether actions and states stay in memory, for evaluation.
 
   Raises:
     UserError: bad data, or text that is too long.
@@ -188,9 +196,12 @@ def open_robot(
   source = open_source(
     config, split, spec, index_folder or None, max_skipped=max_skipped
   )
-  return RobotExamples(
+  examples = RobotExamples(
     source, action_tokenizer, prompt, spec, state_dropout, max_skipped
   )
+  if not keep_numbers:
+    examples.source.release_numbers()
+  return examples
 
 
 def open_web(
@@ -267,6 +278,7 @@ class WebExamples:
     self.source = web.WebSource(source.storage, source.index.only(fits))
     self.storage = source.storage
     self.skipped = (*source.index.damaged, *too_long)
+    self.nbytes = self.source.index.nbytes
     self.requests = self.source.requests
     self.location = self.source.location
     self._prompt = prompt

@@ -41,13 +41,14 @@ def read_steps(
   Yields:
     b observations, and the recorded chunks float32[b, A, D].
   """
-  source, recorded = examples.source, examples.recorded_chunks()
+  source = examples.source
   for chosen, _, pixels, sizes in _in_order(
     examples, resolution, batch_size, limit, max_skipped
   ):
     instructions = [source.instruction(i) for i in chosen]
     state = source.index.state[chosen]
-    yield Batched(pixels, sizes, instructions, state), recorded[chosen]
+    recorded = examples.recorded_chunks(chosen)
+    yield Batched(pixels, sizes, instructions, state), recorded
 
 
 def read_questions(

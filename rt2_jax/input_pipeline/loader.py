@@ -165,7 +165,7 @@ class Loader:
 
   def _check_memory(self):
     """States what this host will hold, and refuses more than there is."""
-    index = sum(e.source.index.nbytes for e in self.examples)
+    index = sum(e.nbytes for e in self.examples)
     pixels = self.num_images * self.canvas[0] * self.canvas[1]
     batch = len(self.rows) * pixels * 3
     buffers = batch * (_PREFETCH + self.num_threads + 1)

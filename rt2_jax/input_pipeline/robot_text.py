@@ -24,6 +24,8 @@ from rt2_jax.prompt import Prompt
 
 Problems = dict[int, UserError]  # by a text's number
 
+_AT_ONCE = 2**16  # rows that are binned together: float64 takes 8 times theirs
+
 
 class _Prefixes(NamedTuple):
   """The prompts of K texts.
@@ -121,12 +123,12 @@ class RobotText:
     self._prompt = prompt
     self._dropout = state_dropout if spec.state else 0.0
     index, space = source.index, action_tokenizer.space
-    self._bins = action_tokenizer.to_bins(index.action).astype(np.uint8)
+    self._bins = _binned(action_tokenizer, index.action)
     self._end = action_tokenizer.to_bins(space.after_end(np.zeros(len(space))))
     self._is_held = np.array([d.at_end is None for d in space.dimensions])
     self._state_tokens = spec.state and prompt.state_tokenizer(spec.state)
     if self._state_tokens:
-      self._states = self._state_tokens.to_bins(index.state).astype(np.uint8)
+      self._states = _binned(self._state_tokens, index.state)
 
   @property
   def nbytes(self) -> int:
@@ -189,6 +191,15 @@ class RobotText:
     bins = self._bins[steps].astype(np.int32)
     ends = np.where(self._is_held, bins, self._end)
     return np.where(is_past[..., None], ends, bins)
+
+
+def _binned(tokenizer: ActionTokenizer, values: np.ndarray) -> np.ndarray:
+  """Quantizes float32[N, D] to uint8[N, D], some rows at a time."""
+  bins = np.empty(values.shape, np.uint8)
+  for start in range(0, len(values), _AT_ONCE):
+    stop = start + _AT_ONCE
+    bins[start:stop] = tokenizer.to_bins(values[start:stop])
+  return bins
 
 
 def _written(

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from rt2_jax.actions import ActionSpace
 from rt2_jax.input_pipeline.episodes import WrongFunctionError
+from rt2_jax.input_pipeline.growing_columns import GrowingColumns
 from rt2_jax.input_pipeline.index import Indexed
 from rt2_jax.input_pipeline.kept_index import Columns, fingerprint, from_column
 from rt2_jax.input_pipeline.unusable import Unusable
@@ -83,30 +84,39 @@ class StepIndex:
 
   @classmethod
   def merge(
-    cls, shards: Sequence[Indexed], damaged: Sequence[Unusable] = ()
+    cls, shards: Iterable[Indexed], damaged: Sequence[Unusable] = ()
   ) -> StepIndex:
     """Joins the indexes that `index_episodes` made of each shard."""
-    parts = [_cut(shard) for shard in shards]
-    text, texts = _merge_texts(parts, "text")
-    plan, plans = _merge_texts(parts, "plan")
-    episodes = [len(part["record"]) for part in parts]
-    check_plans(len(plan), sum(len(part["frame"]) for part in parts))
+    files: list[str] = []
+    texts: dict[str, int] = {}
+    plans: dict[str, int] = {}
+    joined = GrowingColumns()
+    for number, shard in enumerate(shards):
+      columns = _cut(shard)
+      first_image, first_episode = len(joined["offset"]), len(joined["start"])
+      episodes = len(columns["start"])
+      joined.add(
+        {name: columns[name] for name in (*_OF_IMAGES, "size", "action")}
+      )
+      joined.add(
+        {
+          "state": columns["state"],
+          "file": np.full(episodes, number, np.uint32),
+          "start": _renumbered(columns["start"], first_image),
+          "frame": _renumbered(columns["frame"], first_image),
+          "episode": _renumbered(columns["episode"], first_episode),
+          "text": _numbered(texts, columns["texts"], columns["text"]),
+          "plan": _numbered(plans, columns["plans"], columns["plan"]),
+        }
+      )
+      files.append(shard.path)
+    check_plans(len(joined["plan"]), len(joined["frame"]))
+    texts, plans = tuple(texts), tuple(plans)
     return cls(
-      files=tuple(shard.path for shard in shards),
-      offset=_joined(parts, "offset"),
-      length=_joined(parts, "length"),
-      checksum=_joined(parts, "checksum"),
-      file=np.repeat(np.arange(len(shards), dtype=np.uint32), episodes),
-      start=_renumbered(parts, "start", "offset"),
-      size=_joined(parts, "size"),
-      frame=_renumbered(parts, "frame", "offset"),
-      episode=_renumbered(parts, "episode", "record"),
-      text=text,
+      tuple(files),
+      **joined.columns,
       texts=texts,
-      plan=plan,
       plans=plans,
-      action=_joined(parts, "action"),
-      state=_joined(parts, "state"),
       damaged=tuple(damaged),
     )
 
@@ -138,33 +148,18 @@ def _cut(shard: Indexed) -> Columns:
   return cut | {name: columns[name] for name in ("texts", "plans")}
 
 
-def _joined(shards: Sequence[Columns], name: str) -> np.ndarray:
-  return np.concatenate([columns[name] for columns in shards])
+def _renumbered(numbers: np.ndarray, first: int) -> np.ndarray:
+  """Adds what precedes them in other shards to the numbers of elements."""
+  is_large = len(numbers) and int(numbers[-1]) + first >= 2**32
+  return numbers.astype(np.uint64 if is_large else np.uint32) + first
 
 
-def _renumbered(
-  shards: Sequence[Columns], name: str, counted: str
+def _numbered(
+  texts: dict[str, int], column: np.ndarray, numbers: np.ndarray
 ) -> np.ndarray:
-  """Joins numbers of the elements of another column, as that is joined."""
-  first, out = 0, []
-  for columns in shards:
-    out.append(columns[name] + np.uint64(first))
-    first += len(columns[counted])
-  kind = np.uint32 if first < 2**32 else np.uint64
-  return np.concatenate(out).astype(kind)
-
-
-def _merge_texts(
-  shards: Sequence[Columns], name: str
-) -> tuple[np.ndarray, tuple[str, ...]]:
-  """Joins text numbers, uint32[N], and the different texts."""
-  texts: dict[str, int] = {}
-  columns = []
-  for shard in shards:
-    own = from_column(shard[f"{name}s"])
-    numbers = [texts.setdefault(t, len(texts)) for t in own]
-    columns.append(np.asarray(numbers, np.uint32)[shard[name]])
-  return np.concatenate(columns), tuple(texts)
+  """Numbers a shard's texts among those of all shards, uint32[n]."""
+  own = [texts.setdefault(t, len(texts)) for t in from_column(column)]
+  return np.asarray(own, np.uint32)[numbers]
 
 
 def check_plans(count: int, steps: int):
@@ -257,16 +252,16 @@ class StepSource:
     last = first[:, 0] + is_there.sum(1) - 1
     return np.minimum(steps, last[:, None]), ~is_there
 
-  def chunks(self, horizon: int) -> np.ndarray:
-    """Gathers the actions of every step and of the next H - 1 of its episode.
+  def chunks(self, numbers: Sequence[int], horizon: int) -> np.ndarray:
+    """Gathers the actions of steps and of the next H - 1 of their episodes.
 
     After the episode's end the robot has terminated, see
     `ActionSpace.after_end`.
 
     Returns:
-      float32[N, H, D] in physical units.
+      float32[n, H, D] in physical units.
     """
-    steps, is_past = self.following(np.arange(len(self)), horizon)
+    steps, is_past = self.following(numbers, horizon)
     chunks = self.index.action[steps]
     chunks[is_past] = self.space.after_end(chunks[is_past])
     return chunks
@@ -283,6 +278,14 @@ class StepSource:
     """Locates step `i`'s image, for error messages."""
     image = self.requests([i])[0][self.history - 1]
     return f"{image.path}, byte {image.offset}"
+
+  def release_numbers(self):
+    """Frees actions and states, half of an index: training holds their bins."""
+    _ = self.fingerprint  # taken of them
+    action, state = self.index.action[:0], self.index.state[:0]
+    self.index = dataclasses.replace(
+      self.index, action=action.copy(), state=state.copy()
+    )
 
   @functools.cached_property
   def fingerprint(self) -> str:

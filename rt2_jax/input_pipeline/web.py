@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import index, kept_index, records, splits, unusable
 from rt2_jax.input_pipeline.code_hash import code_hash
+from rt2_jax.input_pipeline.growing_columns import GrowingColumns
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.prompt import answer_ids, question_ids
 from rt2_jax.ranges import more_than
@@ -96,26 +97,20 @@ class WebIndex:
 
   @classmethod
   def merge(
-    cls, shards: Sequence[index.Indexed], damaged: Sequence[Unusable] = ()
+    cls, shards: Iterable[index.Indexed], damaged: Sequence[Unusable] = ()
   ) -> WebIndex:
     """Joins the indexes that `index_shard` made of each shard."""
-    used = [
-      slice(*np.searchsorted(s.columns["record"], [s.first, s.stop]))
-      for s in shards
-    ]
-    columns = {
-      name: np.concatenate(
-        [s.columns[name][cut] for s, cut in zip(shards, used, strict=True)]
+    joined, files = GrowingColumns(), []
+    for number, shard in enumerate(shards):
+      columns = shard.columns
+      used = slice(
+        *np.searchsorted(columns["record"], [shard.first, shard.stop])
       )
-      for name in _COLUMNS
-    }
-    numbers = np.arange(len(shards), dtype=np.uint32)
-    return cls(
-      files=tuple(shard.path for shard in shards),
-      file=np.repeat(numbers, [cut.stop - cut.start for cut in used]),
-      **columns,
-      damaged=tuple(damaged),
-    )
+      rows = {name: columns[name][used] for name in _COLUMNS}
+      rows["file"] = np.full(len(rows["offset"]), number, np.uint32)
+      joined.add(rows)
+      files.append(shard.path)
+    return cls(tuple(files), **joined.columns, damaged=tuple(damaged))
 
   def only(self, kept: np.ndarray) -> WebIndex:
     """Selects the examples where bool[N] is true, in their order."""

@@ -37,7 +37,8 @@ def open_examples(tmp_path, tokenizer):
 
 def test_a_plan_and_its_action_are_one_answer(open_examples, tokenizer):
   examples = open_examples(32, 16)
-  action = examples._action_tokenizer.encode(examples.recorded_chunks())
+  actions = ActionTokenizer(TABLETOP, tokenizer.action_route("rare"))
+  action = actions.encode(examples.recorded_chunks(range(3)))
   for i, plan in enumerate(
     [
       "apple <loc0032><loc0032>",
@@ -52,10 +53,11 @@ def test_a_plan_and_its_action_are_one_answer(open_examples, tokenizer):
     assert (row.suffix[len(answer) :] == PAD).all()
 
 
-def test_without_plans_the_action_is_the_answer(open_examples):
+def test_without_plans_the_action_is_the_answer(open_examples, tokenizer):
   examples = open_examples(9, 0, "tabletop")
   row = tiny_datasets.row(examples, 0, 0, [b""])
-  action = examples._action_tokenizer.encode(examples.recorded_chunks()[0])
+  actions = ActionTokenizer(TABLETOP, tokenizer.action_route("rare"))
+  action = actions.encode(examples.recorded_chunks([0])[0])
   np.testing.assert_array_equal(row.suffix, [*action, EOS])
 
 

@@ -198,7 +198,7 @@ def test_more_damage_than_tolerated_is_an_error(make_loader):
     list(make_loader(episodes, max_skipped=1).batches(0, 5))
 
 
-def test_damaged_records_count_as_skipped(make_loader, tmp_path):
+def test_damaged_records_count_as_skipped(make_loader, tmp_path, tokenizer):
   make_loader()
   (path,) = (tmp_path / "0").glob("*.tfrecord-*")
   data = bytearray(path.read_bytes())
@@ -206,8 +206,8 @@ def test_damaged_records_count_as_skipped(make_loader, tmp_path):
   path.write_bytes(data)
   config = SourceConfig("bridge_dataset", str(tmp_path / "0"))
   source = open_source(config, "train", max_skipped=5)
-  good = make_loader().examples[0]
-  examples = [RobotExamples(source, good._action_tokenizer, good._prompt)]
+  actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
+  examples = [RobotExamples(source, actions, Prompt(tokenizer, 24, 9))]
   mixture = Mixture((15,), (1.0,), seed=0)
   batches = Loader(examples, mixture, 8, range(8), 32, max_skipped=5)
   lines = [loss.problem for loss in source.index.damaged]
