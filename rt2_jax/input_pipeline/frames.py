@@ -11,22 +11,43 @@ canvas, R x R pixels of the encoder.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from rt2_jax import images
 from rt2_jax.errors import UserError
 
+# Of a pixel of the camera, in pixels of the canvas: 11 and 5 ns, measured.
+_RESIZE_COST = 2.0
 
-def canvas_for(examples: Sequence[Any], resolution: int) -> tuple[int, int]:
-  """Chooses the canvas: it holds each `largest_image` and R x R pixels.
+
+def canvas_for(
+  sizes: Sequence[tuple[int, int]], weights: Sequence[float], resolution: int
+) -> tuple[int, int]:
+  """Chooses the canvas on which an example costs least.
+
+  Every row pays for the whole canvas. An image that does not fit is resized
+  on the host, so that a few large ones do not make all rows large.
+
+  Args:
+    sizes: height and width that hold the images of each source; 0 x 0 for any
+      size.
+    weights: of the sources in the mixture.
+    resolution: R; the canvas is at least as large.
 
   Returns:
     height and width.
   """
-  sizes = [(resolution, resolution), *(e.largest_image for e in examples)]
-  height, width = np.max(sizes, 0)
+  sizes = np.asarray(sizes).reshape(-1, 2)
+  pixels, weights = sizes.prod(1), np.asarray(weights) / np.sum(weights)
+  ascending = sizes[np.argsort(pixels, kind="stable")]
+  smallest = np.full((1, 2), resolution)
+  known = np.concatenate([smallest, ascending])
+  canvases = np.maximum.accumulate(known)
+  fits = (sizes <= canvases[:, None]).all(-1)
+  resized = (~fits * weights * pixels).sum(1)
+  cost = canvases.prod(1) + _RESIZE_COST * resized
+  height, width = canvases[::-1][np.argmin(cost[::-1])]  # of equals the largest
   return int(height), int(width)
 
 

@@ -80,7 +80,7 @@ def _in_order(
   max_skipped: int,
 ) -> Iterator[tuple[list[int], list[list[bytes]], np.ndarray, np.ndarray]]:
   """Yields (numbers, bytes as read, images, sizes) of b examples."""
-  canvas = canvas_for([examples], resolution)
+  canvas = canvas_for([examples.largest_image], [1.0], resolution)
   damage = Damage(max_skipped)
   for numbers in _calls(len(examples), batch_size, limit):
     rows = []

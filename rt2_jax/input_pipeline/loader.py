@@ -69,7 +69,8 @@ class Loader:
     for each in examples:
       for loss in each.skipped:
         self.damage.skip(UserError(loss.problem), loss.examples)
-    self.canvas = canvas_for(examples, resolution)
+    sizes = [each.largest_image for each in examples]
+    self.canvas = canvas_for(sizes, mixture.weights, resolution)
     self._check_memory()
 
   def batches(self, start: int, stop: int) -> Iterator[Batch]:

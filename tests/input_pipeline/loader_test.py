@@ -42,6 +42,23 @@ def make_loader(tmp_path, tokenizer):
   return make
 
 
+@pytest.mark.parametrize(
+  ("sizes", "weights", "canvas"),
+  [
+    ([(256, 320)], [1], (256, 320)),
+    ([(256, 320), (0, 0)], [1, 1], (256, 320)),
+    ([(480, 640), (256, 320)], [1, 9], (256, 320)),
+    ([(480, 640), (256, 320)], [1, 1], (480, 640)),
+    ([(256, 320), (256, 256), (0, 0)], [1, 1, 2], (256, 320)),
+    ([(320, 240), (240, 320)], [1, 1], (320, 320)),
+    ([(64, 64)], [1], (224, 224)),
+    ([(0, 0)], [1], (224, 224)),
+  ],
+)
+def test_few_large_images_do_not_make_all_rows_large(sizes, weights, canvas):
+  assert frames.canvas_for(sizes, weights, 224) == canvas
+
+
 def equal(a, b) -> bool:
   return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
