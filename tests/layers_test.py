@@ -46,10 +46,10 @@ INSIDE = {
   "optimizers": [{"adafactor", "muon"}],
   "input_pipeline": [
     {"mixture", "frames", "damage", "image_size"}
-    | {"unusable", "code_hash", "grippers", "growing_columns"},
+    | {"unusable", "code_hash", "grippers", "growing_columns", "dataset_info"},
     {"records", "splits", "kept_index"},
     {"episodes", "index"},
-    {"step_index"},
+    {"step_index", "filters", "resampling"},
     {"rlds"},
     {"datasets", "web"},
     {"description"},

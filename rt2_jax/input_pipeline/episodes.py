@@ -1,30 +1,28 @@
-"""One RLDS episode: its features, checked, and the filters.
+"""One RLDS episode: its features, checked, and its canonical form.
 
 Shapes: T steps of an episode, D action dimensions.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from rt2_jax.actions import ActionSpace, Dimension
-from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import records
 
 _TOLERANCE = 1e-3  # beyond a feature's range: float32 and rounding
 
 # Less than this in a step is standing still, by the unit of a motion. Speeds
 # are given at 10 Hz the same 0.1 mm or mrad in a step.
-_STILL = {"m": 1e-4, "rad": 1e-4, "m/s": 1e-3, "rad/s": 1e-3}
+STILL = {"m": 1e-4, "rad": 1e-4, "m/s": 1e-3, "rad/s": 1e-3}
 # Metres and radians are motions where the name says so: "dx", "base_dyaw".
 # Joint angles are radians too, and are never near zero.
 _DISPLACEMENT = re.compile(r"(.*_)?(d(r?[xyz]|roll|pitch|yaw)|delta(_.*)?)")
-_STATES = ("open", "close")  # units of what a gripper holds
 
 
 class Episode:
@@ -227,99 +225,8 @@ def _check_texts(what: str, texts: Sequence[str], where: str):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Filters:
-  """The episodes and steps that an index keeps.
-
-  Attributes:
-    episodes: value that a feature of the episode must have, by its name, e.g.
-      `{"aspects/success": True}`.
-    drop_noops: leave out steps that neither move nor change anything else.
-  """
-
-  episodes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  drop_noops: bool = False
-
-  def check(self, space: ActionSpace):
-    """Raises UserError where nothing tells which actions stand still."""
-    unclear = [
-      d for d in space.dimensions if not (is_displacement(d) or _is_state(d))
-    ]
-    if self.drop_noops and unclear:
-      named = ", ".join(f"{d.name!r} ({d.unit!r})" for d in unclear)
-      raise UserError(
-        f"got filters.drop_noops for action space {space.name!r}, of whose "
-        f"dimensions {named} nothing tells when they stand still; expected "
-        "displacements named like 'dx' or 'dyaw' in m or rad, speeds in m/s or "
-        "rad/s, or a gripper; set filters.drop_noops = False"
-      )
-
-  def keep_episode(self, record: records.Record) -> bool:
-    return all(
-      _value(record, name) == value for name, value in self.episodes.items()
-    )
-
-  def keep_steps(self, action: np.ndarray, space: ActionSpace) -> np.ndarray:
-    """Finds the steps to keep, bool[n]; still is below 0.1 mm or mrad."""
-    if not self.drop_noops:
-      return np.ones(len(action), bool)
-    moves = np.array([is_displacement(d) for d in space.dimensions])
-    limits = np.array(
-      [_STILL[d.unit] for d in space.dimensions if is_displacement(d)]
-    )
-    still = (np.abs(action[:, moves]) < limits).all(-1)
-    before = np.concatenate([action[:1], action[:-1]])
-    same = (action[:, ~moves] == before[:, ~moves]).all(-1)
-    return ~(still & same)
-
-
-def make_filters(fields: Mapping[str, Any]) -> Filters:
-  """Filters as a config names them.
-
-  Raises:
-    UserError: an unknown name, or a value of another type.
-  """
-  if not isinstance(fields, Mapping):
-    raise UserError(
-      f"got filters {fields!r}, expected names and values such as "
-      "{'drop_noops': True}"
-    )
-  known = [field.name for field in dataclasses.fields(Filters)]
-  for name in fields:
-    if name not in known:
-      raise unknown_name("filters", name, known)
-  filters = Filters(**fields)
-  if not isinstance(filters.episodes, Mapping):
-    raise UserError(
-      f"got filters.episodes {filters.episodes!r}, expected values by feature "
-      "such as {'aspects/success': True}"
-    )
-  if filters.drop_noops not in (True, False):
-    raise UserError(
-      f"got filters.drop_noops {filters.drop_noops!r}, expected True or False"
-    )
-  return filters
-
-
 def is_displacement(d: Dimension) -> bool:
   """Tells whether the robot stands still where this dimension is zero."""
   if d.unit in ("m", "rad"):
     return bool(_DISPLACEMENT.fullmatch(d.name))
-  return d.unit in _STILL
-
-
-def _is_state(d: Dimension) -> bool:
-  """Tells whether the robot acts where this dimension changes."""
-  return d.kind == "discrete" or d.unit in _STATES
-
-
-def _value(record: records.Record, name: str) -> Any:
-  """Reads a feature of an episode: a number, or a text."""
-  texts = record.texts(name)
-  values = texts or record.numbers(name).tolist()
-  if not values:
-    raise UserError(
-      f"{record.where}: got no value in {name!r}, which filters.episodes "
-      "compares; remove this filter or this episode"
-    )
-  return values[0]
+  return d.unit in STILL

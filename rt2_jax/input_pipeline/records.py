@@ -22,6 +22,7 @@ from rt2_jax.storage import Storage
 _HEADER = struct.Struct("<QI")  # length, masked crc32c of the length
 _CHECKSUM = struct.Struct("<I")  # masked crc32c of the data
 _FOOTER_SIZE = _CHECKSUM.size
+_GZIP = b"\x1f\x8b"
 
 # Wire types and field numbers of tf.train.Example's protocol buffers.
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
@@ -60,6 +61,11 @@ def read_records(
   offset = number = 0
   if not data:
     report("an empty TFRecord file", records=0, examples=0)
+  if data[:2] == _GZIP:
+    raise UserError(
+      f"{path}: got a TFRecord file compressed with gzip, expected a plain "
+      "one, in which single images can be read; unpack it with `gzip -d`"
+    )
   while offset < len(data):
     try:
       start, end = _find_data(data, offset)

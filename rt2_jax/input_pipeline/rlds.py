@@ -20,11 +20,12 @@ from rt2_jax.input_pipeline import image_size, records, unusable
 from rt2_jax.input_pipeline.episodes import (
   Canonical,
   Episode,
-  Filters,
   WrongFunctionError,
   count_steps,
 )
+from rt2_jax.input_pipeline.filters import Filters
 from rt2_jax.input_pipeline.kept_index import Columns, to_column
+from rt2_jax.input_pipeline.resampling import resample
 from rt2_jax.input_pipeline.step_index import check_plans
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.storage import Storage
@@ -50,12 +51,14 @@ class Reading(NamedTuple):
     standardize: the dataset's conventions, from `datasets.DATASETS`.
     space: what the D numbers of an action mean.
     state: the robot's state; None reads none.
+    stride: recorded steps that make one step, see `resampling.resample`.
   """
 
   cameras: tuple[str, ...]
   standardize: Callable[[Episode], Canonical]
   space: ActionSpace
   state: RobotState | None = None
+  stride: int = 1
 
 
 class _Kept(NamedTuple):
@@ -65,7 +68,7 @@ class _Kept(NamedTuple):
     record: its number in the shard.
     images: uint64[3, T, C], offset, length and checksum of every image.
     size: height and width that hold them.
-    steps: int[n], the steps that are kept.
+    frames: int[n], the images that the kept steps show.
     instruction: n texts.
     plan: n texts, or none.
     action: float32[n, D].
@@ -75,7 +78,7 @@ class _Kept(NamedTuple):
   record: int
   images: np.ndarray
   size: tuple[int, int]
-  steps: np.ndarray
+  frames: np.ndarray
   instruction: list[str]
   plan: list[str]
   action: np.ndarray
@@ -115,7 +118,7 @@ def index_episodes(
     except UserError as problem:
       damaged.append(_damaged(record, problem))
   broken = [loss.record + 1 for loss in damaged if loss.records]
-  kept = [each for each in kept if len(each.steps)]
+  kept = [each for each in kept if len(each.frames)]
   return {
     **_columns(kept, reading),
     "num_records": np.asarray(max([seen, *broken])),
@@ -139,13 +142,17 @@ def _read(episode: Episode, reading: Reading, filters: Filters) -> _Kept:
     return _Kept(record.number, none, (0, 0), np.arange(0), [], [], none, none)
   canonical, state = _standardized(episode, reading)
   steps = canonical.check(episode.length, reading.space, episode.where)
-  rows = np.flatnonzero(filters.keep_steps(canonical.action, reading.space))
   images, size = _images(episode, reading.cameras)
+  frames = steps
+  if reading.stride > 1:
+    canonical, steps = resample(canonical, steps, reading.space, reading.stride)
+    images, frames = images[:, steps], np.arange(len(steps))
+  rows = np.flatnonzero(filters.keep_steps(canonical, reading.space))
   return _Kept(
     record.number,
     images,
     size,
-    steps[rows],
+    frames[rows],
     [canonical.instruction[row] for row in rows],
     [canonical.plan[row] for row in rows] if canonical.plan else [],
     canonical.action[rows],
@@ -222,8 +229,8 @@ def _columns(kept: Sequence[_Kept], reading: Reading) -> Columns:
   images = [none, *(each.images for each in kept)]
   offset, length, checksum = np.concatenate(images, axis=1)
   starts = np.cumsum([0, *(each.images.shape[1] for each in kept)])[:-1]
-  frames = [s + each.steps for s, each in zip(starts, kept, strict=True)]
-  steps = [len(each.steps) for each in kept]
+  frames = [s + each.frames for s, each in zip(starts, kept, strict=True)]
+  steps = [len(each.frames) for each in kept]
   text, texts = _numbered([t for each in kept for t in each.instruction])
   plan, plans = _numbered([t for each in kept for t in each.plan])
   check_plans(len(plan), sum(steps))

@@ -24,7 +24,7 @@ from rt2_jax.input_pipeline import (
 )
 from rt2_jax.input_pipeline.code_hash import code_hash
 from rt2_jax.input_pipeline.datasets import DATASETS, RobotDataset
-from rt2_jax.input_pipeline.episodes import Filters, make_filters
+from rt2_jax.input_pipeline.filters import Filters, make_filters
 from rt2_jax.input_pipeline.step_index import StepIndex, StepSource
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.ranges import more_than
@@ -52,7 +52,7 @@ class SourceConfig:
     state_bounds: [low, high] in physical units of the robot's state, likewise.
     statistics: file that `data/compute_stats.py` wrote for this dataset, which
       checkpoints keep; "" names none.
-    filters: episodes and steps to leave out, see `episodes.Filters`.
+    filters: episodes and steps to leave out, see `filters.Filters`.
   """
 
   dataset: str

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rt2_jax.errors import UserError
+from rt2_jax.input_pipeline import dataset_info
 from rt2_jax.storage import Storage
 
 _LOG = logging.getLogger(__name__)
 
-_INFO = "dataset_info.json"
+_USUAL = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # files' names
 # A split's name, and from where to where it is taken.
 _SPLIT = re.compile(
   r"(?P<name>[\w.-]+)(\[(?P<start>[^:\]]*):(?P<stop>[^:\]]*)\])?"
 )
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
 _BOUND = re.compile(r"(?P<value>-?[\d_.]+)(?P<unit>%|shard)?")
 
 Span = tuple[int, int]  # first, stop
@@ -164,6 +165,28 @@ class Split:
   dataset: str = ""
 
 
+def version_folder(storage: Storage, folder: str) -> str:
+  """Finds the version folder of a dataset that has only one version.
+
+  Args:
+    storage: where the folder lies.
+    folder: a dataset's folder, or already that of a version.
+
+  Raises:
+    UserError: the dataset has several versions.
+  """
+  names = [name.rstrip("/") for name in storage.names(folder)]
+  if f"{folder.rstrip('/')}/{dataset_info.FILE}" in names:
+    return folder
+  versions = [n for n in names if _VERSION.fullmatch(n.rpartition("/")[2])]
+  if len(versions) > 1:
+    raise UserError(
+      f"got dataset path {folder!r} with several versions, expected one of "
+      f"{', '.join(versions)}; name it"
+    )
+  return versions[0] if versions else folder
+
+
 def find_split(storage: Storage, folder: str, text: str) -> Split:
   """Finds the TFRecord files of one split of a TFDS dataset version.
 
@@ -176,28 +199,26 @@ def find_split(storage: Storage, folder: str, text: str) -> Split:
     UserError: no dataset there, no such split, or a shard is missing.
   """
   part = Part.parse(text)
-  info = _read_info(storage, folder)
+  info = dataset_info.read(storage, folder)
   if info is None:
     raise UserError(
-      f"got dataset path {folder!r}, which holds no {_INFO}; expected a TFDS "
-      "version folder such as …/bridge_dataset/1.0.0"
+      f"got dataset path {folder!r}, which holds no {dataset_info.FILE}; "
+      "expected a TFDS version folder such as …/bridge_dataset/1.0.0"
     )
-  name, lengths = info
-  if part.name not in lengths:
+  if part.name not in info.lengths:
     raise UserError(
-      f"got split {text!r}, expected one of {', '.join(lengths)}, or a part "
-      f"such as 'train[:99%]' ({folder})"
+      f"got split {text!r}, expected one of {', '.join(info.lengths)}, or a "
+      f"part such as 'train[:99%]' ({folder})"
     )
-  if not lengths[part.name]:
+  if not info.lengths[part.name]:
     _LOG.warning(
       "%s in %s states no shardLengths of split %r: a shard that lacks records "
       "at its end cannot be noticed",
-      _INFO,
+      dataset_info.FILE,
       folder,
       part.name,
     )
-  found = _find_files(storage, folder, part, lengths[part.name])
-  return dataclasses.replace(found, dataset=name)
+  return _find_files(storage, folder, part, info)
 
 
 def find_web_split(storage: Storage, folder: str, text: str) -> Split:
@@ -207,18 +228,25 @@ def find_web_split(storage: Storage, folder: str, text: str) -> Split:
     UserError: no records of that split there, or a shard is missing.
   """
   part = Part.parse(text)
-  _, lengths = _read_info(storage, folder) or ("", {})
-  return _find_files(storage, folder, part, lengths.get(part.name))
+  info = dataset_info.read(storage, folder) or dataset_info.Info("", {}, {})
+  return _find_files(storage, folder, part, info)
 
 
 def _find_files(
-  storage: Storage, folder: str, part: Part, lengths: list[int] | None
+  storage: Storage, folder: str, part: Part, info: dataset_info.Info
 ) -> Split:
   """Finds a split's shards, as many as are stated or as their names say."""
-  names = storage.names(folder)
+  names, lengths = storage.names(folder), info.lengths.get(part.name)
   if lengths:
-    files = _complete(names, part.name, len(lengths), folder)
-    return Split(part, tuple(map(Shard, files, lengths)))
+    template = info.templates.get(part.name) or _USUAL
+    numbered = (
+      _by_number(names, part.name)
+      if template == _USUAL
+      else _by_template(names, template, part.name, info.dataset, len(lengths))
+    )
+    files = _complete(numbered, part.name, len(lengths), folder)
+    shards = tuple(map(Shard, files, lengths))
+    return Split(part, shards, info.dataset)
   last = [n for n in names if f"-{part.name}.tfrecord-" in n][-1:]
   count = last[0].rpartition("-of-")[2] if last else ""
   if not count.isdecimal():
@@ -227,59 +255,20 @@ def _find_files(
       "files; expected a TFDS version folder, or one that "
       "data/make_web_records.py wrote"
     )
-  files = _complete(names, part.name, int(count), folder)
+  numbered = _by_number(names, part.name)
+  files = _complete(numbered, part.name, int(count), folder)
   return Split(part, tuple(Shard(path, None) for path in files))
 
 
-def _read_info(
-  storage: Storage, folder: str
-) -> tuple[str, dict[str, list[int] | None]] | None:
-  """Reads dataset_info.json, see `_parse_info`; None without the file."""
-  names = [n for n in storage.names(folder) if n.endswith(f"/{_INFO}")]
-  if not names:
-    return None
-  return _parse_info(bytes(storage.whole(names[0])), names[0])
+def _number(i: int, count: int) -> str:
+  return f"{i:05d}-of-{count:05d}"
 
 
-def _parse_info(
-  data: bytes, path: str
-) -> tuple[str, dict[str, list[int] | None]]:
-  """Parses the dataset's name, and the records of each split's shards.
-
-  Either may not be stated: "" and None.
+def _by_number(names: Sequence[str], split: str) -> dict[str, str]:
+  """Finds the shards of a split by their number, such as 00003-of-00008.
 
   Raises:
-    UserError: the file is cut off, or of another kind.
-  """
-  try:
-    info = json.loads(data)
-    lengths = {s["name"]: _numbers(s) for s in info["splits"]}
-  except (ValueError, LookupError, TypeError, AttributeError) as error:
-    raise UserError(
-      f"{path}: got a file that cannot be read ({error!r}), expected the one "
-      "that TFDS wrote, with its splits; copy it again"
-    ) from error
-  kind = info.get("fileFormat", "tfrecord")
-  if kind != "tfrecord":
-    raise UserError(
-      f"{path}: got fileFormat {kind!r}, expected 'tfrecord'; write the "
-      "dataset again in that format"
-    )
-  return info.get("name", ""), lengths
-
-
-def _numbers(split: dict[str, Any]) -> list[int] | None:
-  lengths = split.get("shardLengths")
-  return None if lengths is None else [int(length) for length in lengths]
-
-
-def _complete(
-  names: Sequence[str], split: str, count: int, folder: str
-) -> list[str]:
-  """Finds the `count` shards of a split among `names`.
-
-  Raises:
-    UserError: one is missing, or there are two of one number.
+    UserError: there are two of one number.
   """
   shards: dict[str, str] = {}
   for name in names:
@@ -292,7 +281,48 @@ def _complete(
         "folder; move one of them"
       )
     shards[number] = name
-  numbers = [f"{i:05d}-of-{count:05d}" for i in range(count)]
+  return shards
+
+
+def _by_template(
+  names: Sequence[str], template: str, split: str, dataset: str, count: int
+) -> dict[str, str]:
+  """Finds the same where dataset_info.json has names of another pattern.
+
+  Raises:
+    UserError: the pattern has a field that is not known here.
+  """
+  known = {name.rpartition("/")[2]: name for name in names}
+  shards = {}
+  for i in range(count):
+    fields = {
+      "DATASET": dataset,
+      "SPLIT": split,
+      "FILEFORMAT": "tfrecord",
+      "SHARD_INDEX": f"{i:05d}",
+      "NUM_SHARDS": f"{count:05d}",
+      "SHARD_X_OF_Y": _number(i, count),
+    }
+    try:
+      name = template.format(**fields)
+    except (LookupError, ValueError):
+      name = "/"
+    if "/" in name:
+      raise UserError(
+        f"got filepathTemplate {template!r} of split {split!r}, expected a "
+        f"file's name with the fields {', '.join(fields)}; rename the shards "
+        f"as {_USUAL!r} says, and remove it from {dataset_info.FILE}"
+      )
+    if name in known:
+      shards[_number(i, count)] = known[name]
+  return shards
+
+
+def _complete(
+  shards: dict[str, str], split: str, count: int, folder: str
+) -> list[str]:
+  """Lists the `count` shards of a split; raises UserError if one is missing."""
+  numbers = [_number(i, count) for i in range(count)]
   missing = [number for number in numbers if number not in shards]
   if missing:
     raise UserError(

@@ -1,5 +1,6 @@
 """TFRecord files, whole and broken, against TensorFlow's own parser."""
 
+import gzip
 import pathlib
 
 import numpy as np
@@ -122,3 +123,10 @@ def test_what_is_behind_a_break_is_listed_as_one(folder, keep):
   assert len(found) == (keep < 0)
   (lost,) = damaged
   assert (lost.record, lost.records) == (len(found), 0)  # how many: unknown
+
+
+def test_a_compressed_file_is_named(tmp_path):
+  path = tmp_path / "x.tfrecord-00000-of-00001"
+  path.write_bytes(gzip.compress(b"records"))
+  with pytest.raises(ValueError, match="compressed with gzip.*unpack it with"):
+    list(read_records(path))

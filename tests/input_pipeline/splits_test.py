@@ -181,7 +181,7 @@ def test_another_file_format_is_named(folder):
   info = json.loads(path.read_text()) | {"fileFormat": "array_record"}
   path.write_text(json.dumps(info))
   with pytest.raises(
-    ValueError, match="got fileFormat 'array_record', expected 'tfrecord'"
+    ValueError, match="'array_record', expected 'tfrecord'; .*tfds convert_f"
   ):
     splits.find_split(STORAGE, str(folder), "train")
 
@@ -194,3 +194,46 @@ def test_without_stated_lengths_shards_are_found_by_name(folder, caplog):
   found = splits.find_split(STORAGE, str(folder), "train")
   assert [shard.length for shard in found.shards] == [None, None]
   assert "states no shardLengths of split 'train'" in caplog.text
+
+
+def test_the_only_version_of_a_dataset_is_found(folder, tmp_path):
+  version = tmp_path / "bridge_dataset" / "1.0.0"
+  folder.rename(version.parent.parent / "moved")
+  version.parent.mkdir()
+  (tmp_path / "moved").rename(version)
+  for given in (version.parent, version):
+    found = splits.version_folder(STORAGE, str(given))
+    assert found == str(version)
+  (version.parent / "1.0.1").mkdir()
+  with pytest.raises(ValueError, match=r"several versions.*1\.0\.0, .*1\.0\.1"):
+    splits.version_folder(STORAGE, str(version.parent))
+
+
+@pytest.mark.parametrize(
+  ("template", "names", "problem"),
+  [
+    ("{SPLIT}.{SHARD_INDEX}", ["train.00000", "train.00001"], ""),
+    (
+      "{DATASET}_{SHARD_X_OF_Y}.tfr",
+      ["bridge_dataset_00000-of-00002.tfr"],
+      "1",
+    ),
+    ("{SPLIT}/{SHARD_INDEX}", [], "expected a file's name with the fields"),
+    ("{WHAT}", [], "expected a file's name with the fields DATASET, SPLIT"),
+  ],
+)
+def test_files_may_be_named_by_a_template(folder, template, names, problem):
+  path = folder / "dataset_info.json"
+  info = json.loads(path.read_text())
+  info["splits"][0]["filepathTemplate"] = template
+  path.write_text(json.dumps(info))
+  for old, new in zip(sorted(folder.glob("*-of-*")), names, strict=False):
+    old.rename(folder / new)
+  if problem:
+    with pytest.raises(ValueError, match=problem):
+      splits.find_split(STORAGE, str(folder), "train")
+  else:
+    found = splits.find_split(STORAGE, str(folder), "train")
+    assert [shard.path for shard in found.shards] == [
+      str(folder / name) for name in names
+    ]
