@@ -33,6 +33,23 @@ RT2 = ActionSpace(
   ),
 )
 
+
+def _in_units(name: str, metres: str, radians: str) -> ActionSpace:
+  """RT-2's numbers in other units, -1 to 1 unless a source has bounds."""
+  units = {"m": metres, "rad": radians}
+  dimensions = (
+    dataclasses.replace(d, unit=units[d.unit], low=-1.0, high=1.0)
+    if d.unit in units
+    else d
+    for d in RT2.dimensions
+  )
+  return ActionSpace(name, RT2.frame, tuple(dimensions))
+
+
+RT2_SPEEDS = _in_units("rt2_speeds", "m/s", "rad/s")
+# A step is the largest that the robot's controller makes at once.
+RT2_STEPS = _in_units("rt2_steps", "step", "step")
+
 # The simulated tabletop (rt2_jax/envs/tabletop): RT-2's numbers in the small
 # steps of 5 Hz, so that a bin is 0.4 mm or 2 mrad.
 TABLETOP = dataclasses.replace(RT2, name="tabletop").with_bounds(

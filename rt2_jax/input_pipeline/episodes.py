@@ -18,8 +18,9 @@ from rt2_jax.input_pipeline import records
 _TOLERANCE = 1e-3  # beyond a feature's range: float32 and rounding
 
 # Less than this in a step is standing still, by the unit of a motion. Speeds
-# are given at 10 Hz the same 0.1 mm or mrad in a step.
-STILL = {"m": 1e-4, "rad": 1e-4, "m/s": 1e-3, "rad/s": 1e-3}
+# are given at 10 Hz the same 0.1 mm or mrad in a step; a controller's largest
+# step is some centimetres.
+STILL = {"m": 1e-4, "rad": 1e-4, "m/s": 1e-3, "rad/s": 1e-3, "step": 1e-3}
 # Metres and radians are motions where the name says so: "dx", "base_dyaw".
 # Joint angles are radians too, and are never near zero.
 _DISPLACEMENT = re.compile(r"(.*_)?(d(r?[xyz]|roll|pitch|yaw)|delta(_.*)?)")
