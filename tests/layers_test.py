@@ -56,6 +56,7 @@ INSIDE = {
     {"datasets"},
     {"description"},
     {"sources"},
+    {"robot_text"},
     {"examples"},
     {"loader", "in_order"},
   ],

@@ -93,7 +93,8 @@ class StepIndex:
     joined = GrowingColumns()
     for number, shard in enumerate(shards):
       columns = _cut(shard)
-      first_image, first_episode = len(joined["offset"]), len(joined["start"])
+      first_image = joined.length("offset")
+      first_episode = joined.length("start")
       episodes = len(columns["start"])
       joined.add(
         {name: columns[name] for name in (*_OF_IMAGES, "size", "action")}
@@ -110,11 +111,11 @@ class StepIndex:
         }
       )
       files.append(shard.path)
-    check_plans(len(joined["plan"]), len(joined["frame"]))
+    check_plans(joined.length("plan"), joined.length("frame"))
     texts, plans = tuple(texts), tuple(plans)
     return cls(
       tuple(files),
-      **joined.columns,
+      **joined.finish(),
       texts=texts,
       plans=plans,
       damaged=tuple(damaged),

@@ -110,7 +110,7 @@ class WebIndex:
       rows["file"] = np.full(len(rows["offset"]), number, np.uint32)
       joined.add(rows)
       files.append(shard.path)
-    return cls(tuple(files), **joined.columns, damaged=tuple(damaged))
+    return cls(tuple(files), **joined.finish(), damaged=tuple(damaged))
 
   def only(self, kept: np.ndarray) -> WebIndex:
     """Selects the examples where bool[N] is true, in their order."""
