@@ -27,7 +27,7 @@ from rt2_jax.input_pipeline.datasets import DATASETS, RobotDataset
 from rt2_jax.input_pipeline.filters import Filters, make_filters
 from rt2_jax.input_pipeline.step_index import StepIndex, StepSource
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
-from rt2_jax.ranges import more_than
+from rt2_jax.ranges import at_least, more_than
 from rt2_jax.storage import Storage, open_storage
 
 _COMPARED: set[str] = set()  # hashes of functions that this process has too
@@ -41,11 +41,15 @@ class SourceConfig:
     dataset: what the records mean: a key of `DATASETS`; "module:attribute", a
       `RobotDataset` of another package; "robot.json", the description beside
       the data; or the path of one.
-    path: TFDS version folder, local or e.g. `gs://…`.
+    path: TFDS version folder, local or e.g. `gs://…`; or the folder above it
+      of a dataset with one version.
     split: split to train on, or a part of its episodes such as "train[:99%]",
       see `splits.Part`.
     eval_split: split to evaluate on.
     weight: share of the mixture, relative to the other robot sources.
+    cameras: by the model's name of a camera another one of the dataset, or an
+      image feature; "" hides the camera.
+    stride: recorded steps that make one step, see `resampling.resample`.
     bounds: [low, high] in physical units for dimensions whose bins should
       span another range than the action space's own; or "q01_q99", those that
       `statistics` suggests.
@@ -60,6 +64,8 @@ class SourceConfig:
   split: str = "train"
   eval_split: str = "train"
   weight: Annotated[float, more_than(0)] = 1.0
+  cameras: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  stride: Annotated[int, at_least(1)] = 1
   bounds: Mapping[str, Sequence[float]] | str = dataclasses.field(
     default_factory=dict
   )
@@ -73,8 +79,19 @@ class SourceConfig:
 
   @property
   def robot(self) -> RobotDataset:
-    """The meaning of the records; raises UserError as `robot_dataset`."""
-    return robot_dataset(self.dataset, self.path)
+    """The meaning of the records, with this source's cameras.
+
+    Raises:
+      UserError: as `robot_dataset`.
+    """
+    known = robot_dataset(self.dataset, self.path)
+    chosen = {
+      name: known.cameras.get(feature, feature)
+      for name, feature in self.cameras.items()
+    }
+    cameras = {**known.cameras, **chosen}
+    shown = {name: feature for name, feature in cameras.items() if feature}
+    return dataclasses.replace(known, cameras=shown)
 
   @property
   def space(self) -> ActionSpace:
@@ -163,7 +180,9 @@ def robot_dataset(name: str, path: str) -> RobotDataset:
     if name not in DATASETS:
       raise unknown_name("dataset", name, [*DATASETS, description.FILE])
     return DATASETS[name]
-  found = description.read(_beside(path) if name == description.FILE else name)
+  if name == description.FILE:
+    name = _beside(splits.version_folder(open_storage(path), path))
+  found = description.read(name)
   if not isinstance(found, str):
     return found.to_dataset()
   # Said to be of that dataset, whatever dataset_info.json calls it.
@@ -190,9 +209,9 @@ def check_name(config: SourceConfig, name: str, storage: Storage):
   pattern = config.robot.recorded_as
   if not name or not pattern or re.fullmatch(pattern, name):
     return
-  beside = _beside(config.path)
+  beside = _beside(splits.version_folder(storage, config.path))
   if (
-    beside in storage.names(config.path)
+    beside in storage.names(beside.rpartition("/")[0])
     and description.read(beside) == config.dataset
   ):
     return
@@ -228,7 +247,9 @@ def open_source(
   known = config.robot
   cameras = [known.cameras[name] for name in spec.present]
   state = known.state if spec.state else None
-  reading = rlds.Reading(tuple(cameras), known.standardize, known.space, state)
+  reading = rlds.Reading(
+    tuple(cameras), known.standardize, known.space, state, config.stride
+  )
   chosen = make_filters(config.filters)
   chosen.check(known.space)
   # All fields: the index of a config that spells defaults out is the same.
@@ -238,7 +259,7 @@ def open_source(
   recipe = kept_index.Recipe(
     index_shard,
     arguments=(reading, filters, function),
-    name=(config.dataset, filters, spec.present, bool(state)),
+    name=(config.dataset, filters, spec.present, bool(state), config.stride),
     depends={
       "version": known.version,
       "cameras": cameras,
@@ -248,7 +269,8 @@ def open_source(
       "reader": code_hash(rlds.index_episodes, Filters),
     },
   )
-  found = splits.find_split(storage, config.path, split)
+  folder = splits.version_folder(storage, config.path)
+  found = splits.find_split(storage, folder, split)
   check_name(config, found.dataset, storage)
   shards, damaged = index.load_or_build(
     found, recipe, index_folder, num_workers, max_skipped

@@ -8,6 +8,7 @@ import pytest
 
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
+from rt2_jax.observation import ObservationSpec
 from tests import tiny_datasets
 from tests.conftest import ROOT
 
@@ -40,6 +41,7 @@ def write_module(folder, unit=1.0, version=1):
 INDEX = """
 import logging, sys
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
+from rt2_jax.observation import ObservationSpec
 
 if __name__ == "__main__":
   logging.basicConfig(level=logging.INFO)
@@ -138,3 +140,23 @@ def test_a_folder_of_another_dataset_is_refused(tmp_path):
 def test_the_names_that_a_dataset_is_published_under(tmp_path, name):
   path = template(tmp_path, name)
   assert len(open_source(SourceConfig("libero", path), "train")) == 2
+
+
+def test_a_source_chooses_its_cameras_and_its_only_version(tmp_path):
+  version = tmp_path / "libero" / "1.0.0"
+  tiny_datasets.write(version, [tiny_datasets.libero_episode(0)], "libero")
+  spec = ObservationSpec(cameras=("primary", "wrist"))
+
+  def images(**cameras):
+    config = SourceConfig("libero", str(version.parent), cameras=cameras)
+    own = config.observation_spec(spec, reads_state=False)
+    source = open_source(config, "train", own)
+    return source.storage.read(source.requests([2])[0]), own.missing
+
+  outer, wrist = tiny_datasets.jpeg(2), tiny_datasets.jpeg(502, 40, 48)
+  assert images() == ([outer, wrist], ())
+  assert images(primary="wrist", wrist="primary") == ([wrist, outer], ())
+  assert images(wrist="observation/image") == ([outer, outer], ())
+  assert images(wrist="") == ([outer], ("wrist",))
+  with pytest.raises(ValueError, match=r"got a record without .*'steps/no'"):
+    images(wrist="no")
