@@ -55,6 +55,12 @@ def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
           # Reached motions rather than commanded ones, as Octo and OpenVLA.
           "dataset": "bridge_dataset_relabelled",
           "path": f"{data}/bridge_dataset/1.0.0",
+          "filters": {
+            "episodes": {},
+            "not_episodes": {},
+            "drop_noops": False,
+            "text_length": [1, 1000],  # a third of Bridge says nothing
+          },
           "eval_split": "val",
           "weight": 0.5,
           "bounds": "q01_q99",

@@ -10,6 +10,7 @@ actions of a chunk.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -25,6 +26,8 @@ from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.prompt import Prompt
 from rt2_jax.storage import Request, Storage
+
+_LOG = logging.getLogger(__name__)
 
 
 class Rows(NamedTuple):
@@ -196,12 +199,28 @@ def open_robot(
   source = open_source(
     config, split, spec, index_folder or None, max_skipped=max_skipped
   )
+  _report_empty(source, config.path)
   examples = RobotExamples(
     source, action_tokenizer, prompt, spec, state_dropout, max_skipped
   )
   if not keep_numbers:
     examples.source.release_numbers()
   return examples
+
+
+def _report_empty(source: StepSource, path: str):
+  """Warns of steps with a blank instruction: they teach an empty question."""
+  index = source.index
+  blank = [i for i, text in enumerate(index.texts) if not text.strip()]
+  count = int(np.isin(index.text, blank).sum()) if blank else 0
+  if count:
+    _LOG.warning(
+      "%s: %d of %d steps have no instruction; filters.text_length = [1, 1000] "
+      "leaves them out",
+      path,
+      count,
+      len(source),
+    )
 
 
 def open_web(

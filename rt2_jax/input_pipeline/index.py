@@ -227,6 +227,7 @@ def _build(
   # Not forked: JAX and TensorFlow hold threads and locks.
   context = multiprocessing.get_context("spawn")
   pool = concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context)
+  done = 0
   try:
     jobs = [
       pool.submit(_index_elsewhere, recipe.index_shard, path, recipe.arguments)
@@ -234,6 +235,15 @@ def _build(
     ]
     for job in jobs:
       yield job.result()
+      done += 1
+  except concurrent.futures.BrokenExecutor as error:
+    _LOG.warning(
+      "a process that indexes ended (%s): indexes in one process; a script "
+      'that opens data needs `if __name__ == "__main__":`',
+      error,
+    )
+    for path in paths[done:]:
+      yield recipe.index_shard(storage, path, *recipe.arguments)
   finally:  # nobody waits for the rest of the shards after an error
     pool.shutdown(cancel_futures=True)
 

@@ -5,9 +5,9 @@ import pytest
 
 from rt2_jax.action_spaces import RT2, TABLETOP
 from rt2_jax.actions import ActionTokenizer
-from rt2_jax.input_pipeline.examples import RobotExamples
+from rt2_jax.input_pipeline.examples import RobotExamples, open_robot
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
-from rt2_jax.observation import ObservationSpec
+from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import EOS, PAD
 from tests import tiny_datasets
@@ -136,3 +136,19 @@ def test_steps_whose_instruction_is_too_long_are_left_out(tmp_path, tokenizer):
   )
   with pytest.raises(ValueError, match="got no step that fits the prompt: .*b"):
     RobotExamples(source, actions, Prompt(tokenizer, 4, 9), max_skipped=99)
+
+
+def test_blank_instructions_are_counted(tmp_path, tokenizer, caplog):
+  texts = ["put carrot on plate", " ", ""]
+  episodes = [
+    tiny_datasets.bridge_episode(i, 2, t) for i, t in enumerate(texts)
+  ]
+  tiny_datasets.write(tmp_path, episodes)
+  actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
+  prompt = Prompt(tokenizer, 24, 9)
+  for filters, count in ({}, 6), ({"text_length": [1, 99]}, 2):
+    caplog.clear()
+    config = SourceConfig("bridge_dataset", str(tmp_path), filters=filters)
+    opened = open_robot(config, "train", actions, prompt, ONE_CAMERA, "", 0)
+    assert len(opened) == count
+    assert ("4 of 6 steps have no instruction" in caplog.text) == (count == 6)

@@ -3,6 +3,7 @@
 Damage is an error, or left out and listed, as far as it is tolerated.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import io
@@ -423,6 +424,29 @@ def test_processes_build_the_same_index(
   monkeypatch.setattr(index, "_SMALL", 0)
   assert equal(open_index(config, tmp_path / "many"), alone)
   assert ("indexes in one process" in caplog.text) == (processes == 0)
+
+
+def test_processes_that_do_not_start_are_no_end(
+  config, tmp_path, monkeypatch, caplog
+):
+  """As of a script that opens data without a guard for its own start."""
+  alone = open_index(config, tmp_path / "one")
+
+  class Broken(concurrent.futures.ThreadPoolExecutor):
+    def submit(self, function, *arguments):
+      if arguments[1].endswith("00000-of-00003"):
+        return super().submit(function, *arguments)
+      raised = concurrent.futures.BrokenExecutor("ended")
+      job = concurrent.futures.Future()
+      job.set_exception(raised)
+      return job
+
+  monkeypatch.setattr(index, "_SMALL", 0)
+  monkeypatch.setattr(
+    concurrent.futures, "ProcessPoolExecutor", lambda n, mp_context: Broken(n)
+  )
+  assert equal(open_index(config, tmp_path / "many"), alone)
+  assert "ended (ended): indexes in one process" in caplog.text
 
 
 _MET: dict[str, str] = {}
