@@ -40,7 +40,7 @@ INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   slurm-wlm munge; }
 
 .PHONY: quickstart mini test test-newest cluster-tests lint format bench \
-  estimates gpu-check clean
+  estimates gpu-check colabs clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -129,6 +129,12 @@ estimates: .venv/installed-extras
 gpu-check:
 	mkdir -p runs
 	$(PYTHON) launch/gpu_check.py | tee runs/gpu.jsonl
+
+# Runs the notebooks and keeps what they print and draw.
+colabs: .venv/installed-extras
+	test -d $(QUICKSTART)/run || $(MAKE) quickstart
+	for notebook in colabs/*.ipynb; do \
+	  .venv/bin/jupyter execute --inplace $$notebook || exit 1; done
 
 # All that the tests need: PyTorch, to compare with, the TPU's compiler, Slurm.
 .venv/installed-extras: .venv/installed-sim

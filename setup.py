@@ -22,6 +22,12 @@ EXTRAS = {
     "gymnasium>=1.0",
     "mujoco>=4.0,<5",
   ],
+  # To run the notebooks of colabs/ without a browser.
+  "colabs": [
+    "ipykernel>=6.29",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+  ],
   "lint": ["ruff>=0.12"],
 }
 # Alone, all that the tests import.
@@ -30,6 +36,7 @@ EXTRAS["test"] = [
   *EXTRAS["estimate"],
   *EXTRAS["sim"],
   *EXTRAS["torch"],
+  *EXTRAS["colabs"],
   "hypothesis>=6.100",
   "peft>=0.17",
   "pytest>=8.0",

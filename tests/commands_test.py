@@ -14,11 +14,12 @@ from rt2_jax.train_config import with_defaults
 from tests.conftest import ROOT
 
 PAGES = [
-  *("README.md", "WORKSPACE.md", "data/README.md"),
+  *("README.md", "WORKSPACE.md", "CONTRIBUTING.md", "data/README.md"),
   *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
 ]
 WITHOUT_COMMANDS = [
-  f"docs/{page}.md" for page in ("acting", "decisions", "mini", "numbers")
+  *("docs/acting.md", "docs/decisions.md", "docs/mini.md", "docs/numbers.md"),
+  *("docs/data_card.md", "docs/model_card.md"),
 ]
 PROGRAMS = [
   str(path.relative_to(ROOT))
