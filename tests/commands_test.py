@@ -1,4 +1,4 @@
-"""Every command that the documentation shows can be started as it is written.
+"""What the documentation shows exists: commands, flags, links, messages.
 
 Programs, their flags and their values are looked up, not run: seconds for all.
 """
@@ -19,7 +19,7 @@ PAGES = [
 ]
 WITHOUT_COMMANDS = [
   *("docs/acting.md", "docs/decisions.md", "docs/mini.md", "docs/numbers.md"),
-  *("docs/data_card.md", "docs/model_card.md"),
+  *("docs/comparison.md", "docs/data_card.md", "docs/model_card.md"),
 ]
 PROGRAMS = [
   str(path.relative_to(ROOT))
@@ -158,6 +158,19 @@ def test_every_command_of_a_docstring_exists(path, known):
   docstring = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
   for words in commands(docstring):
     check(words, *known)
+
+
+def test_troubleshooting_quotes_errors_that_exist():
+  page = (ROOT / "docs/troubleshooting.md").read_text()
+  source = "".join(
+    path.read_text()
+    for folder in ("rt2_jax", "launch", "data")
+    for path in (ROOT / folder).rglob("*.py")
+  )
+  quoted = re.findall(r"^\| `([^`]+)`", page, re.M)
+  assert len(quoted) > 8
+  for words in quoted:
+    assert words in source, words
 
 
 @pytest.mark.parametrize("page", PAGES)
