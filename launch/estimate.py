@@ -239,7 +239,7 @@ def card_report(
 ) -> Iterator[str]:
   """Formats where the memory of a GPU would go, and what would fit."""
   del config
-  yield "GB by formula, no program was compiled; the error is in docs/one_gpu.md"
+  yield "GB by formula, no program was compiled; its error: docs/one_gpu.md"
   for answer in found:
     yield from answer.lines()
 
