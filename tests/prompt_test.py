@@ -99,3 +99,12 @@ def test_plans_that_cannot_be_written(tokenizer, plan, message):
 def test_a_template_without_an_instruction_is_refused(tokenizer):
   with pytest.raises(ValueError, match=r"expected the field '\{instruction\}'"):
     Prompt(tokenizer, 32, 9, template="what now?")
+
+
+def test_answers_of_one_length_are_padded_together(prompt):
+  answers = np.array([[7, 8, 9], [4, 5, 6]])
+  ids, mask_loss = prompt.suffixes(answers)
+  for answer, own, mask in zip(answers, ids, mask_loss, strict=True):
+    np.testing.assert_array_equal(own, prompt.suffix(answer)[0])
+    np.testing.assert_array_equal(mask, prompt.suffix(answer)[1])
+  assert mask_loss.dtype == np.float32 and ids.dtype == np.int32

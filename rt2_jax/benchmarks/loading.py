@@ -70,7 +70,7 @@ def measure(
     "examples_per_cpu_s": round(rows / cpu_s),
     "examples_per_s": round(rows / wall_s),
     "examples_per_cpu_s_resized_on_host": round(rows / resized_cpu_s),
-    "ms_per_example": {**stages(robot), "python": python_ms(batches)},
+    "ms_per_example": {**stages(robot), "tokens": python_ms(batches)},
     "peak_rss_mb": round(
       resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     ),

@@ -152,3 +152,33 @@ def test_blank_instructions_are_counted(tmp_path, tokenizer, caplog):
     opened = open_robot(config, "train", actions, prompt, ONE_CAMERA, "", 0)
     assert len(opened) == count
     assert ("4 of 6 steps have no instruction" in caplog.text) == (count == 6)
+
+
+def test_training_holds_36_bytes_of_a_step(tmp_path, tokenizer):
+  """Of 68 while a source is opened; the bins replace the numbers."""
+  folder = tiny_datasets.write(
+    tmp_path, [tiny_datasets.bridge_episode(0, length=40)]
+  )
+  config = SourceConfig("bridge_dataset", str(folder))
+  actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
+  opened = [
+    open_robot(
+      config,
+      "train",
+      actions,
+      Prompt(tokenizer, 24, 9),
+      ONE_CAMERA,
+      "",
+      0,
+      keep_numbers=keep,
+    )
+    for keep in (True, False)
+  ]
+  assert [each.nbytes for each in opened] == [40 * n + 12 for n in (68, 36)]
+  whole, lean = opened
+  assert whole.source.fingerprint == lean.source.fingerprint
+  steps, data = np.arange(40), [[b""]] * 40
+  for one, other in zip(
+    whole.rows(steps, steps, data), lean.rows(steps, steps, data), strict=True
+  ):
+    np.testing.assert_array_equal(one, other)
