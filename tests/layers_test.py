@@ -46,7 +46,8 @@ INSIDE = {
   "optimizers": [{"adafactor", "muon"}],
   "input_pipeline": [
     {"mixture", "frames", "damage", "image_size"}
-    | {"unusable", "code_hash", "grippers", "growing_columns", "dataset_info"},
+    | {"unusable", "code_hash", "grippers", "growing_columns"}
+    | {"dataset_info", "read_ahead"},
     {"records", "splits", "kept_index"},
     {"episodes", "index"},
     {"step_index", "filters", "resampling"},

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import multiprocessing
 import pathlib
 import pickle
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import unusable
+from rt2_jax.input_pipeline import kept_index, unusable
 from rt2_jax.input_pipeline.kept_index import Columns, KeptIndexes, Recipe
+from rt2_jax.input_pipeline.read_ahead import read_ahead
 from rt2_jax.input_pipeline.splits import Shard, Span, Split
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.storage import Storage, open_storage
@@ -29,15 +32,33 @@ from rt2_jax.storage import Storage, open_storage
 _LOG = logging.getLogger(__name__)
 
 _SMALL = 256 * 2**20  # bytes that one process indexes sooner than two start
+_READERS = 16  # kept indexes that are read at the same time
+_LOOK_S = 1.0  # between looks for the indexes of other processes
+_PATIENCE_S = 120.0  # without a new one: a shard of 1 GB takes 30 s
 
 
 class Indexed(NamedTuple):
-  """The index of a shard, and the range of its records in use."""
+  """The index of a shard, and the range of its records in use.
+
+  Attributes:
+    path: the shard.
+    read: reads its columns, once.
+    first: record in use.
+    stop: the record after the last in use.
+  """
 
   path: str
-  columns: Columns
+  read: Callable[[], Columns]
   first: int
   stop: int
+
+
+def read_all(shards: Iterable[Indexed]) -> Iterator[tuple[Indexed, Columns]]:
+  """Reads the columns of shards in order, a few of them ahead."""
+  shards = list(shards)
+  columns = read_ahead(lambda shard: shard.read(), shards, _READERS)
+  for shard, call in zip(shards, columns, strict=True):
+    yield shard, call.result()
 
 
 def load_or_build(
@@ -66,11 +87,21 @@ def load_or_build(
   """
   shards, spans = _touched(split)
   kept = KeptIndexes(folder, recipe, [shard.path for shard in shards])
-  found = kept.load()
+  found = kept.load(range(len(shards)))
+  repaired = set()
   if unusable.count(_lost(shards, found, spans)) > max_skipped:
     # Damaged shards may be repaired by now.
-    found = [c if c and not _damaged_in(c) else None for c in found]
-  _build_missing(shards, spans, found, kept, num_workers, max_skipped)
+    repaired = {i for i, c in enumerate(found) if c and _damaged_in(c)}
+    found = [None if i in repaired else c for i, c in enumerate(found)]
+
+  def build(numbers: Sequence[int]):
+    _build_some(numbers, shards, spans, found, kept, num_workers, max_skipped)
+
+  missing = [i for i, columns in enumerate(found) if columns is None]
+  mine = missing if folder is None else _my_part(missing, repaired)
+  build(mine)
+  _await_others([i for i in missing if found[i] is None], found, kept)
+  build([i for i in missing if found[i] is None])
   usual = _usual_length(found)
   if None in spans:
     spans = split.part.spans(
@@ -80,8 +111,8 @@ def load_or_build(
   unusable.tolerate(damaged, max_skipped)
   _check_known(shards, found, usual)
   return [
-    Indexed(shard.path, columns, *span)
-    for shard, columns, span in zip(shards, found, spans, strict=True)
+    Indexed(shard.path, functools.partial(kept.read, i), *span)
+    for i, (shard, span) in enumerate(zip(shards, spans, strict=True))
   ], damaged
 
 
@@ -99,7 +130,51 @@ def _touched(split: Split) -> tuple[list[Shard], list[Span | None]]:
   return list(split.shards), [span] * len(lengths)
 
 
-def _build_missing(
+def _my_part(missing: Sequence[int], own: set[int]) -> list[int]:
+  """Selects the shards that this process of a run indexes.
+
+  Args:
+    missing: numbers of the shards without an index.
+    own: those that every process indexes by itself.
+  """
+  place, count = _place_in_run()
+  return [i for i in missing if i in own or i % count == place]
+
+
+def _place_in_run() -> tuple[int, int]:
+  """Finds the number of this process in its run, and their count."""
+  jax = sys.modules.get("jax")  # a run of several processes has loaded it
+  if jax is None or not jax.distributed.is_initialized():
+    return 0, 1
+  return jax.process_index(), jax.process_count()
+
+
+def _await_others(
+  missing: Sequence[int], found: list[Columns | None], kept: KeptIndexes
+):
+  """Fills in what other processes index, for as long as they go on."""
+  deadline = time.monotonic() + _PATIENCE_S
+  while missing and time.monotonic() < deadline:
+    time.sleep(_LOOK_S)
+    for i, columns in zip(missing, kept.load(missing), strict=True):
+      found[i] = columns
+    left = [i for i in missing if found[i] is None]
+    if len(left) < len(missing):
+      deadline = time.monotonic() + _PATIENCE_S
+    missing = left
+  if missing:
+    _LOG.warning(
+      "%d of the indexes that other processes build did not appear in %s "
+      "within %d s: builds them here; config.loader.index_folder should be a "
+      "folder that all processes share",
+      len(missing),
+      kept.folder,
+      _PATIENCE_S,
+    )
+
+
+def _build_some(
+  missing: Sequence[int],
   shards: Sequence[Shard],
   spans: Sequence[Span | None],
   found: list[Columns | None],
@@ -107,8 +182,7 @@ def _build_missing(
   num_workers: int | None,
   max_skipped: int,
 ):
-  """Fills in and keeps what is None; stops as soon as too much is damaged."""
-  missing = [i for i, columns in enumerate(found) if columns is None]
+  """Indexes and keeps shards; stops as soon as too much is damaged."""
   if not missing:
     return
   lost = _lost(shards, found, spans)
@@ -122,7 +196,7 @@ def _build_missing(
       lost += _lost([shards[i]], [columns], [spans[i]])
       unusable.tolerate(lost, max_skipped)
       kept.save(i, columns)
-      found[i] = columns
+      found[i] = kept_index.summary(columns)
 
 
 def _lost(

@@ -32,6 +32,7 @@ Columns = dict[str, np.ndarray]
 _FORMAT = 5  # raise it when the columns of an index mean something else
 _END = 2**16  # bytes of a shard's beginning and end that are compared
 _AT_ONCE = 64  # shards whose ends are read together
+SUMMARY = ("num_records", "damaged")
 
 
 def to_column(texts: Iterable[str]) -> np.ndarray:
@@ -135,27 +136,35 @@ class KeptIndexes:
     self._identities = list(_identify(self.storage, paths))
     _report_copies(paths, self._identities)
     self._files = [_index_path(folder, path, recipe.slot) for path in paths]
+    self._built: dict[int, Columns] = {}
+    self._said = False  # that kept indexes were made in another way
 
   def size(self, numbers: Sequence[int]) -> int:
     """Bytes of some of the shards."""
     return sum(self._identities[i].size for i in numbers)
 
-  def load(self) -> list[Columns | None]:
-    """Returns the indexes that were made in the same way, None for others.
+  def load(self, numbers: Sequence[int]) -> list[Columns | None]:
+    """Summarizes the kept indexes that were made in the same way.
+
+    Args:
+      numbers: of the shards.
+
+    Returns:
+      The columns of `summary`, None where an index is missing or was made in
+      another way.
 
     Raises:
       UserError: another shard was indexed.
     """
     found, changes = [], []
-    for file, path, identity in zip(
-      self._files, self.paths, self._identities, strict=True
-    ):
+    for i in numbers:
       columns, changed = None, []
-      if file is not None and file.is_file():
-        columns, changed = _load(file, path, identity, self.recipe)
+      if self._files[i] is not None and self._files[i].is_file():
+        columns, changed = self._load(i, SUMMARY)
       found.append(columns)
       changes += [changed] if changed else []
-    if changes:
+    if changes and not self._said:
+      self._said = True
       _LOG.warning(
         "builds %d of %d kept indexes in %s again, because of another %s",
         len(changes),
@@ -165,14 +174,39 @@ class KeptIndexes:
       )
     return found
 
+  def read(self, i: int) -> Columns:
+    """Reads all columns of a shard's index, once.
+
+    Raises:
+      UserError: the file is another one than `load` saw.
+    """
+    if i in self._built:
+      return self._built.pop(i)
+    columns, changed = self._load(i)
+    if columns is None:
+      raise UserError(
+        f"got {self._files[i]}, which another program changed while it was "
+        f"read ({', '.join(changed)}); start again"
+      )
+    return columns
+
+  def _load(
+    self, i: int, names: Sequence[str] = ()
+  ) -> tuple[Columns | None, list[str]]:
+    identity = self._identities[i]
+    return _load(self._files[i], self.paths[i], identity, self.recipe, names)
+
   def save(self, i: int, columns: Columns):
     """Writes under another name first: a file with the name is complete.
+
+    Without a folder the columns stay in memory until they are read.
 
     Raises:
       UserError: the folder cannot be written.
     """
     path = self._files[i]
     if path is None:
+      self._built[i] = columns
       return
     try:
       self._write(path, i, columns)
@@ -200,17 +234,34 @@ class KeptIndexes:
       unfinished.unlink(missing_ok=True)
 
 
+def summary(columns: Columns) -> Columns:
+  """Picks the columns that tell whether a shard is whole."""
+  return {name: columns[name] for name in SUMMARY}
+
+
 def _load(
-  index_path: pathlib.Path, path: str, shard: Identity, recipe: Recipe
+  index_path: pathlib.Path,
+  path: str,
+  shard: Identity,
+  recipe: Recipe,
+  names: Sequence[str],
 ) -> tuple[Columns | None, list[str]]:
-  """Loads a kept index; or returns None and what has changed.
+  """Loads columns of a kept index; or returns None and what has changed.
+
+  Args:
+    index_path: the kept index.
+    path: its shard.
+    shard: as it is now.
+    recipe: as it is now.
+    names: of the columns; none for all of them.
 
   Raises:
     UserError: another shard was indexed.
   """
   try:
     with np.load(index_path, allow_pickle=False) as file:
-      columns = dict(file)
+      wanted = {*names, "recipe", "shard"} if names else file.files
+      columns = {name: file[name] for name in wanted}
     made = json.loads(columns.pop("recipe").tobytes())
     indexed = Identity(*columns.pop("shard").tolist())
   except (zipfile.BadZipFile, ValueError, LookupError, EOFError, TypeError):

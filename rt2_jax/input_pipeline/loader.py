@@ -6,11 +6,8 @@ canvas on which images of all sizes lie, P and S columns of the text.
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
-import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import psutil
@@ -21,6 +18,7 @@ from rt2_jax.input_pipeline.damage import Damage
 from rt2_jax.input_pipeline.examples import Examples, Rows
 from rt2_jax.input_pipeline.frames import canvas_for, place_frames
 from rt2_jax.input_pipeline.mixture import Mixture
+from rt2_jax.input_pipeline.read_ahead import read_ahead
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,7 +79,7 @@ class Loader:
         once more than `max_skipped` were met.
     """
     steps = range(start, stop)
-    ahead = _in_threads(self._load, steps, self.num_threads)
+    ahead = read_ahead(self._load, steps, self.num_threads, _PREFETCH)
     for step, batch in zip(steps, ahead, strict=True):
       try:
         yield batch.result()
@@ -186,25 +184,3 @@ class Loader:
         f"{available / 1e9:.1f} GB that are free; lower config.batch_size or "
         "config.loader.num_threads"
       )
-
-
-def _in_threads(
-  function: Callable[[int], Batch], steps: Iterable[int], num_threads: int
-) -> Iterator[concurrent.futures.Future[Batch]]:
-  """Starts `function` of each step ahead of its use; yields them in order."""
-  rest = iter(steps)
-  pool = concurrent.futures.ThreadPoolExecutor(num_threads)
-  started = collections.deque(
-    pool.submit(function, step)
-    for step in itertools.islice(rest, _PREFETCH + num_threads)
-  )
-  try:
-    while started:
-      yield started.popleft()
-      started += (
-        pool.submit(function, step) for step in itertools.islice(rest, 1)
-      )
-  finally:
-    for batch in started:
-      batch.cancel()
-    pool.shutdown()

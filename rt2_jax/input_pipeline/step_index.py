@@ -19,7 +19,7 @@ import numpy as np
 from rt2_jax.actions import ActionSpace
 from rt2_jax.input_pipeline.episodes import WrongFunctionError
 from rt2_jax.input_pipeline.growing_columns import GrowingColumns
-from rt2_jax.input_pipeline.index import Indexed
+from rt2_jax.input_pipeline.index import Indexed, read_all
 from rt2_jax.input_pipeline.kept_index import Columns, fingerprint, from_column
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.storage import Request, Storage
@@ -91,8 +91,8 @@ class StepIndex:
     texts: dict[str, int] = {}
     plans: dict[str, int] = {}
     joined = GrowingColumns()
-    for number, shard in enumerate(shards):
-      columns = _cut(shard)
+    for number, (shard, whole) in enumerate(read_all(shards)):
+      columns = _cut(shard, whole)
       first_image = joined.length("offset")
       first_episode = joined.length("start")
       episodes = len(columns["start"])
@@ -129,9 +129,9 @@ class StepIndex:
     return dataclasses.replace(self, **columns)
 
 
-def _cut(shard: Indexed) -> Columns:
+def _cut(shard: Indexed, columns: Columns) -> Columns:
   """Cuts out the columns of the records in use, numbered from 0 again."""
-  columns, record = shard.columns, shard.columns["record"]
+  record = columns["record"]
   if not shard.first and (not len(record) or record[-1] < shard.stop):
     return columns  # all of them
   episodes = slice(*np.searchsorted(record, [shard.first, shard.stop]))

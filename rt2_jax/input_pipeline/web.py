@@ -101,8 +101,7 @@ class WebIndex:
   ) -> WebIndex:
     """Joins the indexes that `index_shard` made of each shard."""
     joined, files = GrowingColumns(), []
-    for number, shard in enumerate(shards):
-      columns = shard.columns
+    for number, (shard, columns) in enumerate(index.read_all(shards)):
       used = slice(
         *np.searchsorted(columns["record"], [shard.first, shard.stop])
       )

@@ -10,6 +10,7 @@ import io
 import json
 import pathlib
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -48,6 +49,9 @@ def damage(config, shard: int, byte: int) -> str:
   data[byte] ^= 1
   path.write_bytes(data)
   return str(path)
+
+
+INDEX_SHARD = sources.index_shard
 
 
 def equal(a, b) -> bool:
@@ -447,6 +451,61 @@ def test_processes_that_do_not_start_are_no_end(
   )
   assert equal(open_index(config, tmp_path / "many"), alone)
   assert "ended (ended): indexes in one process" in caplog.text
+
+
+def as_run(monkeypatch, processes, call):
+  """Calls once for each of some processes, at the same time, in threads."""
+  monkeypatch.setattr(index, "_LOOK_S", 0.01)
+  monkeypatch.setattr(
+    index,
+    "_place_in_run",
+    lambda: (int(threading.current_thread().name[-1]), processes),
+  )
+  results = {}
+  threads = [
+    threading.Thread(
+      target=lambda i=i: results.update({i: call()}), name=f"process {i}"
+    )
+    for i in range(processes)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  return [results[i] for i in range(processes)]
+
+
+def test_processes_of_a_run_index_each_its_part(config, tmp_path, monkeypatch):
+  alone = open_index(config, tmp_path / "alone")
+  indexed = []
+
+  @functools.wraps(sources.index_shard)
+  def counted(storage, path, *arguments):
+    indexed.append((path[-14:-9], threading.current_thread().name))
+    return INDEX_SHARD(storage, path, *arguments)
+
+  monkeypatch.setattr(sources, "index_shard", counted)
+  for found in as_run(
+    monkeypatch, 2, lambda: open_index(config, tmp_path / "shared")
+  ):
+    assert equal(found, alone)
+  assert sorted(indexed) == [
+    ("00000", "process 0"),
+    ("00001", "process 1"),
+    ("00002", "process 0"),
+  ]
+
+
+def test_a_process_that_shares_no_folder_indexes_all(
+  config, tmp_path, monkeypatch, caplog
+):
+  monkeypatch.setattr(index, "_PATIENCE_S", 0.05)
+  monkeypatch.setattr(index, "_LOOK_S", 0.01)
+  monkeypatch.setattr(index, "_place_in_run", lambda: (1, 2))
+  found = open_index(config, tmp_path / "own")
+  monkeypatch.setattr(index, "_place_in_run", lambda: (0, 1))
+  assert equal(found, open_index(config, tmp_path / "alone"))
+  assert "2 of the indexes that other processes build did not" in caplog.text
 
 
 _MET: dict[str, str] = {}
