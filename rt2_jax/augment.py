@@ -97,6 +97,7 @@ def augment(
   key: jax.Array,
   image_size: jax.Array | None = None,
   cropped: Sequence[bool] = (True,),
+  fraction: jax.Array | None = None,
 ) -> jax.Array:
   """Crops, resizes and colours images as training sees them.
 
@@ -110,6 +111,8 @@ def augment(
       change depends on (seed, step, row) alone, on any mesh.
     image_size: as in `prepare`.
     cropped: C values, whether a camera's images may be cropped.
+    fraction: float32[B], how much of `config` each row may be changed by; None
+      for all of it.
 
   Returns:
     float32[B, F, R, R, 3] in [-1, 1].
@@ -121,9 +124,11 @@ def augment(
   noise = _noise(key, batch, len(cropped)).repeat(history, axis=1)
   parts = np.float32(cropped).repeat(history)[:, None] * config.crop
   size = _sizes(images, image_size)
+  scale = jnp.array([config.brightness, config.contrast, config.saturation])
+  if fraction is not None:
+    parts, scale = (fraction[:, None, None] * each for each in (parts, scale))
   crop = _crops(noise[..., :4], size, parts)
   resized = _resize(images, crop, resolution, size)
-  scale = jnp.array([config.brightness, config.contrast, config.saturation])
   return _recolour(resized, noise[..., 4:] * scale)
 
 
@@ -145,7 +150,7 @@ def _noise(key: jax.Array, batch: int, cameras: int) -> jax.Array:
   return jnp.stack(each, 1)
 
 
-def _crops(noise: jax.Array, size: jax.Array, parts: np.ndarray) -> jax.Array:
+def _crops(noise: jax.Array, size: jax.Array, parts: jax.Array) -> jax.Array:
   """Draws crops of whole pixels, int32[B, F, 4]: y, x, height and width.
 
   Of 0 to `parts` times the side as many pixels are cut off, and 0 to all of
@@ -154,7 +159,8 @@ def _crops(noise: jax.Array, size: jax.Array, parts: np.ndarray) -> jax.Array:
   Args:
     noise: float32[B, F, 4] in [-1, 1).
     size: int32[B, F, 2].
-    parts: float32[F, 1], largest part of each side that is cut off.
+    parts: float32[F, 1] or [B, F, 1], largest part of each side that is cut
+      off.
   """
 
   def one_of(noise, most):

@@ -129,3 +129,17 @@ def test_a_part_outside_0_and_1_is_refused():
     ValueError, match=r"got config.augmentation.crop = 1.5, e"
   ):
     Augmentation(crop=1.5)
+
+
+def test_a_row_may_be_changed_less(images):
+  config = Augmentation(0.2, 0.1, 0.1, 0.1)
+  key = jax.random.key(0)
+  rows = len(images)
+  whole = np.asarray(augment(images, 16, config, key))
+  fraction = np.float32(np.arange(rows) % 2)  # every second row, not at all
+  mixed = np.asarray(augment(images, 16, config, key, fraction=fraction))
+  np.testing.assert_array_equal(mixed[1::2], whole[1::2])
+  np.testing.assert_allclose(
+    mixed[::2], np.asarray(prepare(images, 16))[::2], atol=1e-6
+  )
+  assert not np.allclose(mixed[::2], whole[::2], atol=1e-2)
