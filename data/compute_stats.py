@@ -31,7 +31,7 @@ from rt2_jax.input_pipeline.sources import (
   open_source,
 )
 from rt2_jax.input_pipeline.step_index import StepSource
-from rt2_jax.local_files import local_path, output_folder, write
+from rt2_jax.storage import locate, output_folder, write
 
 MIN_SPAN = 1e-3  # m or rad
 COLUMNS = ("q01", "q99", "min", "max", "mean", "std")
@@ -107,9 +107,11 @@ def suggested_bounds(row: dict[str, Any], min_span: float) -> list[float]:
 
 def fingerprint(source: StepSource) -> str:
   """Hashes the names and sizes of the shards."""
+  files = source.index.files
+  sizes = source.storage.sizes(files)
   shards = [
-    [os.path.basename(path), source.storage.size(path)]
-    for path in source.index.files
+    [os.path.basename(path), size]
+    for path, size in zip(files, sizes, strict=True)
   ]
   return hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:12]
 
@@ -142,7 +144,7 @@ def main():
   filters = {"drop_noops": True} if args.drop_noops else {}
   # An import path or a description's path is no name of a file.
   name = re.sub(r"[^\w.-]+", "_", f"{args.dataset}-{args.split}")
-  output = local_path(args.output or f"data/stats/{name}.json", "--output")
+  output = locate(args.output or f"data/stats/{name}.json", "--output")
   config = SourceConfig(args.dataset, args.path, args.split, filters=filters)
   stats = compute(config, args.min_span, args.index_folder, args.max_skipped)
   output_folder(output.parent, "--output")

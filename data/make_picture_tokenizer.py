@@ -25,8 +25,8 @@ from launch import program
 from rt2_jax.envs.tabletop import pictures
 from rt2_jax.envs.tabletop.instructions import SIDES, TEMPLATES
 from rt2_jax.envs.tabletop.pictures import Pictures
-from rt2_jax.local_files import local_path, write
 from rt2_jax.prompt import PLAN_END, PLAN_START, ROBOT_TEMPLATE
+from rt2_jax.storage import locate, write
 
 VOCABULARY_SIZE = 4352  # with <loc> and <seg>: 5504, a multiple of 128
 DEFAULT_OUTPUT = Path(__file__).with_name("picture_tokenizer.model")
@@ -107,7 +107,7 @@ def corpus(known: Pictures) -> list[str]:
 
 @program.main
 def main():
-  output = local_path(flags.FLAGS.output, "--output")
+  output = locate(flags.FLAGS.output, "--output")
   known = pictures.load(PICTURES)
   fixed = [text.replace(" ", "▁") for text in PROMPTS]
   model = make_tokenizer.train(

@@ -25,9 +25,9 @@ from absl import app, flags
 from PIL import Image
 
 from launch import program
+from rt2_jax import storage
 from rt2_jax.envs.tabletop.pictures import ATLAS_COLUMNS, SIDE
 from rt2_jax.errors import UserError
-from rt2_jax.local_files import local_path
 
 FACTS = Path(__file__).with_name("picture_facts.toml")
 DEFAULT_OUTPUT = Path(__file__).with_name("pictures.zip")
@@ -160,7 +160,9 @@ def too_alike(
   return pairs
 
 
-def make(packages: Path, output: Path, facts: Path = FACTS) -> Path:
+def make(
+  packages: Path, output: storage.Path, facts: Path = FACTS
+) -> storage.Path:
   """Writes the file and returns its path.
 
   Raises:
@@ -188,9 +190,10 @@ def make(packages: Path, output: Path, facts: Path = FACTS) -> Path:
   return output
 
 
-def write(output: Path, files: Mapping[str, bytes]) -> None:
+def write(output: storage.Path, files: Mapping[str, bytes]) -> None:
   """Writes a zip file that depends on nothing but its contents."""
-  with zipfile.ZipFile(output, "w") as file:
+  content = io.BytesIO()
+  with zipfile.ZipFile(content, "w") as file:
     for name, data in files.items():
       info = zipfile.ZipInfo(name, _DATE)
       packed = name.endswith(".json")
@@ -198,17 +201,18 @@ def write(output: Path, files: Mapping[str, bytes]) -> None:
         zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
       )
       file.writestr(info, data)
+  storage.write(output, content.getvalue())
 
 
 @program.main
 def main():
   args = flags.FLAGS
-  path = make(Path(args.packages), local_path(args.output, "--output"))
+  path = make(Path(args.packages), storage.locate(args.output, "--output"))
   concepts = read_facts()
   count = sum(len(c["facts"]) for c in concepts)
   print(
-    f"{path}: {path.stat().st_size / 1e6:.2f} MB, {len(concepts)} concepts in "
-    f"{len(STYLES)} art styles, {count} facts"
+    f"{path}: {len(path.read_bytes()) / 1e6:.2f} MB, {len(concepts)} concepts "
+    f"in {len(STYLES)} art styles, {count} facts"
   )
 
 

@@ -17,7 +17,6 @@ again with the same settings changes nothing. It needs no network.
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 # TensorFlow reads this when it is imported, and is quiet.
@@ -36,7 +35,7 @@ from data.tfds_writer import (
   write_quietly,
 )
 from launch import program
-from rt2_jax.local_files import local_path
+from rt2_jax import storage
 
 WRITER_VERSION = 1  # raise it whenever the same seed would give other episodes
 HEIGHT, WIDTH = 256, 320
@@ -235,13 +234,13 @@ class Fractal20220817Data(EpisodesBuilder, skip_registration=True):
 
 
 def make(
-  output_dir: str | Path,
+  output_dir: str | os.PathLike,
   train_episodes: int,
   val_episodes: int,
   seed: int = 0,
   num_steps: int = 12,
   noise: float = NOISE,
-) -> Path:
+) -> storage.Path:
   """Writes the episodes unless they are there already; returns their folder.
 
   Raises:
@@ -255,7 +254,7 @@ def make(
     "val_episodes": val_episodes,
     "writer_version": WRITER_VERSION,
   }
-  output_dir = local_path(output_dir, "--output_dir")
+  output_dir = storage.locate(output_dir, "--output_dir")
   folder = (
     output_dir / Fractal20220817Data.name / str(Fractal20220817Data.VERSION)
   )
@@ -263,8 +262,9 @@ def make(
     check_settings(folder, settings)
     print(f"{folder} holds these episodes already")
     return folder
-  builder = Fractal20220817Data(settings, data_dir=output_dir)
-  write_quietly(builder)
+  with storage.made_locally(output_dir) as local:
+    builder = Fractal20220817Data(settings, data_dir=local)
+    write_quietly(builder)
   print(f"{folder}: {builder.info.dataset_size / 1e6:.1f} MB")
   return folder
 

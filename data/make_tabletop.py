@@ -42,6 +42,7 @@ from data.tfds_writer import (
   write_quietly,
 )
 from launch import program
+from rt2_jax import storage
 from rt2_jax.envs.tabletop import pictures, seen
 from rt2_jax.envs.tabletop.environment import (
   SUCCESS,
@@ -50,7 +51,6 @@ from rt2_jax.envs.tabletop.environment import (
 )
 from rt2_jax.envs.tabletop.instructions import FAMILIES
 from rt2_jax.errors import UserError
-from rt2_jax.local_files import local_path
 
 SCENE_VERSION = 3  # raise it whenever the same seed would give other episodes
 PICTURES = Path(__file__).with_name("pictures.zip")
@@ -249,7 +249,9 @@ class Tabletop(EpisodesBuilder, skip_registration=True):
       yield example
 
 
-def make(output_dir: str | Path, num_workers: int | None, **settings) -> Path:
+def make(
+  output_dir: str | os.PathLike, num_workers: int | None, **settings
+) -> storage.Path:
   """Writes the episodes unless they are there already; returns their folder.
 
   Args:
@@ -263,7 +265,7 @@ def make(output_dir: str | Path, num_workers: int | None, **settings) -> Path:
     UserError: the folder holds other data.
   """
   settings = {"scene_version": SCENE_VERSION} | settings
-  output_dir = local_path(output_dir, "--output_dir")
+  output_dir = storage.locate(output_dir, "--output_dir")
   folder = output_dir / Tabletop.name / str(Tabletop.VERSION)
   if folder.exists():
     check_settings(folder, settings)
@@ -275,8 +277,9 @@ def make(output_dir: str | Path, num_workers: int | None, **settings) -> Path:
   ) as pool:
     # One clear error, before TFDS begins a folder.
     pool.submit(episode, settings, "train", 0).result()
-    builder = Tabletop(settings, output_dir, pool)
-    write_quietly(builder)
+    with storage.made_locally(output_dir) as local:
+      builder = Tabletop(settings, local, pool)
+      write_quietly(builder)
   print(report(builder.outcomes))
   print(f"{folder}: {builder.info.dataset_size / 1e6:.1f} MB")
   return folder

@@ -30,7 +30,7 @@ from data.tokenizer_corpus import (
 )
 from launch import program
 from rt2_jax.errors import UserError
-from rt2_jax.local_files import local_path, write
+from rt2_jax.storage import locate, write
 
 VOCABULARY_SIZE = 2048
 DEFAULT_OUTPUT = Path(__file__).with_name("small_tokenizer.model")
@@ -137,7 +137,7 @@ def report(tokenizer: sentencepiece.SentencePieceProcessor) -> str:
 
 @program.main
 def main():
-  output = local_path(flags.FLAGS.output, "--output")
+  output = locate(flags.FLAGS.output, "--output")
   sentences = corpus()
   print(
     f"training on {len(sentences)} sentences, corpus {fingerprint(sentences)} "

@@ -29,9 +29,10 @@ from PIL import Image
 from data import picture_scenes
 from data.picture_questions import SKILLS, Words
 from launch import program
+from rt2_jax import storage
+from rt2_jax.byte_ranges import open_storage
 from rt2_jax.envs.tabletop import pictures
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.local_files import local_path
 
 SPLITS = ("train", "val")
 PICTURES = Path(__file__).with_name("pictures.zip")
@@ -82,13 +83,13 @@ def example(settings: Settings, skill: str, split: str, number: int) -> Record:
 
 
 def make(
-  output_dir: str | Path,
+  output_dir: str | os.PathLike,
   skills: list[str],
   examples: Mapping[str, int],
   num_workers: int | None,
   num_shards: int,
   **settings,
-) -> list[Path]:
+) -> list[storage.Path]:
   """Writes all skills; returns the paths of their shards.
 
   Args:
@@ -107,7 +108,7 @@ def make(
   from data import make_web_records
 
   check(skills, settings)
-  output_dir = local_path(output_dir, "--output_dir")
+  output_dir = storage.locate(output_dir, "--output_dir")
   paths = []
   with concurrent.futures.ProcessPoolExecutor(
     num_workers or os.cpu_count(),
@@ -182,7 +183,7 @@ def main():
     things=(args.min_things, args.max_things),
     location_bins=args.location_bins,
   )
-  size = sum(path.stat().st_size for path in paths)
+  size = sum(open_storage(str(paths[0])).sizes(list(map(str, paths))))
   print(f"{args.output_dir}: {len(paths)} shards, {size / 1e6:.1f} MB")
 
 

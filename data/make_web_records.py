@@ -47,9 +47,9 @@ from PIL import ExifTags, Image, ImageOps
 from data import web_inputs
 from data.web_inputs import FORMATS, Defaults, Found, parse_json
 from launch import program
-from rt2_jax import images
+from rt2_jax import images, storage
+from rt2_jax.byte_ranges import open_storage
 from rt2_jax.input_pipeline.frames import decode_image
-from rt2_jax.local_files import local_path, output_folder
 
 KEPT_FORMATS = ("JPEG", "MPO", "PNG")  # MPO: JPEG as some cameras write it
 JPEG_QUALITY = 95
@@ -161,12 +161,12 @@ def record(found: Found, max_side: int) -> bytes:
 
 def make(
   found: Iterable[Found],
-  output_dir: str | Path,
+  output_dir: str | os.PathLike,
   name: str,
   split: str = "train",
   num_shards: int = 1,
   max_side: int = 512,
-) -> list[Path]:
+) -> list[storage.Path]:
   """Writes all shards or, when anything is wrong, none; returns their paths.
 
   Args:
@@ -181,15 +181,16 @@ def make(
     UserError: a bad example, by its place; fewer examples than shards; or the
       folder holds shards of this split already.
   """
-  output_dir = local_path(output_dir, "--output_dir")
+  output_dir = storage.locate(output_dir, "--output_dir")
   existing = sorted(output_dir.glob(f"*-{split}.tfrecord-*"))
   if existing:
     raise UserError(
       f"got an output folder with {existing[0]}, expected none of split "
       f"{split!r}; pass another --output_dir, or remove the files"
     )
-  output_folder(output_dir, "--output_dir")
-  with tempfile.TemporaryDirectory(dir=output_dir) as unfinished:
+  storage.output_folder(output_dir, "--output_dir")
+  beside = None if storage.is_url(output_dir) else output_dir
+  with tempfile.TemporaryDirectory(dir=beside) as unfinished:
     paths = [
       Path(unfinished) / f"{name}-{split}.tfrecord-{i:05d}-of-{num_shards:05d}"
       for i in range(num_shards)
@@ -200,13 +201,17 @@ def make(
         f"got {count} examples for {num_shards} shards, expected at least one "
         "each; check --input or lower --num_shards"
       )
-    written = [path.rename(output_dir / path.name) for path in paths]
+    written = [output_dir / path.name for path in paths]
+    for path, target in zip(paths, written, strict=True):
+      storage.publish(path, target)
     lengths = [len(range(i, count, num_shards)) for i in range(num_shards)]
     state_lengths(output_dir, name, split, lengths)
     return written
 
 
-def state_lengths(folder: Path, name: str, split: str, lengths: Sequence[int]):
+def state_lengths(
+  folder: storage.Path, name: str, split: str, lengths: Sequence[int]
+):
   """Adds a split to dataset_info.json, with which readers compare shards."""
   path = folder / "dataset_info.json"
   info = {"name": name, "fileFormat": "tfrecord", "splits": []}
@@ -215,9 +220,7 @@ def state_lengths(folder: Path, name: str, split: str, lengths: Sequence[int]):
   others = [each for each in info["splits"] if each["name"] != split]
   stated = {"name": split, "shardLengths": [str(n) for n in lengths]}
   info["splits"] = [*others, stated]
-  unfinished = path.with_suffix(".unfinished")
-  unfinished.write_text(json.dumps(info, indent=2) + "\n")
-  unfinished.replace(path)
+  storage.write(path, json.dumps(info, indent=2) + "\n")
 
 
 def write(found: Iterable[Found], paths: Sequence[Path], max_side: int) -> int:
@@ -251,7 +254,7 @@ def read(args: flags.FlagValues) -> Iterator[Found]:
     )
   if args.format == "webdataset":
     return web_inputs.read_tars(args.input, defaults)
-  folder = args.image_folder or Path(args.input).parent
+  folder = args.image_folder or storage.locate(args.input, "--input").parent
   return web_inputs.read_jsonl(args.input, folder, defaults)
 
 
@@ -266,7 +269,7 @@ def main():
     args.num_shards,
     args.max_side,
   )
-  size = sum(path.stat().st_size for path in paths)
+  size = sum(open_storage(str(paths[0])).sizes(list(map(str, paths))))
   print(f"{args.output_dir}: {len(paths)} shards, {size / 1e6:.1f} MB")
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from rt2_jax import storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.web import WebExample
 
@@ -46,16 +47,18 @@ def read_jsonl(
   path: str | Path, image_folder: str | Path, defaults: Defaults
 ) -> Iterator[Found]:
   """Reads a JSONL file. Raises UserError naming a bad line."""
-  if not Path(path).is_file():
+  path = storage.locate(path, "--input")
+  images = storage.locate(image_folder, "--image_folder")
+  if not path.is_file():
     raise UserError(f"got --input={path}, expected a file with JSON lines")
-  with open(path, encoding="utf-8") as lines:
+  with storage.as_local(path) as local, local.open(encoding="utf-8") as lines:
     for number, line in enumerate(lines, 1):
       line = line.strip()
       if not line:
         continue
       where = f"{path}, line {number}"
       fields = parse_json(line, where)
-      image = Path(image_folder) / str(fields.get("image", ""))
+      image = images / str(fields.get("image", ""))
       if not image.is_file():
         raise UserError(
           f"{where}: got image {str(image)!r}, which is no file; correct the "
@@ -75,35 +78,36 @@ def read_tfds(
     answers: the feature that holds the texts, e.g. "captions/text".
     defaults: the question, and what else TFDS does not say.
   """
-  data = tfds.builder_from_directory(folder).as_dataset(
-    split,
-    shuffle_files=False,
-    decoders={"image": tfds.decode.SkipDecoding()},
-    read_config=tfds.ReadConfig(interleave_cycle_length=1),
-  )
-  for number, fields in enumerate(tfds.as_numpy(data)):
-    texts = np.atleast_1d(feature(fields, answers))
-    answer = tuple(text.decode() for text in texts)
-    yield Found(
-      f"{folder}, split {split!r}, example {number}",
-      WebExample(
-        fields["image"],
-        defaults.question,
-        answer,
-        defaults.task,
-        defaults.language,
-      ),
+  with storage.as_local(storage.locate(folder, "--input")) as local:
+    data = tfds.builder_from_directory(local).as_dataset(
+      split,
+      shuffle_files=False,
+      decoders={"image": tfds.decode.SkipDecoding()},
+      read_config=tfds.ReadConfig(interleave_cycle_length=1),
     )
+    for number, fields in enumerate(tfds.as_numpy(data)):
+      texts = np.atleast_1d(feature(fields, answers))
+      answer = tuple(text.decode() for text in texts)
+      yield Found(
+        f"{folder}, split {split!r}, example {number}",
+        WebExample(
+          fields["image"],
+          defaults.question,
+          answer,
+          defaults.task,
+          defaults.language,
+        ),
+      )
 
 
 def read_tars(pattern: str, defaults: Defaults) -> Iterator[Found]:
   """Reads the tars that match, sorted by name."""
-  paths = sorted(glob.glob(pattern))
+  paths = find(pattern)
   if not paths:
     raise UserError(f"got --input={pattern}, which no tar matches")
   for path in paths:
     try:
-      with tarfile.open(path) as tar:
+      with storage.as_local(path) as local, tarfile.open(local) as tar:
         for key, files in samples(tar):
           where = f"{path}, {key}"
           yield Found(where, from_sample(files, where, defaults))
@@ -111,6 +115,14 @@ def read_tars(pattern: str, defaults: Defaults) -> Iterator[Found]:
       raise UserError(
         f"{path}: got a damaged tar ({error}); copy it again"
       ) from error
+
+
+def find(pattern: str) -> list[storage.Path]:
+  """Returns the files that match, by name."""
+  place = storage.locate(pattern, "--input")
+  if isinstance(place, storage.Url):
+    return sorted(place.parent.glob(place.name))
+  return sorted(map(Path, glob.glob(str(place))))
 
 
 def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:

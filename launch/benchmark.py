@@ -1,6 +1,8 @@
 """Measures this machine and prints one JSON object per line.
 
-  python launch/benchmark.py [loader|train|policy|tabletop …]   (default: all)
+  python launch/benchmark.py [loader|train|policy|tabletop|checkpoint …]
+
+The default is all but `checkpoint`.
 
 All but `tabletop` take --config (default: configs/rt1_debug.py).
 
@@ -16,6 +18,9 @@ train: the config's training step on a synthetic batch. `mfu` is useful FLOP
 policy: one action of the same model, from image to float32[8].
 tabletop: one simulated environment in a process of its own, driven by the
   scripted expert, in CPU time; a step holds the drawing of one image.
+checkpoint: saves and restores --gigabytes of arrays with the shapes of the
+  config's parameters in each of --folders, local or a bucket's; one line for
+  each. `blocked_s` is what a save holds training up for.
 
 Speeds are medians. Only `loader` reads data. A missing tokenizer is replaced by
 data/small_tokenizer.model, which changes words and not costs. A GPU has a
@@ -47,6 +52,9 @@ _BESIDE = flags.DEFINE_enum(
   "beside", None, ["torch"], "What else trains the model of `train`."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.", 1)
+_FOLDERS = flags.DEFINE_list("folders", ["runs/bench"], "Of `checkpoint`.")
+_GIGABYTES = flags.DEFINE_float("gigabytes", 1.0, "Of `checkpoint`.", 1e-4)
+_DEFAULT = ("loader", "train", "policy", "tabletop")
 
 
 @program.main_on_devices
@@ -55,17 +63,19 @@ def main(*names):
     "loader": loader,
     "train": train,
     "policy": policy,
-    "tabletop": lambda: tabletop.measure(5 * _REPEATS.value),
+    "tabletop": lambda: [tabletop.measure(5 * _REPEATS.value)],
+    "checkpoint": checkpoint,
   }
   unknown = set(names) - set(benchmarks)
   if unknown:
     raise app.UsageError(f"got {unknown}, expected any of {list(benchmarks)}")
-  for name in names or benchmarks:
+  for name in names or _DEFAULT:
     start = {"benchmark": name, "machine": meters.machine()}
-    print(json.dumps(start | benchmarks[name]()), flush=True)
+    for row in benchmarks[name]():
+      print(json.dumps(start | row), flush=True)
 
 
-def loader() -> dict:
+def loader() -> list[dict]:
   # Here alone: a bare machine lacks the packages that read data.
   from rt2_jax.benchmarks import loading
 
@@ -74,10 +84,11 @@ def loader() -> dict:
   if _DATA.value:
     next(iter(fields["sources"].values()))["path"] = _DATA.value
   config = TrainConfig.from_dict(fields)
-  return names | loading.measure(config, _BATCHES.value, _SOAK_BATCHES.value)
+  row = loading.measure(config, _BATCHES.value, _SOAK_BATCHES.value)
+  return [names | row]
 
 
-def train() -> dict:
+def train() -> list[dict]:
   fields = read_config()
   if _BATCH_SIZE.value:
     fields["batch_size"] = _BATCH_SIZE.value
@@ -94,15 +105,27 @@ def train() -> dict:
     other["ratio"] = round(other["step_cpu_s"] / steps.step_cpu_s, 3)
     other["losses"] = other["losses"][:4]
     row |= {"losses": steps.losses[:4], "torch": other}
-  return row
+  return [row]
 
 
-def policy() -> dict:
+def policy() -> list[dict]:
   fields = read_config()
   config = TrainConfig.from_dict(fields)
   actor = acting.random_policy(config)
   action_s = acting.action_seconds(actor, 1, _REPEATS.value)
-  return named(fields) | acting.facts(config, action_s)
+  return [named(fields) | acting.facts(config, action_s)]
+
+
+def checkpoint() -> list[dict]:
+  from rt2_jax.benchmarks import saving
+
+  fields = read_config()
+  config = TrainConfig.from_dict(fields)
+  state = saving.draw_state(config, _GIGABYTES.value)
+  return [
+    named(fields) | saving.measure(state, folder, _REPEATS.value)
+    for folder in _FOLDERS.value
+  ]
 
 
 def read_config() -> dict:

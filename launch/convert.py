@@ -18,9 +18,7 @@ nothing. to_hf and from_hf need the extra [torch].
 import contextlib
 import dataclasses
 import math
-import os
 import pathlib
-import shutil
 import sys
 from collections.abc import Iterator
 
@@ -29,10 +27,9 @@ import jax
 import psutil
 from absl import app, flags
 
-from rt2_jax import platforms, trees
+from rt2_jax import platforms, storage, trees
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
-from rt2_jax.local_files import local_path
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.policy import Policy
 from rt2_jax.tokenizer import Tokenizer
@@ -95,15 +92,15 @@ def main(argv):
     if source.value is None:
       raise app.UsageError(f"got no --{source.name}, which {argv[1]} reads")
   absl.logging.set_verbosity(absl.logging.ERROR)
-  commands[argv[1]](local_path(_OUTPUT.value, "--output"))
+  commands[argv[1]](storage.locate(_OUTPUT.value, "--output"))
 
 
-def to_hf(output: pathlib.Path):
+def to_hf(output: storage.Path):
   """Writes weights, configs, tokenizer and rt2.json; runs PyTorch on them."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
   checkpoint.check_merged()
   model = VLMConfig.from_dict(checkpoint.meta["model"])
-  with proven(output) as folder:
+  with proven_locally(output) as folder:
     export.to_huggingface(
       checkpoint.read_params(),
       model,
@@ -116,20 +113,21 @@ def to_hf(output: pathlib.Path):
   print(f"wrote {output}")
 
 
-def from_hf(output: pathlib.Path):
+def from_hf(output: storage.Path):
   """Writes a checkpoint of the weights and of all that rt2.json keeps."""
-  folder = pathlib.Path(_FOLDER.value)
-  meta, tokenizer, step = export.read_meta(folder)
-  model = VLMConfig.from_dict(meta["model"])
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  names = pretrained.parameter_shapes(model)
-  shardings = trees.unflatten(dict.fromkeys(names, device))
-  dtype = pretrained.read_dtype(folder)
-  with proven(output) as workdir:
-    params = pretrained.load(folder, model, shardings, dtype)
-    stored_checkpoint.write(params, meta, tokenizer, step, workdir)
-    del params  # room for the other side
-    prove(StoredCheckpoint.open(workdir), folder)
+  # transformers reads it too.
+  with storage.as_local(storage.locate(_FOLDER.value, "--folder")) as folder:
+    meta, tokenizer, step = export.read_meta(folder)
+    model = VLMConfig.from_dict(meta["model"])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    names = pretrained.parameter_shapes(model)
+    shardings = trees.unflatten(dict.fromkeys(names, device))
+    dtype = pretrained.read_dtype(folder)
+    with proven(output) as workdir:
+      params = pretrained.load(folder, model, shardings, dtype)
+      stored_checkpoint.write(params, meta, tokenizer, step, workdir)
+      del params  # room for the other side
+      prove(StoredCheckpoint.open(workdir), folder)
   print(f"wrote {output}/checkpoints/{step}")
 
 
@@ -169,7 +167,7 @@ def prove(checkpoint: StoredCheckpoint, folder: pathlib.Path):
   report(agreement.compare(ours, theirs), whole)
 
 
-def to_big_vision(output: pathlib.Path):
+def to_big_vision(output: storage.Path):
   """Writes one file; `pretrained` reads it back."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
   checkpoint.check_merged()
@@ -178,7 +176,7 @@ def to_big_vision(output: pathlib.Path):
   shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
   model = VLMConfig.from_dict(checkpoint.meta["model"])
   whole = fits_in_memory(checkpoint)
-  with proven(output, replace=True) as path:
+  with proven_locally(output, replace=True) as path:
     stored = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     export.to_big_vision(stored, path, _COMPRESSED.value)
     del stored
@@ -191,7 +189,7 @@ def to_big_vision(output: pathlib.Path):
   print(f"wrote {output}")
 
 
-def merge(output: pathlib.Path):
+def merge(output: storage.Path):
   """Writes a checkpoint whose matrices hold their adapters' products."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
   checkpoint.check_adapted()
@@ -216,31 +214,31 @@ def merge(output: pathlib.Path):
   print(f"wrote {output}/checkpoints/{checkpoint.step}")
 
 
-def to_peft(output: pathlib.Path):
+def to_peft(output: storage.Path):
   """Writes the adapters; the base is where the run found it."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
   checkpoint.check_adapted()
   model = VLMConfig.from_dict(checkpoint.meta["model"])
-  with proven(output) as folder:
+  with proven_locally(output) as folder:
     name = str(checkpoint.meta["base"]["weights"])
     peft_format.write(checkpoint.read_params(), model, name, folder)
   print(f"wrote {output}")
 
 
-def from_peft(output: pathlib.Path):
+def from_peft(output: storage.Path):
   """Writes an inference-only checkpoint of the run --workdir."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
   checkpoint.check_adapted()
   model = VLMConfig.from_dict(checkpoint.meta["model"])
   own = trees.flatten(checkpoint.read_params())
-  folder = local_path(_FOLDER.value, "--folder")
+  folder = storage.locate(_FOLDER.value, "--folder")
   read = trees.flatten(peft_format.read(folder, trees.unflatten(own), model))
   with proven(output) as workdir:
     save(trees.unflatten(own | read), checkpoint, workdir)
   print(f"wrote {output}/checkpoints/{checkpoint.step}")
 
 
-def strip(output: pathlib.Path):
+def strip(output: storage.Path):
   """Writes a checkpoint that is inference-only, a third of the size."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
   checkpoint.check_merged()
@@ -256,7 +254,7 @@ def strip(output: pathlib.Path):
   print(f"wrote {output}/checkpoints/{checkpoint.step}")
 
 
-def average(output: pathlib.Path):
+def average(output: storage.Path):
   """Writes a checkpoint whose parameters are the mean of several."""
   words = [word for word in _STEPS.value if not word.strip().isdecimal()]
   if words:
@@ -275,15 +273,15 @@ def average(output: pathlib.Path):
   print(f"wrote {output}/checkpoints/{checkpoints[-1].step}")
 
 
-def save(params: dict, like: StoredCheckpoint, workdir: pathlib.Path):
+def save(params: dict, like: StoredCheckpoint, workdir: storage.Path):
   """Writes parameters with all else from a checkpoint."""
   stored_checkpoint.write(params, like.meta, like.tokenizer, like.step, workdir)
 
 
 @contextlib.contextmanager
 def proven(
-  output: pathlib.Path, replace: bool = False
-) -> Iterator[pathlib.Path]:
+  output: storage.Path, replace: bool = False
+) -> Iterator[storage.Path]:
   """Yields a place beside the output, which gets its name at the end.
 
   What fails, or is cut off, leaves nothing under the output's name.
@@ -302,21 +300,26 @@ def proven(
       f"got output {output}, which exists; choose another, or remove it"
     )
   place = output.with_name(f"{output.name}.unproven")
-  place.parent.mkdir(parents=True, exist_ok=True)
-  remove(place)
+  storage.output_folder(place.parent, "--output")
+  storage.remove(place)
   try:
     yield place
-    os.replace(place, output)
+    storage.move(place, output)
   finally:
-    remove(place)
+    storage.remove(place)
 
 
-def remove(place: pathlib.Path):
-  """Removes a file or a folder, if there is one."""
-  if place.is_dir():
-    shutil.rmtree(place)
-  else:
-    place.unlink(missing_ok=True)
+@contextlib.contextmanager
+def proven_locally(
+  output: storage.Path, replace: bool = False
+) -> Iterator[pathlib.Path]:
+  """Yields the same on this machine, for libraries that write to no other."""
+  if not storage.is_url(output):
+    with proven(output, replace) as place:
+      yield place
+    return
+  with proven(output, replace) as place, storage.made_locally(place) as local:
+    yield local
 
 
 def fits_in_memory(checkpoint: StoredCheckpoint) -> bool:

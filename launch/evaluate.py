@@ -8,8 +8,8 @@ from. Everything is also written to `DIR/evaluation/`.
 How often the run does what it is asked to is launch/rollout.py's question.
 """
 
+import io
 import json
-import pathlib
 from typing import Any
 
 import matplotlib
@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 from absl import app, flags
 
 from launch import program
-from rt2_jax import local_files
+from rt2_jax import storage
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.evaluation import HeldOut
 from rt2_jax.evaluators import action_accuracy
@@ -46,14 +46,14 @@ _MAX_DRAWN = 200  # steps in the picture
 
 @program.main_on_devices
 def main():
-  workdir = local_files.local_path(_WORKDIR.value, "--workdir")
+  workdir = storage.locate(_WORKDIR.value, "--workdir")
   checkpoints = Checkpoints.open_run(workdir)
   step = checkpoints.existing_step(_STEP.value)
   meta, _ = checkpoints.restore_meta(step)
   run = {"step": step, "config_hash": config_hash(meta["config"])}
   config = with_defaults(meta["config"])
   held_out = HeldOut(LoaderConfig(**config["loader"]), _BATCH_SIZE.value)
-  folder = local_files.output_folder(workdir / "evaluation", "--workdir")
+  folder = storage.output_folder(workdir / "evaluation", "--workdir")
   for name, fields in config["sources"].items():
     policy = Policy.from_checkpoint(workdir, name, step)
     source = SourceConfig(**fields)
@@ -100,13 +100,13 @@ def evaluate_answers(policy, name, source, held_out):
   return metrics
 
 
-def write(metrics: dict[str, Any], path: pathlib.Path):
+def write(metrics: dict[str, Any], path: storage.Path):
   text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-  local_files.write(path, text)
+  storage.write(path, text)
   print(f"numbers: {path}")
 
 
-def draw(result: action_accuracy.ActionAccuracy, path: pathlib.Path):
+def draw(result: action_accuracy.ActionAccuracy, path: storage.Path):
   """Draws a panel per dimension: recorded and decoded actions over the steps.
 
   Of a chunk it takes the first action, which is carried out at that step.
@@ -136,8 +136,9 @@ def draw(result: action_accuracy.ActionAccuracy, path: pathlib.Path):
   axes[0].legend(loc="upper right", ncols=2)
   axes[-1].set_xlabel("step")
   figure.tight_layout()
-  with local_files.named_in_errors(path):
-    figure.savefig(path, dpi=100)
+  picture = io.BytesIO()
+  figure.savefig(picture, format="png", dpi=100)
+  storage.write(path, picture.getvalue())
 
 
 if __name__ == "__main__":

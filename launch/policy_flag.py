@@ -7,12 +7,10 @@ A value is a baseline of the benchmark, a training run's workdir, a folder that
 import dataclasses
 import difflib
 import json
-import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rt2_jax import import_path
+from rt2_jax import import_path, storage
 from rt2_jax.errors import UserError
 from rt2_jax.observation import ObservationSpec
 from rt2_jax.rollouts import runner
@@ -69,7 +67,7 @@ def _name(value: str, benchmark: Benchmark) -> str:
     return value
   if import_path.is_import_path(value):
     return value.replace(":", ".")
-  if "://" not in value and not pathlib.Path(value).expanduser().exists():
+  if not storage.locate(value, "--policy").exists():
     close = difflib.get_close_matches(value, benchmark.baselines, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise UserError(
@@ -77,7 +75,7 @@ def _name(value: str, benchmark: Benchmark) -> str:
       "launch/convert.py to_hf, an import path such as my_lab.policy:act, or "
       f"a baseline: {', '.join(benchmark.baselines) or 'none here'}{hint}"
     )
-  name = pathlib.Path(value).expanduser().resolve().name
+  name = storage.locate(value, "--policy").resolve().name
   if name in benchmark.baselines:
     raise UserError(
       f"got --policy={value}, whose name {name!r} is a baseline's, expected "
@@ -110,8 +108,7 @@ def find(
     return _baseline(benchmark.baselines[value])
   if import_path.is_import_path(value):
     return _imported(value)
-  value = os.path.expanduser(value)
-  if pathlib.Path(value, _EXPORTED).is_file():
+  if (storage.locate(value, "--policy") / _EXPORTED).is_file():
     return _exported(value, benchmark, trials, source)
   return _run(value, benchmark, trials, source, step)
 
@@ -146,7 +143,7 @@ def _exported(
   """Finds the policy of an exported folder, in PyTorch."""
   from rt2_jax.tokenizer import Tokenizer
 
-  path = pathlib.Path(folder)
+  path = storage.locate(folder, "--policy")
   robot = json.loads((path / _EXPORTED).read_text(encoding="utf-8"))
   text = Tokenizer.from_file(path / "tokenizer.model")
   spec = _check_fit(folder, robot, text, source, benchmark, trials)
@@ -189,12 +186,12 @@ def _run(
 
   start = meta["config"].get("pretrained")
   return Tried(
-    f"{pathlib.Path(workdir)}, step {step}",
+    f"{storage.locate(workdir, '--policy')}, step {step}",
     load,
     spec,
     config_hash=config_hash(meta["config"]),
     web=_web_accuracy(workdir, step),
-    web_before=_web_accuracy(start) if isinstance(start, str) else {},
+    web_before=_web_accuracy(start) if start and isinstance(start, str) else {},
   )
 
 
@@ -249,9 +246,10 @@ def _web_accuracy(workdir: str, step: int | None = None) -> dict[str, float]:
     workdir: of the run; one that was never evaluated has no accuracies.
     step: of the checkpoint that was measured; None for any.
   """
+  folder = storage.locate(workdir, "--policy") / "evaluation"
   measured = {
     path.stem: json.loads(path.read_text())
-    for path in sorted(pathlib.Path(workdir, "evaluation").glob("*.json"))
+    for path in sorted(folder.glob("*.json"))
   }
   return {
     name: metrics["accuracy"]

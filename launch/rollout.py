@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from launch import policy_flag, program
 from launch.policy_flag import Tried
-from rt2_jax import import_path, local_files
+from rt2_jax import import_path, storage
 from rt2_jax.errors import UserError
 from rt2_jax.rollouts import films, report, results, runner
 from rt2_jax.rollouts.trial import (
@@ -94,7 +94,7 @@ _OF_TABLETOP = {
 def main():
   benchmark = open_benchmark(_BENCHMARK.value)
   values = policy_flag.names(_POLICY.value, benchmark)
-  folder = local_files.local_path(_OUTPUT.value, "--output")
+  folder = storage.locate(_OUTPUT.value, "--output")
   suites = choose_suites(benchmark.suites, _SUITES.value)
   trials = benchmark.trials(suites, _EPISODES.value, _SEED.value)
   tried = {
@@ -149,21 +149,14 @@ def open_benchmark(name: str) -> Benchmark:
   return check_benchmark(import_path.load(name, "--benchmark"), name)
 
 
-def open_folder(folder: pathlib.Path) -> None:
+def open_folder(folder: storage.Path) -> None:
   """Makes the folder for results.
 
   Raises:
     UserError: it cannot be made, or nothing can be written there.
   """
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    writable = os.access(folder, os.W_OK)
-  except OSError as error:
-    raise UserError(
-      f"got --output={folder}, which cannot be made ({error.strerror}); "
-      "expected a folder that can be written; choose another --output"
-    ) from error
-  if not writable:
+  storage.output_folder(folder, "--output")
+  if not (storage.is_url(folder) or os.access(folder, os.W_OK)):
     raise UserError(
       f"got --output={folder}, where nothing can be written; choose another "
       "--output"
@@ -175,7 +168,7 @@ def play(
   tried: Tried,
   trials: list[Trial],
   benchmark: Benchmark,
-  folder: pathlib.Path,
+  folder: storage.Path,
 ) -> dict[str, Any]:
   """Runs all trials, writes their films and returns their numbers."""
   start = time.monotonic()
@@ -212,8 +205,8 @@ def play(
   }
 
 
-def write(result: dict[str, Any], path: pathlib.Path) -> None:
-  local_files.write(path, json.dumps(result, allow_nan=False) + "\n")
+def write(result: dict[str, Any], path: storage.Path) -> None:
+  storage.write(path, json.dumps(result, allow_nan=False) + "\n")
   print(f"numbers: {path}")
 
 

@@ -9,6 +9,7 @@ physical units. It needs one device, whatever mesh the config asks for.
 
 import collections
 import dataclasses
+import io
 import logging
 import math
 import textwrap
@@ -23,10 +24,9 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from launch import experiment_flag, program
-from rt2_jax import sharding, training
+from rt2_jax import sharding, storage, training
 from rt2_jax.actions import ActionTokenizer, Dimension
 from rt2_jax.batch import Batch
-from rt2_jax.local_files import local_path, named_in_errors, output_folder
 from rt2_jax.prompt import PLAN_END, PLAN_START, Prompt
 from rt2_jax.train_config import TrainConfig
 
@@ -71,7 +71,7 @@ class Card:
 @program.main_on_devices
 def main():
   logging.getLogger("rt2_jax").setLevel(logging.INFO)
-  path = local_path(_OUTPUT.value, "--output")
+  path = storage.locate(_OUTPUT.value, "--output")
   config = TrainConfig.from_dict(experiment_flag.read())
   action_tokenizers = config.action_tokenizers()
   batch, images = load(config, action_tokenizers, _STEP.value)
@@ -81,9 +81,10 @@ def main():
   )
   cards = make_cards(config, action_tokenizers, batch, images, _ROWS.value)
   title = f"step {_STEP.value}: {len(cards)} of {len(names)} rows; {shares}"
-  output_folder(path.parent, "--output")
-  with named_in_errors(path):
-    draw(cards, title).savefig(path, dpi=110)
+  storage.output_folder(path.parent, "--output")
+  picture = io.BytesIO()
+  draw(cards, title).savefig(picture, format=path.suffix[1:] or "png", dpi=110)
+  storage.write(path, picture.getvalue())
   print(f"{title}\npicture: {path}")
 
 

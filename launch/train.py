@@ -18,7 +18,7 @@ from absl import app, flags
 from launch import experiment_flag
 from rt2_jax import hosts, platforms, training
 from rt2_jax.errors import ends_in_one_message
-from rt2_jax.local_files import local_path
+from rt2_jax.storage import locate
 
 experiment_flag.define()
 _WORKDIR = flags.DEFINE_string(
@@ -46,7 +46,7 @@ def main(argv):
   platforms.prepare()
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only")
-  workdir = local_path(_WORKDIR.value, "--workdir")
+  workdir = locate(_WORKDIR.value, "--workdir")
   if _MULTIHOST.value:
     hosts.join(
       _COORDINATOR.value,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-import pathlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rt2_jax import checksums, consensus, interrupts, local_files
+from rt2_jax import checksums, consensus, interrupts, storage
 from rt2_jax.errors import UserError
 from rt2_jax.saved_step import (
   ARRAYS,
@@ -46,6 +46,7 @@ _REFUSED = re.compile(
   "No space left on device|Disk quota exceeded|File too large|"
   "Read-only file system|Permission denied"
 )
+_STORES = ("gs://", "s3://")
 _VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint")
 
 
@@ -76,25 +77,29 @@ class Checkpoints:
   A context manager: what was saved is complete when it is left.
   """
 
-  def __init__(self, folder: str | pathlib.Path, keep: int | None = None):
+  def __init__(self, folder: str | os.PathLike, keep: int | None = None):
     """Reads and creates nothing yet.
 
     Args:
       folder: of the checkpoints.
       keep: how many of the newest checkpoints stay; None keeps all.
+
+    Raises:
+      UserError: see `storage.locate`; or a store that TensorStore cannot write.
     """
-    self._folder = local_files.local_path(folder, "--workdir").absolute()
+    self._folder = storage.locate(folder, "--workdir").absolute()
+    _check_store(self._folder)
     self._keep = keep
     self._manager: ocp.CheckpointManager | None = None
 
   @classmethod
-  def open_run(cls, folder: str | pathlib.Path) -> Checkpoints:
+  def open_run(cls, folder: str | os.PathLike) -> Checkpoints:
     """Those of a run's workdir, or of its folder `checkpoints`.
 
     Raises:
       UserError: there is no such folder.
     """
-    folder = local_files.local_path(folder, "--workdir")
+    folder = storage.locate(folder, "--workdir")
     if (folder / "checkpoints").is_dir():
       folder = folder / "checkpoints"
     if not folder.is_dir():
@@ -179,7 +184,7 @@ class Checkpoints:
         self._manager = self._make_manager()
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-  def step_folder(self, step: int | None = None) -> pathlib.Path:
+  def step_folder(self, step: int | None = None) -> storage.Path:
     """Where a checkpoint lies; default: the newest.
 
     Raises:
@@ -246,7 +251,7 @@ class Checkpoints:
       saved.progress.get("window", {}),
     )
 
-  def set_aside(self, step: int) -> pathlib.Path:
+  def set_aside(self, step: int) -> storage.Path:
     """Moves a damaged checkpoint out of the way; deletes nothing.
 
     Returns:
@@ -257,9 +262,7 @@ class Checkpoints:
     target = place / (f"{step}-{taken}" if taken else str(step))
     with consensus.together():
       if jax.process_index() == 0:
-        local_files.output_folder(place, "the folder of damaged checkpoints")
-        with local_files.named_in_errors(target):
-          (self._folder / str(step)).rename(target)
+        storage.move(self._folder / str(step), target)
     return target
 
   def wait(self):
@@ -289,7 +292,7 @@ class Checkpoints:
     finally:
       logging.disable(before)
     return ocp.CheckpointManager(
-      self._folder,
+      str(self._folder),
       item_handlers={name: handler() for name, handler in _ITEMS.items()},
       # Lightweight: a damaged description of an old checkpoint is not read.
       options=ocp.CheckpointManagerOptions(
@@ -333,6 +336,15 @@ class Checkpoints:
 
   def _saved(self, step: int | None) -> SavedStep:
     return SavedStep(self._folder / str(self.existing_step(step)))
+
+
+def _check_store(folder: storage.Path):
+  """Raises UserError for a store that TensorStore has no driver for."""
+  if storage.is_url(folder) and not str(folder).startswith(_STORES):
+    raise UserError(
+      f"got checkpoint folder {folder}, expected one on this machine or one of "
+      f"{', '.join(f'{store}…' for store in _STORES)}; choose another --workdir"
+    )
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rt2_jax import differences, local_files
+from rt2_jax import differences, storage
 from rt2_jax.errors import UserError
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -109,7 +109,7 @@ def check_equal(values: Mapping[str, Any]):
     )
 
 
-def check_shared(folder: pathlib.Path, timeout: float = 20.0):
+def check_shared(folder: storage.Path, timeout: float = 20.0):
   """Checks that all processes see one folder: process 0 writes, all read.
 
   Nothing is left behind.
@@ -130,8 +130,8 @@ def check_shared(folder: pathlib.Path, timeout: float = 20.0):
   try:
     with together():
       if first:
-        local_files.output_folder(folder, "--workdir")
-        local_files.write(path, token)
+        storage.output_folder(folder, "--workdir")
+        storage.write(path, token)
     problem = "" if _appears(path, token, timeout) else "does not see it"
     problem = problems(problem)
   finally:
@@ -144,7 +144,7 @@ def check_shared(folder: pathlib.Path, timeout: float = 20.0):
     raise UserError(
       f"got --workdir={folder}, in which process 0 wrote a file that not every "
       f"process sees ({problem}); expected one folder that all of them share, "
-      "on a disk that is mounted everywhere"
+      "in a bucket or on a disk that is mounted everywhere"
     )
 
 
@@ -160,7 +160,7 @@ def code() -> dict[str, str]:
   return {"rt2_jax": digest.hexdigest()[:16], **versions}
 
 
-def _appears(path: pathlib.Path, token: str, timeout: float) -> bool:
+def _appears(path: storage.Path, token: str, timeout: float) -> bool:
   """Tells whether another process's file is seen; a network disk may lag."""
   deadline = time.monotonic() + timeout
   while True:
@@ -172,8 +172,10 @@ def _appears(path: pathlib.Path, token: str, timeout: float) -> bool:
     time.sleep(_LOOK_S)
 
 
-def _missing_parents(path: pathlib.Path) -> list[pathlib.Path]:
+def _missing_parents(path: storage.Path) -> list[pathlib.Path]:
   """Folders above a path that are not there yet, the lowest first."""
+  if isinstance(path, storage.Url):
+    return []  # an object store has no folders
   return [parent for parent in path.parents if not parent.exists()]
 
 

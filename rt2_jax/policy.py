@@ -6,7 +6,7 @@ The same model answers questions about images in free text.
 from __future__ import annotations
 
 import functools
-import pathlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,7 +88,7 @@ class Policy(RobotPolicy):
   @classmethod
   def from_checkpoint(
     cls,
-    folder: str | pathlib.Path,
+    folder: str | os.PathLike,
     source: str | None = None,
     step: int | None = None,
     mesh: Mesh | None = None,

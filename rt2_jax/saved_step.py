@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import logging
-import pathlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rt2_jax import checksums, consensus
+from rt2_jax import checksums, consensus, storage
 from rt2_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -31,7 +30,8 @@ CHECKSUMS = "checksums"  # key of `meta`: item -> array -> type -> checksum
 # The machine's trouble, not the checkpoint's.
 _NO_DAMAGE = re.compile(
   "MemoryError|RESOURCE_EXHAUSTED|Permission|PERMISSION_DENIED|UNAVAILABLE|"
-  "Too many open files"
+  "Too many open files|DEADLINE_EXCEEDED|HttpError|Client[A-Z]\\w*Error|"
+  "ServerDisconnected|TimeoutError|Forbidden"
 )
 
 
@@ -39,15 +39,16 @@ class Damaged(UserError):
   """A checkpoint that cannot be read, or is not what was saved."""
 
 
-def steps_in(folder: pathlib.Path) -> list[int]:
+def steps_in(folder: storage.Path) -> list[int]:
   """Lists the complete checkpoints of a folder, the oldest first."""
-  return sorted(ocp.utils.checkpoint_steps(folder))
+  with storage.named_in_errors(folder, verb="read"):
+    return sorted(ocp.utils.checkpoint_steps(str(folder)))
 
 
 class SavedStep:
   """The checkpoint of one step; every method raises `Damaged` if it is."""
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: storage.Path):
     """Reads nothing yet; `folder` is named by the step."""
     self.folder = folder
     self.step = int(folder.name)
@@ -181,7 +182,7 @@ class SavedStep:
       return handler.restore(self._item(item), args=args)
 
   def _item(self, name: str) -> epath.Path:
-    return epath.Path(self.folder) / name
+    return epath.Path(str(self.folder)) / name
 
   def _damaged(self, cause: str) -> Damaged:
     others = [s for s in steps_in(self.folder.parent) if s != self.step]

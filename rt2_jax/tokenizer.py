@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import pathlib
+import os
 import re
 from collections.abc import Sequence
 
@@ -17,6 +17,7 @@ import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto as Proto
 from sentencepiece.sentencepiece_model_pb2 import TrainerSpec
 
+from rt2_jax import storage
 from rt2_jax.action_tokens import NUM_BINS, IntegerTokens, RareTokens
 from rt2_jax.errors import UserError, unknown_name
 
@@ -126,8 +127,13 @@ class Tokenizer:
     self._control = re.compile("|".join(map(re.escape, [*control, IMAGE_WORD])))
 
   @classmethod
-  def from_file(cls, path: str | pathlib.Path) -> Tokenizer:
-    path = pathlib.Path(path)
+  def from_file(cls, path: str | os.PathLike) -> Tokenizer:
+    """Reads a model file, local or e.g. `gs://…`.
+
+    Raises:
+      UserError: no such file; or see `__init__`.
+    """
+    path = storage.locate(path, "the tokenizer file")
     if not path.is_file():
       raise UserError(
         f"got tokenizer file {str(path)!r}, which does not exist; pass Gemma's "

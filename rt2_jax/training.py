@@ -5,21 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import pathlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 from jax.sharding import Mesh
 
 from rt2_jax import (
   consensus,
-  local_files,
+  event_files,
   optimizer,
   platforms,
   sharding,
+  storage,
   trees,
 )
 from rt2_jax import workdir as claim
@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 _SAME = ("model", "action_tokenizers", "observation", "observations")
 
 
-def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
+def train(fields: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
   """Trains from the newest checkpoint in `workdir`, or from the start.
 
   A run that was killed goes on where it stood, with the same batches and the
@@ -61,7 +61,7 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     UserError: anything wrong with config, data or workdir, before the first
       step where it can be known then; or training has diverged.
   """
-  workdir = local_files.local_path(workdir, "--workdir")
+  workdir = storage.locate(workdir, "--workdir")
   platforms.prepare()  # before JAX starts
   with consensus.together():
     config = TrainConfig.from_dict(fields)
@@ -92,7 +92,9 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
     stack.enter_context(claim.held(workdir, fields, with_defaults))
     start = int(state.step)
     log_start(config, state, mesh)
-    writer = stack.enter_context(open_log(workdir / "tensorboard", start))
+    first = jax.process_index() == 0
+    log = event_files.open_log(workdir / "tensorboard", start, first)
+    writer = stack.enter_context(log)
     spaces = {name: t.space for name, t in action_tokenizers.items()}
     progress = Progress(config, spaces, writer, start, window)
     step_fn = trainer.compile_step()
@@ -112,21 +114,6 @@ def train(fields: Mapping[str, Any], workdir: str | pathlib.Path) -> TrainState:
         items = (*arrays, meta.to_dict(), config.tokenizer.model)
         checkpoints.save(done, *items, window)
   return state
-
-
-def open_log(folder: pathlib.Path, start: int) -> tensorboardX.SummaryWriter:
-  """TensorBoard's writer; what an earlier run logged after `start` is void.
-
-  The name of the file ends in the step, so that two runs within one second
-  write two files.
-  """
-  with local_files.named_in_errors(folder):
-    return tensorboardX.SummaryWriter(
-      str(folder),
-      purge_step=start + 1,
-      filename_suffix=f".{start}",
-      write_to_disk=jax.process_index() == 0,
-    )
 
 
 def make_evaluation(

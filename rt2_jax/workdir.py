@@ -6,13 +6,12 @@ import contextlib
 import fcntl
 import json
 import logging
-import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 
-from rt2_jax import checkpoint, consensus, differences, local_files
+from rt2_jax import checkpoint, consensus, differences, lease, storage
 from rt2_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ FREE_FIELDS = (
 
 
 def check(
-  workdir: pathlib.Path, fields: Mapping[str, Any], complete: Complete
+  workdir: storage.Path, fields: Mapping[str, Any], complete: Complete
 ) -> bool:
   """Compares a config with the one that a workdir was claimed for.
 
@@ -71,7 +70,7 @@ def check(
 
 @contextlib.contextmanager
 def held(
-  workdir: pathlib.Path, fields: Mapping[str, Any], complete: Complete
+  workdir: storage.Path, fields: Mapping[str, Any], complete: Complete
 ) -> Iterator[None]:
   """Holds a workdir while a run goes on, and writes its config.json.
 
@@ -84,16 +83,16 @@ def held(
   with contextlib.ExitStack() as stack:
     with consensus.together():
       if jax.process_index() == 0:
-        local_files.output_folder(workdir, "--workdir")
-        stack.enter_context(_locked(workdir))
+        storage.output_folder(workdir, "--workdir")
+        stack.enter_context(_locked(workdir / "lock"))
         if check(workdir, fields, complete):
           text = json.dumps(fields, indent=2, sort_keys=True)
-          local_files.write(workdir / "config.json", text)
+          storage.write(workdir / "config.json", text)
     yield
 
 
 def _difference(
-  path: pathlib.Path, fields: Mapping[str, Any], complete: Complete
+  path: storage.Path, fields: Mapping[str, Any], complete: Complete
 ) -> str:
   """What a config.json has against these fields; "" for nothing."""
   content = path.read_bytes()
@@ -116,18 +115,21 @@ def _difference(
 
 
 @contextlib.contextmanager
-def _locked(workdir: pathlib.Path) -> Iterator[None]:
+def _locked(path: storage.Path) -> Iterator[None]:
   """A lock that ends with the process, however that ends."""
-  path = workdir / "lock"
   with contextlib.ExitStack() as stack:
-    with local_files.named_in_errors(path):
+    if isinstance(path, storage.Url):
+      stack.enter_context(lease.held(path))
+      yield
+      return
+    with storage.named_in_errors(path):
       file = stack.enter_context(path.open("ab"))
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise UserError(
-        f"got --workdir={workdir}, in which another program trains now; wait "
-        "for it, end it, or use another --workdir"
+        f"got --workdir={path.parent}, in which another program trains now; "
+        "wait for it, end it, or use another --workdir"
       ) from error
     except OSError:
       _LOG.warning("%s cannot be locked on this file system", path)

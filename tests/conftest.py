@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 # Before the first import of JAX. Many tests, and the programs that they start,
 # compile the same steps: all of them share what one has compiled.
@@ -22,7 +23,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 import hypothesis
 import pytest
 
+from rt2_jax import storage
 from rt2_jax.tokenizer import Tokenizer
+from tests import gcs
 
 # Machines differ and may be busy: properties are checked, not speed.
 hypothesis.settings.register_profile("rt2", deadline=None)
@@ -34,3 +37,19 @@ ROOT = pathlib.Path(__file__).parent.parent
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
   return Tokenizer.from_file(ROOT / "data/small_tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[tuple[storage.Url, gcs.Proxy]]:
+  """A bucket on a real Google Cloud Storage server, and the proxy before it.
+
+  For this process and the programs that it starts.
+  """
+  with gcs.behind_proxy("tests") as found:
+    yield found
+
+
+@pytest.fixture(scope="session")
+def bucket(store) -> storage.Url:
+  """A bucket on a real Google Cloud Storage server."""
+  return store[0]

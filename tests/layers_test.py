@@ -13,12 +13,13 @@ from tests.conftest import ROOT
 # inside it the order below holds. `errors` lies below them all.
 FLOORS = [
   {"errors"},
-  {"action_tokens", "batch", "images", "losses", "storage", "trees"}
+  {"storage"},
+  {"action_tokens", "batch", "images", "losses", "byte_ranges", "trees"}
   | {"checksums", "differences", "import_path", "interrupts"}
-  | {"local_files", "ranges"}
+  | {"ranges"}
   | {"compiler_options", "cpu_memory", "hosts", "parameters"},
   {"actions", "tokenizer", "augment", "models", "optimizers", "sharding"}
-  | {"clusters", "consensus", "platforms"},
+  | {"clusters", "consensus", "event_files", "lease", "platforms"},
   {"prompt", "decode", "optimizer", "trainable", "step_metrics", "saved_step"}
   | {"action_spaces", "observation"},
   {"checkpoint", "checkpoint_meta", "input_pipeline", "robot_policy"}
@@ -80,7 +81,9 @@ INSIDE = {
   ],
   "pytorch": [{"decode", "random_model"}, {"policy"}, {"train_step"}],
   "weights": [
-    {"files", "hf_names", "hf_fields", "hf_processor"},
+    {"stored_arrays", "hf_names", "hf_fields", "hf_processor"},
+    {"npz"},
+    {"files"},
     {"hf_config", "checks"},
     {"pretrained", "export", "stored_checkpoint", "torch_ends"}
     | {"merging", "peft_format"},
@@ -98,7 +101,7 @@ INSIDE = {
   "evaluators": [{"action_accuracy", "vqa"}],
   "benchmarks": [
     {"meters", "synthetic"},
-    {"acting", "loading", "tabletop", "training"}
+    {"acting", "loading", "saving", "tabletop", "training"}
     | {"devices_agree", "learning"},
   ],
 }

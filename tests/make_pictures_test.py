@@ -12,11 +12,11 @@ from PIL import Image
 from data import make_pictures, make_web_pictures
 from data.picture_questions import SKILLS, Words
 from data.picture_scenes import Drawn
+from rt2_jax.byte_ranges import open_storage
 from rt2_jax.envs.tabletop import pictures
 from rt2_jax.envs.tabletop.descriptions import NUMBERS
 from rt2_jax.input_pipeline import records, web
 from rt2_jax.prompt import Prompt
-from rt2_jax.storage import open_storage
 from rt2_jax.tokenizer import Tokenizer
 from tests.conftest import ROOT
 from tests.envs.tabletop.rendering import PICTURES

@@ -291,11 +291,13 @@ def test_every_number_of_a_config_has_a_range():
       assert kind not in (int, float, int | None, float | None), (part, name)
 
 
-@pytest.mark.parametrize("workdir", ["gs://bucket/run", "file:///tmp/x", ""])
+@pytest.mark.parametrize(
+  "workdir", ["memory://bucket/run", "nope://bucket/run", ""]
+)
 def test_a_workdir_elsewhere_is_refused(fields, tmp_path, workdir, monkeypatch):
   monkeypatch.chdir(tmp_path)
   before = sorted(tmp_path.iterdir())
-  with pytest.raises(UserError, match=f"got --workdir = '{workdir}', expected"):
+  with pytest.raises(UserError, match=f"got .*({workdir}|nope://)"):
     training.train(fields, workdir)
   assert sorted(tmp_path.iterdir()) == before
 

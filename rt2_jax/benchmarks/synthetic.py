@@ -7,13 +7,13 @@ costs.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rt2_jax import storage
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.prompt import Prompt
@@ -28,7 +28,7 @@ _SMALL_TOKENIZER = "data/small_tokenizer.model"
 def words(config: TrainConfig) -> tuple[Prompt, dict[str, ActionTokenizer]]:
   """Makes the config's prompt and action tokenizers, or a stand-in's."""
   file = config.tokenizer_file
-  if not pathlib.Path(file).is_file():
+  if not storage.locate(file, "config.tokenizer_file").is_file():
     file = _SMALL_TOKENIZER
   tokenizer = Tokenizer.from_file(file)
   route = tokenizer.action_route(config.actions.route)

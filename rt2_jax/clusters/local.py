@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from rt2_jax import local_files
+from rt2_jax import storage
 from rt2_jax.clusters import log_lines
 from rt2_jax.clusters.cluster import (
   FIRST_SIGNAL_CODE,
@@ -263,7 +263,7 @@ class Local(Cluster):
 
   def _remember(self, **changes: Any):
     known = self._remembered() | changes
-    local_files.write(self._record, json.dumps(known))
+    storage.write(self._record, json.dumps(known))
 
   def _remembered(self) -> dict[str, Any]:
     if not self._record.exists():

@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from rt2_jax import local_files
+from rt2_jax import storage
 from rt2_jax.clusters import log_lines
 from rt2_jax.clusters.cluster import Cluster, Ending, Job, Outcome
 from rt2_jax.clusters.commands import CommandError, Commands
@@ -128,14 +128,14 @@ class Slurm(Cluster):
       self._refuse_second(job)
       job.code.unpack(self._code)
       self._ended.unlink(missing_ok=True)
-      local_files.write(self._script, script)
+      storage.write(self._script, script)
     self._log.skip_to_end()
     number = self.commands.run("sbatch", "--parsable", str(self._script))
     if self.commands.dry_run:
       return
     # "17;cluster" where there are several.
     number = number.strip().partition(";")[0]
-    local_files.write(self._number, number)
+    storage.write(self._number, number)
     self.say(
       f"job {number} is queued; it goes on, and restarts, without this program "
       "(Ctrl-C leaves it alone)"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from rt2_jax.byte_ranges import Storage
 from rt2_jax.errors import UserError
-from rt2_jax.storage import Storage
 
 FILE = "dataset_info.json"
 

@@ -29,7 +29,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from rt2_jax import ranges
+from rt2_jax import ranges, storage
 from rt2_jax.action_spaces import RT2
 from rt2_jax.actions import ActionSpace, Dimension
 from rt2_jax.errors import UserError, unknown_name
@@ -43,7 +43,6 @@ from rt2_jax.input_pipeline.episodes import (
 )
 from rt2_jax.input_pipeline.grippers import absolute_gripper, binary_gripper
 from rt2_jax.ranges import at_least, between, more_than
-from rt2_jax.storage import open_storage
 
 FILE = "robot.json"
 GRIPPERS = ("absolute", "binary", "relative")
@@ -256,8 +255,11 @@ def read(path: str) -> Description | str:
   Raises:
     UserError: no such file, or fields that do not belong there.
   """
+  place = storage.locate(path, "a source's dataset")
   try:
-    content = bytes(open_storage(path).whole(path))
+    content = place.read_bytes()
+  except UserError:
+    raise
   except (OSError, ValueError) as error:
     raise UserError(
       f"got no description {path} ({error}), expected a {FILE}; write one, or "

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from rt2_jax.actions import ActionTokenizer
+from rt2_jax.byte_ranges import Request, Storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import records, unusable, web
 from rt2_jax.input_pipeline.robot_text import RobotText, Texts
@@ -25,7 +26,6 @@ from rt2_jax.input_pipeline.step_index import StepSource
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.prompt import Prompt
-from rt2_jax.storage import Request, Storage
 
 _LOG = logging.getLogger(__name__)
 

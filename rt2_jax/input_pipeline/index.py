@@ -21,13 +21,13 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from rt2_jax.byte_ranges import Storage, open_storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import kept_index, unusable
 from rt2_jax.input_pipeline.kept_index import Columns, KeptIndexes, Recipe
 from rt2_jax.input_pipeline.read_ahead import read_ahead
 from rt2_jax.input_pipeline.splits import Shard, Span, Split
 from rt2_jax.input_pipeline.unusable import Unusable
-from rt2_jax.storage import Storage, open_storage
 
 _LOG = logging.getLogger(__name__)
 

@@ -6,14 +6,14 @@ changed is refused.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
-import pathlib
 import sys
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 
+from rt2_jax import storage
+from rt2_jax.byte_ranges import Request, Storage, open_storage
 from rt2_jax.errors import UserError
-from rt2_jax.local_files import local_path
-from rt2_jax.storage import Request, Storage, open_storage
 
 _LOG = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class KeptIndexes:
 
   def __init__(
     self,
-    folder: str | pathlib.Path | None,
+    folder: str | os.PathLike | None,
     recipe: Recipe,
     paths: Sequence[str],
   ):
@@ -125,10 +125,10 @@ class KeptIndexes:
       paths: the shards.
 
     Raises:
-      UserError: a folder that is not on this machine.
+      UserError: see `storage.locate`.
     """
     if folder is not None:
-      folder = local_path(folder, "config.loader.index_folder")
+      folder = storage.locate(folder, "config.loader.index_folder")
     self.folder = folder
     self.recipe = recipe
     self.paths = paths
@@ -156,13 +156,14 @@ class KeptIndexes:
     Raises:
       UserError: another shard was indexed.
     """
-    found, changes = [], []
-    for i in numbers:
-      columns, changed = None, []
-      if self._files[i] is not None and self._files[i].is_file():
-        columns, changed = self._load(i, SUMMARY)
-      found.append(columns)
-      changes += [changed] if changed else []
+    there = self._there()
+    kept = [i for i in numbers if str(self._files[i]) in there]
+    # At once, for the sake of latency.
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as threads:
+      summaries = threads.map(lambda i: self._load(i, SUMMARY), kept)
+      loaded = dict(zip(kept, summaries, strict=True))
+    changes = [changed for _, changed in loaded.values() if changed]
+    found = [loaded[i][0] if i in loaded else None for i in numbers]
     if changes and not self._said:
       self._said = True
       _LOG.warning(
@@ -173,6 +174,12 @@ class KeptIndexes:
         ", ".join(sorted(set().union(*changes))),
       )
     return found
+
+  def _there(self) -> set[str]:
+    """Lists the files of the folder, once for all shards."""
+    if self.folder is None:
+      return set()
+    return set(open_storage(str(self.folder)).names(str(self.folder)))
 
   def read(self, i: int) -> Columns:
     """Reads all columns of a shard's index, once.
@@ -197,7 +204,7 @@ class KeptIndexes:
     return _load(self._files[i], self.paths[i], identity, self.recipe, names)
 
   def save(self, i: int, columns: Columns):
-    """Writes under another name first: a file with the name is complete.
+    """Writes an index whole: a file with the name is complete.
 
     Without a folder the columns stay in memory until they are read.
 
@@ -209,29 +216,22 @@ class KeptIndexes:
       self._built[i] = columns
       return
     try:
-      self._write(path, i, columns)
-    except OSError as error:
+      storage.output_folder(self.folder, "config.loader.index_folder")
+      storage.write(path, self._to_bytes(i, columns))
+    except UserError as error:
       raise UserError(
-        f"got config.loader.index_folder = {str(self.folder)!r}, in which "
-        f"{path.name} cannot be written ({error}), expected a folder with room "
-        'where this program may write; change it, or "" keeps no index'
+        f"{error}; config.loader.index_folder = '' keeps no index"
       ) from error
 
-  def _write(self, path: pathlib.Path, i: int, columns: Columns):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Hosts may share the folder, and the numbers of their processes.
-    unfinished = path.with_suffix(f".{uuid.uuid4().hex}.unfinished")
+  def _to_bytes(self, i: int, columns: Columns) -> bytes:
     recipe = json.dumps(self.recipe.ingredients).encode()
     own = {
       "shard": np.asarray(self._identities[i], np.int64),
       "recipe": np.frombuffer(recipe, np.uint8),
     }
-    try:
-      with unfinished.open("wb") as file:
-        np.savez(file, **own, **columns)
-      unfinished.replace(path)
-    finally:
-      unfinished.unlink(missing_ok=True)
+    file = io.BytesIO()
+    np.savez(file, **own, **columns)
+    return file.getvalue()
 
 
 def summary(columns: Columns) -> Columns:
@@ -240,7 +240,7 @@ def summary(columns: Columns) -> Columns:
 
 
 def _load(
-  index_path: pathlib.Path,
+  index_path: storage.Path,
   path: str,
   shard: Identity,
   recipe: Recipe,
@@ -259,11 +259,17 @@ def _load(
     UserError: another shard was indexed.
   """
   try:
-    with np.load(index_path, allow_pickle=False) as file:
+    with (
+      storage.named_in_errors(index_path, verb="read"),
+      index_path.open("rb") as opened,
+      np.load(opened, allow_pickle=False) as file,
+    ):
       wanted = {*names, "recipe", "shard"} if names else file.files
       columns = {name: file[name] for name in wanted}
     made = json.loads(columns.pop("recipe").tobytes())
     indexed = Identity(*columns.pop("shard").tolist())
+  except UserError:
+    raise
   except (zipfile.BadZipFile, ValueError, LookupError, EOFError, TypeError):
     return None, ["file, which is cut off or damaged"]
   now = recipe.ingredients
@@ -278,12 +284,12 @@ def _load(
   return columns, []
 
 
-def _identify(storage: Storage, files: Sequence[str]) -> Iterator[Identity]:
+def _identify(files: Storage, every: Sequence[str]) -> Iterator[Identity]:
   """Reads the ends of the shards, many at once for the sake of latency."""
-  for first in range(0, len(files), _AT_ONCE):
-    paths = files[first : first + _AT_ONCE]
-    sizes = [storage.size(path) for path in paths]
-    ends = storage.read(
+  for first in range(0, len(every), _AT_ONCE):
+    paths = every[first : first + _AT_ONCE]
+    sizes = files.sizes(paths)
+    ends = files.read(
       [
         Request(path, start, min(size, _END))
         for path, size in zip(paths, sizes, strict=True)
@@ -312,10 +318,10 @@ def _report_copies(paths: Sequence[str], identities: Sequence[Identity]):
 
 
 def _index_path(
-  folder: str | pathlib.Path | None, path: str, slot: str
-) -> pathlib.Path | None:
+  folder: storage.Path | None, path: str, slot: str
+) -> storage.Path | None:
   if folder is None:
     return None
   # Shards of one name may lie in many folders.
   place = hashlib.sha256(os.path.dirname(path).encode()).hexdigest()[:8]
-  return pathlib.Path(folder) / f"{os.path.basename(path)}-{place}-{slot}.npz"
+  return folder / f"{os.path.basename(path)}-{place}-{slot}.npz"

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 import google_crc32c
 import numpy as np
 
+from rt2_jax.byte_ranges import Storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.unusable import Unusable
-from rt2_jax.storage import Storage
 
 _HEADER = struct.Struct("<QI")  # length, masked crc32c of the length
 _CHECKSUM = struct.Struct("<I")  # masked crc32c of the data

@@ -15,6 +15,7 @@ import google_crc32c
 import numpy as np
 
 from rt2_jax.actions import ActionSpace
+from rt2_jax.byte_ranges import Storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import image_size, records, unusable
 from rt2_jax.input_pipeline.episodes import (
@@ -28,7 +29,6 @@ from rt2_jax.input_pipeline.kept_index import Columns, to_column
 from rt2_jax.input_pipeline.resampling import resample
 from rt2_jax.input_pipeline.step_index import check_plans
 from rt2_jax.input_pipeline.unusable import Unusable
-from rt2_jax.storage import Storage
 
 
 class RobotState(NamedTuple):

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from rt2_jax import import_path
 from rt2_jax.actions import ActionSpace
+from rt2_jax.byte_ranges import Storage, open_storage
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.input_pipeline import (
   description,
@@ -28,7 +28,7 @@ from rt2_jax.input_pipeline.filters import Filters, make_filters
 from rt2_jax.input_pipeline.step_index import StepIndex, StepSource
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.ranges import at_least, more_than
-from rt2_jax.storage import Storage, open_storage
+from rt2_jax.storage import locate
 
 _COMPARED: set[str] = set()  # hashes of functions that this process has too
 
@@ -78,13 +78,18 @@ class SourceConfig:
   )
 
   @property
+  def folder(self) -> str:
+    """`path` with `~` and `$VAR` expanded."""
+    return str(locate(self.path, "a source's path"))
+
+  @property
   def robot(self) -> RobotDataset:
     """The meaning of the records, with this source's cameras.
 
     Raises:
       UserError: as `robot_dataset`.
     """
-    known = robot_dataset(self.dataset, self.path)
+    known = robot_dataset(self.dataset, self.folder)
     chosen = {
       name: known.cameras.get(feature, feature)
       for name, feature in self.cameras.items()
@@ -148,8 +153,11 @@ class SourceConfig:
     if not self.statistics:
       return {}
     try:
-      figures = json.loads(pathlib.Path(self.statistics).read_text())
+      path = locate(self.statistics, "a source's statistics")
+      figures = json.loads(path.read_text())
       found, _ = figures["dataset"], figures["bounds"]
+    except UserError:
+      raise
     except (OSError, ValueError, LookupError, TypeError) as error:
       raise UserError(
         f"got statistics {self.statistics!r}, which cannot be read "
@@ -209,7 +217,7 @@ def check_name(config: SourceConfig, name: str, storage: Storage):
   pattern = config.robot.recorded_as
   if not name or not pattern or re.fullmatch(pattern, name):
     return
-  beside = _beside(splits.version_folder(storage, config.path))
+  beside = _beside(splits.version_folder(storage, config.folder))
   if (
     beside in storage.names(beside.rpartition("/")[0])
     and description.read(beside) == config.dataset
@@ -254,7 +262,7 @@ def open_source(
   chosen.check(known.space)
   # All fields: the index of a config that spells defaults out is the same.
   filters = dataclasses.asdict(chosen)
-  storage = open_storage(config.path)
+  storage = open_storage(config.folder)
   function = _functions_hash(reading)
   recipe = kept_index.Recipe(
     index_shard,
@@ -269,7 +277,7 @@ def open_source(
       "reader": code_hash(rlds.index_episodes, Filters),
     },
   )
-  folder = splits.version_folder(storage, config.path)
+  folder = splits.version_folder(storage, config.folder)
   found = splits.find_split(storage, folder, split)
   check_name(config, found.dataset, storage)
   shards, damaged = index.load_or_build(

@@ -14,9 +14,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rt2_jax.byte_ranges import Storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import dataset_info
-from rt2_jax.storage import Storage
 
 _LOG = logging.getLogger(__name__)
 

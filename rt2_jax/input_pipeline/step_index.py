@@ -17,12 +17,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from rt2_jax.actions import ActionSpace
+from rt2_jax.byte_ranges import Request, Storage
 from rt2_jax.input_pipeline.episodes import WrongFunctionError
 from rt2_jax.input_pipeline.growing_columns import GrowingColumns
 from rt2_jax.input_pipeline.index import Indexed, read_all
 from rt2_jax.input_pipeline.kept_index import Columns, fingerprint, from_column
 from rt2_jax.input_pipeline.unusable import Unusable
-from rt2_jax.storage import Request, Storage
 
 # The columns of a shard that have a row per frame, per episode and per step.
 _OF_IMAGES = ("offset", "length", "checksum")

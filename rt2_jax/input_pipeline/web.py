@@ -17,6 +17,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
+from rt2_jax.byte_ranges import Request, Storage, open_storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import index, kept_index, records, splits, unusable
 from rt2_jax.input_pipeline.code_hash import code_hash
@@ -24,7 +25,7 @@ from rt2_jax.input_pipeline.growing_columns import GrowingColumns
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.prompt import answer_ids, question_ids
 from rt2_jax.ranges import more_than
-from rt2_jax.storage import Request, Storage, open_storage
+from rt2_jax.storage import locate
 from rt2_jax.tokenizer import Tokenizer
 
 
@@ -44,6 +45,11 @@ class WebConfig:
   split: str = "train"
   eval_split: str = ""
   weight: Annotated[float, more_than(0)] = 1.0
+
+  @property
+  def folder(self) -> str:
+    """`path` with `~` and `$VAR` expanded."""
+    return str(locate(self.path, "a source's path"))
 
 
 class WebExample(NamedTuple):
@@ -164,7 +170,7 @@ def open_source(
   Raises:
     UserError: no such data, or more than may be left out cannot be used.
   """
-  storage = open_storage(config.path)
+  storage = open_storage(config.folder)
   recipe = kept_index.Recipe(
     index_shard,
     arguments=(tokenizer,),
@@ -172,7 +178,7 @@ def open_source(
     depends={"reader": code_hash(index_shard, Tokenizer)},
   )
   shards, damaged = index.load_or_build(
-    splits.find_web_split(storage, config.path, config.split),
+    splits.find_web_split(storage, config.folder, config.split),
     recipe,
     index_folder,
     num_workers,

@@ -12,12 +12,13 @@ plan, D dimensions of an action, E decoder width, V vocabulary.
 from __future__ import annotations
 
 import json
-import pathlib
+import os
 
 import numpy as np
 import torch
 import transformers
 
+from rt2_jax import storage
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
@@ -51,7 +52,7 @@ class TorchPolicy(RobotPolicy):
   @classmethod
   def from_folder(
     cls,
-    folder: str | pathlib.Path,
+    folder: str | os.PathLike,
     source: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
@@ -68,17 +69,18 @@ class TorchPolicy(RobotPolicy):
     Raises:
       UserError: not such a folder, or no such source in it.
     """
-    _find_robot_file(folder)
-    model = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
-      folder, dtype=getattr(torch, dtype), local_files_only=True
-    )
+    found = _find_robot_file(folder).parent
+    with storage.as_local(found) as local:
+      model = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
+        local, dtype=getattr(torch, dtype), local_files_only=True
+      )
     return cls.around(model.to(device), folder, source)
 
   @classmethod
   def around(
     cls,
     model: transformers.PaliGemmaForConditionalGeneration,
-    folder: str | pathlib.Path,
+    folder: str | os.PathLike,
     source: str | None = None,
   ) -> TorchPolicy:
     """A policy of this model, with all else from a folder.
@@ -237,8 +239,8 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
   return tensor.float().cpu().numpy()
 
 
-def _find_robot_file(folder: str | pathlib.Path) -> pathlib.Path:
-  file = pathlib.Path(folder) / "rt2.json"
+def _find_robot_file(folder: str | os.PathLike) -> storage.Path:
+  file = storage.locate(folder, "the folder of a policy") / "rt2.json"
   if not file.is_file():
     raise UserError(
       f"got {folder} without rt2.json, expected a folder that "

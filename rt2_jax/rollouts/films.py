@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
+from rt2_jax import storage
 from rt2_jax.errors import UserError
 
 _LAST_MS = 1200  # the end can be looked at
@@ -17,29 +17,32 @@ _QUALITY = 85
 
 
 def write_film(
-  images: Sequence[np.ndarray], path: pathlib.Path, control_hz: float
+  images: Sequence[np.ndarray], path: storage.Path, control_hz: float
 ) -> None:
   """Writes uint8[H, W, 3] images as a film at the robot's own speed."""
-  path.parent.mkdir(parents=True, exist_ok=True)
+  storage.output_folder(path.parent, "--output")
   first, *others = (Image.fromarray(image) for image in images)
   step_ms = round(1000 / control_hz)
+  film = io.BytesIO()
   first.save(
-    path,
+    film,
+    "GIF",
     save_all=True,
     append_images=others,
     duration=[step_ms] * len(others) + [_LAST_MS],
     loop=0,
   )
+  storage.write(path, film.getvalue())
 
 
-def read_strip(path: pathlib.Path) -> bytes:
+def read_strip(path: storage.Path) -> bytes:
   """Lays a film's first, last and some images between side by side, as JPEG.
 
   Raises:
     UserError: no such film.
   """
   try:
-    with Image.open(path) as film:
+    with Image.open(io.BytesIO(path.read_bytes())) as film:
       last = film.n_frames - 1
       images = []
       for number in np.linspace(0, last, min(_STRIP, last + 1)).round():

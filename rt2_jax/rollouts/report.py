@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from rt2_jax import local_files
+from rt2_jax import storage
 from rt2_jax.rollouts import films, plots, results
 
 PAGE = "report.html"
@@ -23,7 +23,7 @@ FIGURE = "success.svg"
 _TEMPLATE = "report.html.jinja"
 
 
-def write(folder: pathlib.Path) -> pathlib.Path:
+def write(folder: storage.Path) -> storage.Path:
   """Writes the report about all results of a folder; returns its path.
 
   The drawing of success lies beside it too, for other pages.
@@ -35,7 +35,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   first = next(iter(found.values()))
   reasons = _reasons(found)
   success = plots.draw_success(results.by_topic(found))
-  local_files.write(folder / FIGURE, success)
+  storage.write(folder / FIGURE, success)
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
     autoescape=True,
@@ -62,7 +62,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     broken=list(_broken(found)),
   )
   path = folder / PAGE
-  local_files.write(path, page)
+  storage.write(path, page)
   return path
 
 
@@ -217,7 +217,7 @@ def _filmed(found: Mapping[str, dict]) -> Iterator[dict[str, Any]]:
       yield {"title": full, "trials": trials}
 
 
-def _encoded(film: pathlib.Path) -> str:
+def _encoded(film: storage.Path) -> str:
   return base64.b64encode(films.read_strip(film)).decode()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import json
-import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from rt2_jax import local_files
+from rt2_jax import storage
 from rt2_jax.errors import UserError
 from rt2_jax.rollouts.runner import Rollout
 from rt2_jax.rollouts.trial import BROKEN_OFF, Benchmark
@@ -105,7 +104,7 @@ def pool(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 # -------------------------------------------------------------------- files
 
 
-def read(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+def read(folder: storage.Path) -> dict[str, dict[str, Any]]:
   """Reads a folder's results by policy, the baselines last.
 
   Raises:
@@ -144,7 +143,7 @@ def _baseline_number(result: Mapping[str, Any]) -> int:
   return baselines.index(result["policy"]) if is_baseline(result) else -1
 
 
-def check_fit(folder: pathlib.Path, new: Mapping[str, dict]) -> None:
+def check_fit(folder: storage.Path, new: Mapping[str, dict]) -> None:
   """Checks new results against those that a folder holds already.
 
   Args:
@@ -187,7 +186,7 @@ def _trials(result: Mapping[str, Any]) -> str:
   )
 
 
-def _read_files(folder: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
+def _read_files(folder: storage.Path) -> dict[storage.Path, dict[str, Any]]:
   """Reads every result of a folder.
 
   Raises:
@@ -274,14 +273,14 @@ def pool_each(
 # -------------------------------------------------------------------- table
 
 
-def write_table(folder: pathlib.Path) -> pathlib.Path:
+def write_table(folder: storage.Path) -> storage.Path:
   """Writes the table about all results of a folder; returns its path.
 
   Raises:
     UserError: as `read`.
   """
   path = folder / TABLE
-  local_files.write(path, table(read(folder)))
+  storage.write(path, table(read(folder)))
   return path
 
 

@@ -29,7 +29,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from rt2_jax import local_files
+from rt2_jax import storage
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.tpu.chips import SLICES
 
@@ -194,16 +194,16 @@ def _compile(folder, topology, lower, arguments, mode, options):
   jax.config.update("jax_platforms", "cpu")
   try:
     done = _compile_here(folder, topology, lower, arguments, mode, options)
-    local_files.write(folder / "done", pickle.dumps(done))
+    storage.write(folder / "done", pickle.dumps(done))
   except Exception as error:
-    local_files.write(folder / "failure", pickle.dumps(_plain(error)))
+    storage.write(folder / "failure", pickle.dumps(_plain(error)))
 
 
 def _compile_here(folder, topology, lower, arguments, mode, options):
   lowered, mesh, facts = lower(devices(topology), *arguments)
   coords = [tuple(map(int, chip.coords)) for chip in mesh.devices.flat]
   where = dict(mesh.shape), coords, facts
-  local_files.write(folder / "lowered", pickle.dumps(where))
+  storage.write(folder / "lowered", pickle.dumps(where))
   if mode == "fast":
     options = options | {
       "xla_dump_to": str(folder),

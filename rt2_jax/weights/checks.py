@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rt2_jax import storage
 from rt2_jax.errors import UserError
 from rt2_jax.models.variants import FAMILIES, VLMConfig
-from rt2_jax.weights.files import Path, Shape, Stored, read_json
+from rt2_jax.weights.files import read_json
+from rt2_jax.weights.stored_arrays import Path, Shape, Stored
 
 # Fields that a file cannot contradict: they change no parameter, or one that is
 # resampled or extended. big_vision trains PaliGemma 2 without final softcap.
@@ -115,7 +117,7 @@ def check_finite(origin: Path, name: str, array: np.ndarray):
     )
 
 
-def check_padding(folder: pathlib.Path, tokens: int, rows: int):
+def check_padding(folder: storage.Path, tokens: int, rows: int):
   """Raises a UserError if more than `<image>` uses a token table's last rows.
 
   Args:
@@ -131,7 +133,7 @@ def check_padding(folder: pathlib.Path, tokens: int, rows: int):
     )
 
 
-def _added_tokens(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
+def _added_tokens(folder: storage.Path) -> Iterator[tuple[str, int]]:
   """What users added to a tokenizer, in any of the files that say so."""
   file = folder / "tokenizer.json"
   if file.is_file():
@@ -150,15 +152,26 @@ def _added_tokens(folder: pathlib.Path) -> Iterator[tuple[str, int]]:
 def check_tied(folder: Path, tensors: dict[str, Stored], table: str):
   """Removes the output layer, which is the token table and nothing else.
 
-  Raises:
-    UserError: it is not.
+  That is compared when the table is read, so that neither is read twice: then
+  a UserError tells of another one.
   """
   for name in _OUTPUT_LAYERS:
     output = tensors.pop(name, None)
-    if output is None or table not in tensors:
-      continue
-    if not np.array_equal(output.read(), tensors[table].read()):
-      raise UserError(
-        f"{folder}: got an output layer {name!r} that differs from the token "
-        f"table {table!r}, expected the same array: our decoder ties them"
+    if output is not None and table in tensors:
+      read = functools.partial(
+        _read_tied, *(folder, name, output, table, tensors[table])
       )
+      tensors[table] = tensors[table]._replace(read=read)
+
+
+def _read_tied(
+  folder: Path, name: str, output: Stored, table: str, stored: Stored
+) -> np.ndarray:
+  """Reads the token table; raises UserError if the output layer differs."""
+  array = stored.read()
+  if not np.array_equal(output.read(), array):
+    raise UserError(
+      f"{folder}: got an output layer {name!r} that differs from the token "
+      f"table {table!r}, expected the same array: our decoder ties them"
+    )
+  return array

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from rt2_jax import trees
+from rt2_jax import storage, trees
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
 from rt2_jax.models.variants import VLMConfig
@@ -109,7 +109,7 @@ def robot_fields(
   }
 
 
-def read_meta(folder: pathlib.Path) -> tuple[dict[str, Any], bytes, int]:
+def read_meta(folder: storage.Path) -> tuple[dict[str, Any], bytes, int]:
   """What `to_huggingface` was given: meta, tokenizer and step.
 
   Raises:

@@ -8,75 +8,30 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import pathlib
-import zipfile
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+import struct
+from collections.abc import Iterable
+from typing import Any
 
-import ml_dtypes
 import numpy as np
-import safetensors
 
-from rt2_jax import trees
+from rt2_jax import storage, trees
 from rt2_jax.errors import UserError
+from rt2_jax.weights.npz import open_npz
+from rt2_jax.weights.stored_arrays import (
+  DTYPES,
+  File,
+  Shape,
+  Stored,
+  refuse_pickle,
+)
 
-Path = str | pathlib.Path
-Shape = tuple[int, ...]
-
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_DTYPES = {
-  "F64": np.dtype(np.float64),
-  "F32": np.dtype(np.float32),
-  "F16": np.dtype(np.float16),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+_LENGTH = struct.Struct("<Q")  # of a safetensors header
 
 
-class Stored(NamedTuple):
-  """An array in a file; `read` returns it, in this shape and type."""
-
-  shape: Shape
-  dtype: np.dtype
-  read: Callable[[], np.ndarray]
-
-
-def open_npz(path: pathlib.Path) -> dict[str, Stored]:
-  """The arrays of an `.npz` file; two bytes without a type are bfloat16.
-
-  Raises:
-    UserError: not a whole `.npz` file, or anything but floats in it.
-  """
-  _refuse_pickle(path)
-  headers = {}
-  try:
-    with zipfile.ZipFile(path) as archive:
-      for member in archive.namelist():
-        with archive.open(member) as file:
-          headers[member.removesuffix(".npy")] = _read_header(file)
-  except (OSError, ValueError, zipfile.BadZipFile) as error:
-    raise UserError(
-      f"got {path}, which is not a whole .npz file ({error}); copy it again"
-    ) from error
-  objects = [name for name, (_, dtype) in headers.items() if dtype.hasobject]
-  if objects:
-    raise UserError(
-      f"{path}: got arrays of Python objects ({', '.join(objects)}), which are "
-      "pickled and could run any program, expected numbers"
-    )
-
-  def read(name: str) -> np.ndarray:
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-      array = np.lib.format.read_array(file, allow_pickle=False)
-    return array.view(headers[name][1])
-
-  return {
-    name: Stored(shape, dtype, functools.partial(read, name))
-    for name, (shape, dtype) in headers.items()
-  }
-
-
-def open_big_vision(path: pathlib.Path) -> dict[str, Stored]:
+def open_big_vision(path: storage.Path) -> dict[str, Stored]:
   """The parameters in an `.npz` of big_vision, with the layers stacked.
 
   Raises:
@@ -130,16 +85,7 @@ def _read_rows(rows: list[Stored], shape: Shape, dtype: np.dtype) -> np.ndarray:
   return leaf
 
 
-def _read_header(file) -> tuple[Shape, np.dtype]:
-  version = np.lib.format.read_magic(file)
-  if version == (1, 0):
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-  else:
-    shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-  return shape, _DTYPES["BF16"] if dtype == "V2" else dtype
-
-
-def open_safetensors(folder: pathlib.Path) -> dict[str, Stored]:
+def open_safetensors(folder: storage.Path) -> dict[str, Stored]:
   """The tensors of a Hugging Face folder, from the files that transformers
   would choose: `model.safetensors`, or else the shards of its index.
 
@@ -150,23 +96,13 @@ def open_safetensors(folder: pathlib.Path) -> dict[str, Stored]:
   indexed, paths = _chosen_files(folder)
   tensors, places = {}, {}
   for path in paths:
-    with _open(path) as file:
-      for name in file.keys():  # noqa: SIM118, it is not a dictionary
-        if name in tensors:
-          raise UserError(
-            f"{folder}: got {name!r} in {places[name]} and in {path.name}, "
-            "expected every tensor in one shard; copy the folder again"
-          )
-        view = file.get_slice(name)
-        dtype = _DTYPES.get(view.get_dtype())
-        if dtype is None:
-          raise UserError(
-            f"{path}: got {name!r} as {view.get_dtype()}, expected one of "
-            f"{', '.join(_DTYPES)}; use weights that are not quantised"
-          )
-        read = functools.partial(_read_tensor, path, name)
-        places[name] = path.name
-        tensors[name] = Stored(tuple(view.get_shape()), dtype, read)
+    for name, tensor in open_shard(path).items():
+      if name in tensors:
+        raise UserError(
+          f"{folder}: got {name!r} in {places[name]} and in {path.name}, "
+          "expected every tensor in one shard; copy the folder again"
+        )
+      places[name], tensors[name] = path.name, tensor
   lost = [name for name in indexed if name not in tensors]
   if lost:
     raise UserError(
@@ -176,15 +112,56 @@ def open_safetensors(folder: pathlib.Path) -> dict[str, Stored]:
   return tensors
 
 
-def _read_tensor(path: pathlib.Path, name: str) -> np.ndarray:
-  # Opened anew, so that what was read before does not stay mapped.
-  with _open(path) as file:
-    return file.get_tensor(name)
+def open_shard(path: storage.Path) -> dict[str, Stored]:
+  """The tensors of one safetensors file: its length, a JSON header, bytes."""
+  try:
+    source = File(path)
+    (length,) = _LENGTH.unpack(source.read(0, _LENGTH.size))
+    start = _LENGTH.size + length
+    if start > source.size:
+      raise ValueError(f"a header of {length} bytes")
+    header = json.loads(source.read(_LENGTH.size, length).tobytes())
+    header.pop("__metadata__", None)
+    found = {
+      name: _find_tensor(source, start, name, fields)
+      for name, fields in header.items()
+    }
+  except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(
+      f"got {path}, which is not a whole safetensors file ({error}); copy it "
+      "again"
+    ) from error
+  return found
+
+
+def _find_tensor(
+  source: File, start: int, name: str, fields: dict[str, Any]
+) -> Stored:
+  """Describes a tensor of a header whose bytes begin at `start`."""
+  dtype = DTYPES.get(fields["dtype"])
+  if dtype is None:
+    raise UserError(
+      f"{source.path}: got {name!r} as {fields['dtype']}, expected one of "
+      f"{', '.join(DTYPES)}; use weights that are not quantised"
+    )
+  shape = tuple(fields["shape"])
+  first, stop = fields["data_offsets"]
+  if stop - first != math.prod(shape) * dtype.itemsize or first < 0:
+    raise ValueError(f"{stop - first} bytes of {name!r} with shape {shape}")
+  if start + stop > source.size:
+    raise ValueError(f"it ends inside {name!r}")
+
+  def read() -> np.ndarray:
+    return source.read(start + first, stop - first).view(dtype).reshape(shape)
+
+  return Stored(shape, dtype, read)
 
 
 def _chosen_files(
-  folder: pathlib.Path,
-) -> tuple[list[str], list[pathlib.Path]]:
+  folder: storage.Path,
+) -> tuple[list[str], list[storage.Path]]:
   """The tensors that an index names, if one counts, and the files to read."""
   if (folder / ONE_FILE).is_file():
     # An index beside it is left over from an older save.
@@ -202,11 +179,11 @@ def _chosen_files(
   return list(weight_map), paths
 
 
-def _read_index(path: pathlib.Path) -> dict[str, str]:
+def _read_index(path: storage.Path) -> dict[str, str]:
   """Tensor -> the shard that holds it."""
   weight_map = read_json(path).get("weight_map")
   good = isinstance(weight_map, dict) and all(
-    isinstance(name, str) and pathlib.Path(name).name == name
+    isinstance(name, str) and pathlib.PurePosixPath(name).name == name
     for name in weight_map.values()
   )
   if not good or not weight_map:
@@ -217,7 +194,7 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
   return weight_map
 
 
-def read_json(path: pathlib.Path) -> dict:
+def read_json(path: storage.Path) -> dict:
   """The object in a JSON file.
 
   Raises:
@@ -237,29 +214,11 @@ def read_json(path: pathlib.Path) -> dict:
   return content
 
 
-def _nothing_to_read(folder: pathlib.Path) -> UserError:
+def _nothing_to_read(folder: storage.Path) -> UserError:
   for path in sorted(folder.iterdir()):
-    _refuse_pickle(path)
+    refuse_pickle(path)
   others = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
   return UserError(
     f"got {folder} with {others or 'no .safetensors file'}, expected "
     f"{ONE_FILE}, or {INDEX} and its shards"
   )
-
-
-def _open(path: pathlib.Path):
-  try:
-    return safetensors.safe_open(path, framework="numpy")
-  except (OSError, safetensors.SafetensorError) as error:
-    raise UserError(
-      f"got {path}, which is not a whole safetensors file ({error}); copy it "
-      "again"
-    ) from error
-
-
-def _refuse_pickle(path: pathlib.Path):
-  if path.suffix in _PICKLES:
-    raise UserError(
-      f"got {path}, a pickled file, which could run any program when opened, "
-      "expected .npz or .safetensors; convert it where you trust it"
-    )

@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from rt2_jax import checksums, trees
+from rt2_jax import checksums, storage, trees
 from rt2_jax.checkpoint import Checkpoints, abstract
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
@@ -32,9 +31,9 @@ Source = str | Mapping[str, str]
 
 def is_run(source: Source) -> bool:
   """Tells a run's workdir from a file or folder of weights."""
-  return (
-    isinstance(source, str) and (pathlib.Path(source) / "checkpoints").is_dir()
-  )
+  if not isinstance(source, str) or not source:
+    return False
+  return (storage.locate(source, "config.pretrained") / "checkpoints").is_dir()
 
 
 def read(

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from rt2_jax import parameters, trees
+from rt2_jax import parameters, storage, trees
 from rt2_jax.errors import UserError
 from rt2_jax.models import lora
 from rt2_jax.models.lora_config import LoraConfig
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.weights import hf_names
-from rt2_jax.weights.files import read_json
+from rt2_jax.weights.files import open_shard, read_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -95,7 +95,7 @@ def write(params: dict, config: VLMConfig, base: str, folder: pathlib.Path):
   safetensors.numpy.save_file(tensors, folder / TENSORS, {"format": "pt"})
 
 
-def read(folder: pathlib.Path, params: dict, config: VLMConfig) -> dict:
+def read(folder: storage.Path, params: dict, config: VLMConfig) -> dict:
   """Reads the adapters of a model from a folder of PEFT.
 
   Args:
@@ -114,9 +114,10 @@ def read(folder: pathlib.Path, params: dict, config: VLMConfig) -> dict:
     if not (folder / name).is_file():
       raise UserError(f"got no {folder / name}, expected a folder of PEFT")
   _check(folder / CONFIG, read_json(folder / CONFIG), _one(config))
+  tensors = open_shard(folder / TENSORS)
   tensors = {
-    hf_names.table_name(name.removeprefix(_PREFIX)): tensor
-    for name, tensor in safetensors.numpy.load_file(folder / TENSORS).items()
+    hf_names.table_name(name.removeprefix(_PREFIX)): tensor.read()
+    for name, tensor in tensors.items()
   }
   flat = trees.flatten(params)
   rows = [rule for rule in rules(config) if rule.ours in flat]
@@ -145,7 +146,7 @@ def read(folder: pathlib.Path, params: dict, config: VLMConfig) -> dict:
   )
 
 
-def _check(path: pathlib.Path, fields: dict[str, Any], size: LoraConfig):
+def _check(path: storage.Path, fields: dict[str, Any], size: LoraConfig):
   for name, values in _PLAIN.items():
     if fields.get(name, values[0]) not in values:
       raise UserError(

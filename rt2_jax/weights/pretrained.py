@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +21,7 @@ import jax
 import numpy as np
 import scipy.ndimage
 
-from rt2_jax import trees
+from rt2_jax import storage, trees
 from rt2_jax.errors import UserError
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import abstract_params
@@ -36,15 +35,13 @@ from rt2_jax.weights.checks import (
   check_tied,
 )
 from rt2_jax.weights.files import (
-  Path,
-  Shape,
-  Stored,
   open_big_vision,
   open_safetensors,
   read_json,
   widest,
 )
 from rt2_jax.weights.hf_names import EMBEDDING, POSITIONS
+from rt2_jax.weights.stored_arrays import Path, Shape, Stored
 
 # A SigLIP file has a pooling head, which PaliGemma has no use for, and lacks
 # the projection into the decoder.
@@ -131,7 +128,7 @@ def read_config(folder: Path, image_positions: int = 0) -> VLMConfig:
 
 
 def _read_config(folder: Path, read: Callable[[Mapping[str, Any]], Any]) -> Any:
-  path = pathlib.Path(folder) / "config.json"
+  path = storage.locate(folder, "the folder of weights") / "config.json"
   if not path.is_file():
     raise UserError(f"got no {path}, expected a Hugging Face folder")
   fields = read_json(path)
@@ -147,7 +144,7 @@ def read_dtype(folder: Path) -> str:
   Raises:
     UserError: there is more than one.
   """
-  tensors = open_safetensors(pathlib.Path(folder))
+  tensors = open_safetensors(storage.locate(folder, "the folder of weights"))
   types = sorted({str(tensor.dtype) for tensor in tensors.values()})
   if len(types) > 1:
     raise UserError(
@@ -171,15 +168,15 @@ def _open(
   """All parameters under our names, checked, in the shapes of the file."""
   if isinstance(source, Mapping):
     weights = _open_parts(source, config, seed)
-  elif _existing(source).is_dir():
-    weights = _open_folder(pathlib.Path(source), config)
   else:
-    weights = _open_file(pathlib.Path(source), config)
+    path = _existing(source)
+    open_whole = _open_folder if path.is_dir() else _open_file
+    weights = open_whole(path, config)
   check_floats(_name(source), weights)
   return weights
 
 
-def _open_file(path: pathlib.Path, config: VLMConfig) -> dict[str, Stored]:
+def _open_file(path: storage.Path, config: VLMConfig) -> dict[str, Stored]:
   """An `.npz` of PaliGemma 1 or 2."""
   weights = open_big_vision(path)
   stored = _as_stored(path, weights, config)
@@ -187,8 +184,8 @@ def _open_file(path: pathlib.Path, config: VLMConfig) -> dict[str, Stored]:
   return weights
 
 
-def _existing(source: Path) -> pathlib.Path:
-  path = pathlib.Path(source)
+def _existing(source: Path) -> storage.Path:
+  path = storage.locate(source, "config.pretrained")
   if not path.exists():
     raise UserError(
       f"got weights {str(path)!r}, which does not exist; pass an .npz file or "
@@ -219,7 +216,7 @@ def _open_parts(
 
 
 def _open_part_file(
-  path: pathlib.Path, part: str, config: VLMConfig
+  path: storage.Path, part: str, config: VLMConfig
 ) -> dict[str, Stored]:
   """An `.npz` of SigLIP or Gemma; names are checked with the other part's."""
   del config
@@ -242,7 +239,7 @@ def _without_idle_rows(table: Stored) -> Stored:
 
 
 def _open_part_folder(
-  folder: pathlib.Path, part: str, config: VLMConfig
+  folder: storage.Path, part: str, config: VLMConfig
 ) -> dict[str, Stored]:
   """A Hugging Face folder of SigLIP, with or without its text, or of Gemma."""
   read = functools.partial(
@@ -278,7 +275,7 @@ def _drawn(shape: Shape, seed: int) -> Stored:
   return Stored(shape, np.dtype(np.float32), read)
 
 
-def _open_folder(folder: pathlib.Path, config: VLMConfig) -> dict[str, Stored]:
+def _open_folder(folder: storage.Path, config: VLMConfig) -> dict[str, Stored]:
   """A folder of PaliGemma 1 or 2."""
   found = read_config(folder, config.num_image_tokens)
   check_config(folder, found, config)
@@ -298,7 +295,7 @@ def _open_folder(folder: pathlib.Path, config: VLMConfig) -> dict[str, Stored]:
 
 
 def _our_names(
-  folder: pathlib.Path,
+  folder: storage.Path,
   tensors: dict[str, Stored],
   config: VLMConfig,
   names: Iterable[str],

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from rt2_jax import trees
+from rt2_jax import storage, trees
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
@@ -33,7 +33,7 @@ class StoredCheckpoint:
     has_optimizer: whether training can go on from it.
   """
 
-  folder: pathlib.Path
+  folder: storage.Path
   meta: dict[str, Any]
   tokenizer: bytes
   shapes: dict[str, jax.ShapeDtypeStruct]
@@ -41,7 +41,7 @@ class StoredCheckpoint:
 
   @classmethod
   def open(
-    cls, workdir: str | pathlib.Path, step: int | None = None
+    cls, workdir: str | os.PathLike, step: int | None = None
   ) -> StoredCheckpoint:
     """Reads all but the arrays.
 
@@ -109,8 +109,8 @@ def write(
   meta: Mapping[str, Any],
   tokenizer: bytes,
   step: int,
-  workdir: str | pathlib.Path,
-) -> pathlib.Path:
+  workdir: str | os.PathLike,
+) -> storage.Path:
   """Writes a checkpoint without optimizer state, to act from.
 
   Returns:
@@ -120,7 +120,7 @@ def write(
     UserError: the workdir has checkpoints already, or a parameter is not
       finite; then nothing is written.
   """
-  folder = pathlib.Path(workdir) / "checkpoints"
+  folder = storage.locate(workdir, "--output") / "checkpoints"
   if folder.exists():
     raise UserError(f"got output {folder}, which exists; choose another")
   _check_finite(folder, params)
@@ -130,7 +130,7 @@ def write(
   return folder / str(step)
 
 
-def _check_finite(folder: pathlib.Path, params: dict):
+def _check_finite(folder: storage.Path, params: dict):
   for name, leaf in trees.flatten(params).items():
     check_finite(folder, name, np.asarray(leaf))
 

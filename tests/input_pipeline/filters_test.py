@@ -5,13 +5,13 @@ import pytest
 
 from rt2_jax.action_spaces import RT2
 from rt2_jax.actions import ActionSpace, Dimension
+from rt2_jax.byte_ranges import LocalStorage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets
 from rt2_jax.input_pipeline.episodes import Canonical
 from rt2_jax.input_pipeline.filters import Filters, make_filters
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.input_pipeline.step_index import StepSource
-from rt2_jax.storage import LocalStorage
 from tests import tiny_datasets
 from tests.input_pipeline.rlds_test import index_with
 

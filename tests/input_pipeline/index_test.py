@@ -11,18 +11,19 @@ import json
 import pathlib
 import sys
 import threading
+import uuid
 
 import numpy as np
 import pytest
 
 from rt2_jax.action_spaces import RT2
+from rt2_jax.byte_ranges import LocalStorage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import datasets, index, kept_index, sources, splits
 from rt2_jax.input_pipeline.sources import (
   SourceConfig,
   open_source,
 )
-from rt2_jax.storage import LocalStorage
 from tests import tiny_datasets
 
 
@@ -164,11 +165,12 @@ def test_many_shards_are_identified_in_few_reads(config, monkeypatch):
   assert len(calls) == 2
 
 
-def test_a_folder_in_an_object_store_is_refused(config):
-  with pytest.raises(
-    ValueError, match="got config.loader.index_folder = 'gs://b/x', expected a "
-  ):
-    open_index(config, "gs://b/x")
+def test_indexes_are_kept_in_an_object_store(config, monkeypatch):
+  folder = f"memory://{uuid.uuid4().hex}/index"
+  built = open_index(config, folder)
+  monkeypatch.setattr(index, "_build", None)  # nothing is built again
+  again = open_index(config, folder)
+  np.testing.assert_array_equal(again.checksum, built.checksum)
 
 
 DATA = 2000  # a byte of the first record's data in the middle of a shard

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rt2_jax.byte_ranges import LocalStorage
 from rt2_jax.input_pipeline import records, splits
-from rt2_jax.storage import LocalStorage
 from tests import tiny_datasets
 
 STORAGE = LocalStorage()

@@ -5,9 +5,9 @@ import json
 import pytest
 import tensorflow_datasets as tfds
 
+from rt2_jax.byte_ranges import LocalStorage
 from rt2_jax.input_pipeline import splits
 from rt2_jax.input_pipeline.splits import Part
-from rt2_jax.storage import LocalStorage
 from tests import tiny_datasets
 
 STORAGE = LocalStorage()

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from rt2_jax.action_spaces import LANGUAGE_TABLE
+from rt2_jax.byte_ranges import LocalStorage
 from rt2_jax.input_pipeline.index import Indexed
 from rt2_jax.input_pipeline.kept_index import to_column
 from rt2_jax.input_pipeline.step_index import StepIndex, StepSource
-from rt2_jax.storage import LocalStorage
 
 
 def shard(number: int, episodes=(1,), first=0, stop=10) -> Indexed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,7 +50,7 @@ class Tabletop(Benchmark):
 
   def __init__(
     self,
-    path: str | pathlib.Path = pictures.PATH,
+    path: str | os.PathLike = pictures.PATH,
     concepts: Sequence[str] = (),
     families: Sequence[str] = (),
     image_size: int = 96,

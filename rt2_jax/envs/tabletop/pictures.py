@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from PIL import Image
 
 import rt2_jax
 from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.storage import locate
 
 # Of a clone of the repository; an installed package has no data folder.
 PATH = pathlib.Path(rt2_jax.__file__).parents[1] / "data/pictures.zip"
@@ -65,14 +67,15 @@ class Pictures:
     self._places = {name: i for i, name in enumerate(self.concepts)}
 
   @classmethod
-  def load(cls, path: str | pathlib.Path) -> Pictures:
+  def load(cls, path: str | os.PathLike) -> Pictures:
     """Reads a file that data/make_pictures.py wrote.
 
     Raises:
       UserError: no such file, or not such a file.
     """
     try:
-      with zipfile.ZipFile(path) as file:
+      content = locate(path, "a file of pictures").read_bytes()
+      with zipfile.ZipFile(io.BytesIO(content)) as file:
         index = json.loads(file.read("concepts.json"))
         atlases = {
           style: _read_atlas(file.read(f"{style}.webp"))
@@ -137,6 +140,6 @@ def _read_atlas(data: bytes) -> np.ndarray:
 
 
 @functools.cache
-def load(path: str | pathlib.Path) -> Pictures:
+def load(path: str | os.PathLike) -> Pictures:
   """Calls `Pictures.load`, once for each path in a process."""
   return Pictures.load(path)
