@@ -49,7 +49,11 @@ def get_config(data: str = "runs/mini") -> ml_collections.ConfigDict:
       },
       "robot_share": 0.0,
       # A few words of other languages are longer than all other answers.
-      "loader": {"num_threads": 1, "max_skipped": 20_000},
+      "loader": {
+        "num_threads": 1,
+        "max_skipped": 20_000,
+        "index_folder": f"{data}/index",
+      },
       "optimizer": {
         "name": "muon",
         "learning_rate": 1.5e-3,

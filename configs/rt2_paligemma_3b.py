@@ -76,7 +76,11 @@ def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
         for name in ("captions", "vqa")
       },
       "robot_share": 0.5,  # the paper's for RT-2-PaLI-X
-      "loader": {"num_threads": 8, "max_skipped": 1000},
+      "loader": {
+        "num_threads": 8,
+        "max_skipped": 1000,
+        "index_folder": f"{data}/index",
+      },
       "augmentation": {
         "crop": 0.05,
         "brightness": 0.1,
