@@ -40,7 +40,7 @@ INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   slurm-wlm munge; }
 
 .PHONY: quickstart mini test test-newest cluster-tests lint format bench \
-  estimates rehearsal gpu-check colabs clean
+  estimates rehearsal gpu-check docs colabs clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -133,6 +133,12 @@ rehearsal: .venv/installed-extras
 gpu-check:
 	mkdir -p runs
 	$(PYTHON) launch/gpu_check.py | tee runs/gpu.jsonl
+
+# The pages of docs/ and of docstrings as a site, runs/site; a warning is an error.
+docs: .venv/installed
+	.venv/bin/pip install -q --disable-pip-version-check \
+	  -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build -q
 
 # Runs the notebooks and keeps what they print and draw.
 colabs: .venv/installed-extras

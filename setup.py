@@ -28,6 +28,8 @@ EXTRAS = {
     "nbclient>=0.10",
     "nbformat>=5.10",
   ],
+  # The site of docs/ and of docstrings.
+  "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30"],
   "lint": ["ruff>=0.12"],
 }
 # Alone, all that the tests import.

@@ -172,6 +172,19 @@ def test_troubleshooting_quotes_errors_that_exist():
     assert words in source, words
 
 
+def test_the_site_holds_every_page_and_names_real_modules():
+  navigation = (ROOT / "mkdocs.yml").read_text()
+  for path in (ROOT / "docs").rglob("*.md"):
+    page = str(path.relative_to(ROOT / "docs"))
+    if path.name != "summary.md":  # a table that a program wrote
+      assert f": {page}\n" in navigation, page
+    for name in re.findall(r"^::: ([\w.]+)$", path.read_text(), re.M):
+      module = (
+        name.rpartition(".")[0] if name.split(".")[-1][0].isupper() else name
+      )
+      assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), name
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_of_a_page_leads_somewhere(page):
   text = (ROOT / page).read_text()
