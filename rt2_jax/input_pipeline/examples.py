@@ -10,7 +10,6 @@ actions of a chunk.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -20,14 +19,18 @@ from rt2_jax.actions import ActionTokenizer
 from rt2_jax.byte_ranges import Request, Storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import records, unusable, web
-from rt2_jax.input_pipeline.robot_text import RobotText, Texts
+from rt2_jax.input_pipeline.robot_text import (
+  RobotText,
+  Texts,
+  check_plans,
+  lost_steps,
+  report_blank,
+)
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.input_pipeline.step_index import StepSource
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.prompt import Prompt
-
-_LOG = logging.getLogger(__name__)
 
 
 class Rows(NamedTuple):
@@ -107,7 +110,7 @@ class RobotExamples:
       UserError: more have a text that is too long, or actions are; or the data
         have plans and the prompt has not, or the other way round.
     """
-    _check_plans(source, prompt)
+    check_plans(source, prompt)
     index = source.index
     texts = Texts(index, action_tokenizer, prompt, spec)
     kept, lost = np.ones(len(index), bool), []
@@ -118,7 +121,7 @@ class RobotExamples:
       for number, problem in problems.items():
         steps = np.flatnonzero((column == number) & kept)
         kept[steps] = False
-        lost += _lost_steps(source, steps, problem)
+        lost += lost_steps(source, steps, problem)
     unusable.tolerate(lost, max_skipped)
     self.skipped = (*index.damaged, *lost)
     self.source = source.only(kept) if lost else source
@@ -199,28 +202,13 @@ def open_robot(
   source = open_source(
     config, split, spec, index_folder or None, max_skipped=max_skipped
   )
-  _report_empty(source, config.path)
+  report_blank(source, config.path)
   examples = RobotExamples(
     source, action_tokenizer, prompt, spec, state_dropout, max_skipped
   )
   if not keep_numbers:
     examples.source.release_numbers()
   return examples
-
-
-def _report_empty(source: StepSource, path: str):
-  """Warns of steps with a blank instruction: they teach an empty question."""
-  index = source.index
-  blank = [i for i, text in enumerate(index.texts) if not text.strip()]
-  count = int(np.isin(index.text, blank).sum()) if blank else 0
-  if count:
-    _LOG.warning(
-      "%s: %d of %d steps have no instruction; filters.text_length = [1, 1000] "
-      "leaves them out",
-      path,
-      count,
-      len(source),
-    )
 
 
 def open_web(
@@ -239,30 +227,6 @@ def open_web(
     max_skipped=max_skipped,
   )
   return WebExamples(source, prompt, spec, max_skipped)
-
-
-def _lost_steps(
-  source: StepSource, steps: np.ndarray, problem: UserError
-) -> list[Unusable]:
-  """Steps of one text that cannot be used; none where no step has it."""
-  if not len(steps):
-    return []
-  line = f"{source.location(int(steps[0]))}: {problem} ({len(steps)} steps)"
-  return [Unusable(line, examples=len(steps))]
-
-
-def _check_plans(source: StepSource, prompt: Prompt):
-  """
-  Raises:
-    UserError: only one of the two has plans.
-  """
-  count = len(source.index.plans)
-  if bool(count) != bool(prompt.plan_length):
-    raise UserError(
-      f"{source.location(0)}: got data with {count} different plans, expected "
-      f"{'some' if prompt.plan_length else 'none'} with config.prompt."
-      f"plan_length = {prompt.plan_length}; change it, or use another dataset"
-    )
 
 
 class WebExamples:

@@ -10,6 +10,7 @@ of a chunk, D dimensions of an action, Z numbers of a state.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,8 +20,11 @@ from rt2_jax.action_tokens import RareTokens
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.step_index import StepIndex, StepSource
+from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.observation import ObservationSpec
 from rt2_jax.prompt import Prompt
+
+_LOG = logging.getLogger(__name__)
 
 Problems = dict[int, UserError]  # by a text's number
 
@@ -214,3 +218,43 @@ def _written(
       written.append(None)
       problems[number] = problem
   return written, problems
+
+
+def check_plans(source: StepSource, prompt: Prompt):
+  """Checks that both or neither of data and prompt have plans.
+
+  Raises:
+    UserError: only one of the two has.
+  """
+  count = len(source.index.plans)
+  if bool(count) != bool(prompt.plan_length):
+    raise UserError(
+      f"{source.location(0)}: got data with {count} different plans, expected "
+      f"{'some' if prompt.plan_length else 'none'} with config.prompt."
+      f"plan_length = {prompt.plan_length}; change it, or use another dataset"
+    )
+
+
+def lost_steps(
+  source: StepSource, steps: np.ndarray, problem: UserError
+) -> list[Unusable]:
+  """Lists the steps of a text that cannot be used; none without steps."""
+  if not len(steps):
+    return []
+  line = f"{source.location(int(steps[0]))}: {problem} ({len(steps)} steps)"
+  return [Unusable(line, examples=len(steps))]
+
+
+def report_blank(source: StepSource, path: str):
+  """Warns of steps with a blank instruction: they teach an empty question."""
+  index = source.index
+  blank = [i for i, text in enumerate(index.texts) if not text.strip()]
+  count = int(np.isin(index.text, blank).sum()) if blank else 0
+  if count:
+    _LOG.warning(
+      "%s: %d of %d steps have no instruction; filters.text_length = [1, 1000] "
+      "leaves them out",
+      path,
+      count,
+      len(source),
+    )
