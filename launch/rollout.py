@@ -7,9 +7,10 @@
     --policy=my_lab.policy:act --output=runs/kitchen
 
 A policy is a run's workdir, a folder of `launch/convert.py to_hf`, a baseline
-of the benchmark, or an import path of a function from observations to chunks of
-actions (`rollouts.trial.Act`). A benchmark is `tabletop` or an import path; its
-suites are rows of rt2_jax/envs/tabletop/suites.py.
+of the benchmark, an import path of a function from observations to chunks of
+actions (`rollouts.trial.Act`), or the address of launch/serve.py, such as
+ws://127.0.0.1:8000. A benchmark is `tabletop` or an import path; its suites are
+rows of rt2_jax/envs/tabletop/suites.py.
 
 Every policy meets the same trials. OUTPUT gets `{policy}.json` for each, and
 `report.html`, `success.svg` and `summary.md` about all that are in the folder,
@@ -48,7 +49,7 @@ _BENCHMARK = flags.DEFINE_string(
   "benchmark", "tabletop", "Or an import path, such as my_lab.sim:benchmark."
 )
 _POLICY = flags.DEFINE_list(
-  "policy", [], "Workdirs of runs, exported folders, baselines, import paths."
+  "policy", [], "Workdirs, exported folders, baselines, import paths, services."
 )
 _SUITES = flags.DEFINE_list("suites", ["all"], "Names of suites or groups.")
 _EPISODES = flags.DEFINE_integer("episodes", 50, "Trials of each suite.", 1)

@@ -25,10 +25,10 @@ FLOORS = [
   {"checkpoint", "checkpoint_meta", "input_pipeline", "robot_policy"}
   | {"rollouts"},
   {"weights"},
-  {"envs", "policy", "pytorch", "train_state", "workdir"},
-  {"evaluators", "train_config"},
-  {"evaluation", "progress", "tpu"},
-  {"training", "memory_estimate"},
+  {"envs", "policy", "pytorch", "serving", "train_state", "workdir"},
+  {"evaluators", "train_config", "robot_actions", "robot_client"},
+  {"evaluation", "progress", "tpu", "robot_loop"},
+  {"training", "memory_estimate", "robot_log"},
   {"benchmarks", "gpu_card"},
 ]
 INSIDE = {
@@ -74,7 +74,7 @@ INSIDE = {
   ],
   "rollouts": [
     {"films", "trial", "wire"},
-    {"plots", "worker", "simulation"},
+    {"plots", "worker", "simulation", "simulated_robot"},
     {"runner"},
     {"results"},
     {"report"},
@@ -97,6 +97,13 @@ INSIDE = {
     {"prediction"},
     {"train_step"},
     {"control_rate", "reference_programs"},
+  ],
+  "serving": [
+    {"batcher", "description", "numpy_msgpack", "reading"},
+    {"metrics"},
+    {"service"},
+    {"http_json", "openpi", "vla_eval"},
+    {"server"},
   ],
   "evaluators": [{"action_accuracy", "vqa"}],
   "benchmarks": [

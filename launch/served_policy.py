@@ -1,0 +1,103 @@
+"""The policy that launch/serve.py serves: opened, and named by its hashes."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from rt2_jax import storage
+from rt2_jax.errors import UserError
+from rt2_jax.input_pipeline.datasets import DATASETS
+from rt2_jax.robot_policy import RobotPolicy
+from rt2_jax.serving.description import json_hash
+
+_EXPORTED = "rt2.json"  # stands in every folder of `launch/convert.py to_hf`
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A policy with what the service says of it.
+
+  Attributes:
+    policy: which can act.
+    control_hz: steps per second of its robot's data; None where unknown.
+    identity: of the checkpoint: its name, step and hashes.
+  """
+
+  policy: RobotPolicy
+  control_hz: float | None
+  identity: Mapping[str, Any]
+
+
+def open_policy(folder: str, source: str | None, step: int | None) -> Opened:
+  """Opens a run's checkpoint in JAX, or an exported folder in PyTorch.
+
+  Raises:
+    UserError: no policy there, one that cannot act, or no such source.
+  """
+  exported = storage.locate(folder, "--checkpoint")
+  if (exported / _EXPORTED).is_file():
+    if step is not None:
+      raise UserError(
+        f"got --step={step} for an exported folder, which has one; remove it"
+      )
+    opened = _exported(exported, source)
+  else:
+    opened = _run(folder, source, step)
+  _ = opened.policy.action_space  # a model that only answers is refused
+  return opened
+
+
+def _run(folder: str, source: str | None, step: int | None) -> Opened:
+  from rt2_jax import platforms
+  from rt2_jax.checkpoint import Checkpoints
+  from rt2_jax.policy import Policy
+  from rt2_jax.saved_step import SavedStep
+
+  platforms.prepare()
+  checkpoints = Checkpoints.open_run(folder)
+  # Training may save another one meanwhile.
+  place = checkpoints.step_folder(step)
+  checkpoints.close()
+  saved = SavedStep(place)
+  policy = Policy.from_checkpoint(folder, source, saved.step)
+  # With the checksums of all parameters.
+  identity = _identity(folder, saved.step, json_hash(saved.meta), saved.meta)
+  return Opened(policy, _control_hz(saved.meta, source), identity)
+
+
+def _exported(folder: storage.Path, source: str | None) -> Opened:
+  from rt2_jax.pytorch.policy import TorchPolicy
+
+  with storage.as_local(folder) as local:
+    said = (local / _EXPORTED).read_bytes()
+    digest = hashlib.sha256(said)
+    for file in sorted(local.glob("*.safetensors")):
+      with file.open("rb") as weights:
+        digest.update(hashlib.file_digest(weights, "sha256").digest())
+    policy = TorchPolicy.from_folder(local, source)
+  meta = json.loads(said)
+  identity = _identity(str(folder), meta["step"], digest.hexdigest(), meta)
+  return Opened(policy, _control_hz(meta, source), identity)
+
+
+def _identity(
+  folder: str, step: int, digest: str, meta: Mapping[str, Any]
+) -> dict[str, Any]:
+  return {
+    "checkpoint": pathlib.PurePath(folder).name,
+    "checkpoint_step": step,
+    "checkpoint_sha256": digest,
+    "statistics_sha256": json_hash(meta.get("statistics", {})),
+    "tokenizer_sha256": meta["tokenizer_sha256"],
+  }
+
+
+def _control_hz(meta: Mapping[str, Any], source: str | None) -> float | None:
+  """Looks up the rate of a known dataset; others state --control_hz."""
+  sources = meta["config"].get("sources", {})
+  source = source or next(iter(meta["action_tokenizers"]), None)
+  dataset = DATASETS.get(sources.get(source, {}).get("dataset"))
+  return dataset.rate_hz if dataset else None
