@@ -1,7 +1,6 @@
 """What a robot saw, was told and did, in one file for each episode.
 
-Written on the robot with numpy alone; `data/import_robot_log.py` makes an RLDS
-dataset of the files, to train on. Shapes: N steps, H actions of a chunk (the
+Written on the robot with numpy alone. Shapes: N steps, H actions of a chunk (the
 horizon), D dimensions of an action, S numbers of a state.
 """
 
