@@ -1,7 +1,7 @@
 """What a robot saw, was told and did, in one file for each episode.
 
-Written on the robot with numpy alone. Shapes: N steps, H actions of a chunk (the
-horizon), D dimensions of an action, S numbers of a state.
+Written on the robot with numpy alone. Shapes: N steps, H actions of a chunk
+(the horizon), D dimensions of an action, S numbers of a state.
 """
 
 from __future__ import annotations
