@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from rt2_jax.errors import UserError
 
@@ -21,6 +22,15 @@ class Damage:
     self.skipped: list[str] = []
     self.count = 0
     self._max_skipped = max_skipped
+
+  def share(self, fraction: float):
+    """Leaves a host its part of what is still tolerated, rounded up.
+
+    So that all hosts of a run together tolerate no more than one would, but
+    for the rounding.
+    """
+    left = self._max_skipped - self.count
+    self._max_skipped = self.count + math.ceil(left * fraction)
 
   def skip(self, error: UserError, examples: int = 1):
     """Counts and reports examples, or raises what is wrong with them."""

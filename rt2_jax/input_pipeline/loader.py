@@ -49,8 +49,8 @@ class Loader:
       resolution: of the encoder; the canvas is at least as large.
       num_images: F, images of every example.
       num_threads: batches that are read and decoded at the same time.
-      max_skipped: damaged examples that may be left out, or replaced by the
-        next one of their source; 0 makes the first one an error.
+      max_skipped: damaged examples of a run that may be left out, or replaced
+        by the next one of their source; 0 makes the first one an error.
 
     Raises:
       UserError: more was left out already than may be, or the buffers do not
@@ -67,6 +67,7 @@ class Loader:
     for each in examples:
       for loss in each.skipped:
         self.damage.skip(UserError(loss.problem), loss.examples)
+    self.damage.share(len(self.rows) / batch_size)
     sizes = [each.largest_image for each in examples]
     self.canvas = canvas_for(sizes, mixture.weights, resolution)
     self._check_memory()

@@ -9,6 +9,7 @@ from PIL import Image
 from rt2_jax import images
 from rt2_jax.action_spaces import RT2
 from rt2_jax.actions import ActionTokenizer
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import frames, loader
 from rt2_jax.input_pipeline.examples import RobotExamples
 from rt2_jax.input_pipeline.loader import Loader
@@ -213,6 +214,20 @@ def test_more_damage_than_tolerated_is_an_error(make_loader):
     episodes[2]["steps/observation/image_0"][t] = b"damaged"
   with pytest.raises(ValueError, match="do not decode as an image"):
     list(make_loader(episodes, max_skipped=1).batches(0, 5))
+
+
+@pytest.mark.parametrize(
+  ("rows", "max_skipped", "tolerated"),
+  [(8, 3, 3), (4, 3, 2), (2, 3, 1), (2, 0, 0), (4, 20, 10)],
+)
+def test_hosts_share_what_a_run_tolerates(
+  make_loader, rows, max_skipped, tolerated
+):
+  damage = make_loader(rows=range(rows), max_skipped=max_skipped).damage
+  for i in range(tolerated):
+    damage.skip(UserError(f"image {i}"))
+  with pytest.raises(UserError, match="one more"):
+    damage.skip(UserError("one more"))
 
 
 def test_damaged_records_count_as_skipped(make_loader, tmp_path, tokenizer):
