@@ -35,7 +35,7 @@ from data.tfds_writer import (
   write_quietly,
 )
 from launch import program
-from rt2_jax import storage
+from rt2_jax import local_copies, storage
 
 WRITER_VERSION = 1  # raise it whenever the same seed would give other episodes
 HEIGHT, WIDTH = 256, 320
@@ -262,7 +262,7 @@ def make(
     check_settings(folder, settings)
     print(f"{folder} holds these episodes already")
     return folder
-  with storage.made_locally(output_dir) as local:
+  with local_copies.made_for(output_dir) as local:
     builder = Fractal20220817Data(settings, data_dir=local)
     write_quietly(builder)
   print(f"{folder}: {builder.info.dataset_size / 1e6:.1f} MB")

@@ -42,7 +42,7 @@ from data.tfds_writer import (
   write_quietly,
 )
 from launch import program
-from rt2_jax import storage
+from rt2_jax import local_copies, storage
 from rt2_jax.envs.tabletop import pictures, seen
 from rt2_jax.envs.tabletop.environment import (
   SUCCESS,
@@ -277,7 +277,7 @@ def make(
   ) as pool:
     # One clear error, before TFDS begins a folder.
     pool.submit(episode, settings, "train", 0).result()
-    with storage.made_locally(output_dir) as local:
+    with local_copies.made_for(output_dir) as local:
       builder = Tabletop(settings, local, pool)
       write_quietly(builder)
   print(report(builder.outcomes))

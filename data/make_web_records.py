@@ -47,7 +47,7 @@ from PIL import ExifTags, Image, ImageOps
 from data import web_inputs
 from data.web_inputs import FORMATS, Defaults, Found, parse_json
 from launch import program
-from rt2_jax import images, storage
+from rt2_jax import images, local_copies, storage
 from rt2_jax.byte_ranges import open_storage
 from rt2_jax.input_pipeline.frames import decode_image
 
@@ -203,7 +203,7 @@ def make(
       )
     written = [output_dir / path.name for path in paths]
     for path, target in zip(paths, written, strict=True):
-      storage.publish(path, target)
+      local_copies.publish(path, target)
     lengths = [len(range(i, count, num_shards)) for i in range(num_shards)]
     state_lengths(output_dir, name, split, lengths)
     return written

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rt2_jax import storage
+from rt2_jax import local_copies, storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.web import WebExample
 
@@ -51,7 +51,10 @@ def read_jsonl(
   images = storage.locate(image_folder, "--image_folder")
   if not path.is_file():
     raise UserError(f"got --input={path}, expected a file with JSON lines")
-  with storage.as_local(path) as local, local.open(encoding="utf-8") as lines:
+  with (
+    local_copies.of(path) as local,
+    local.open(encoding="utf-8") as lines,
+  ):
     for number, line in enumerate(lines, 1):
       line = line.strip()
       if not line:
@@ -78,7 +81,7 @@ def read_tfds(
     answers: the feature that holds the texts, e.g. "captions/text".
     defaults: the question, and what else TFDS does not say.
   """
-  with storage.as_local(storage.locate(folder, "--input")) as local:
+  with local_copies.of(storage.locate(folder, "--input")) as local:
     data = tfds.builder_from_directory(local).as_dataset(
       split,
       shuffle_files=False,
@@ -107,7 +110,7 @@ def read_tars(pattern: str, defaults: Defaults) -> Iterator[Found]:
     raise UserError(f"got --input={pattern}, which no tar matches")
   for path in paths:
     try:
-      with storage.as_local(path) as local, tarfile.open(local) as tar:
+      with local_copies.of(path) as local, tarfile.open(local) as tar:
         for key, files in samples(tar):
           where = f"{path}, {key}"
           yield Found(where, from_sample(files, where, defaults))

@@ -27,7 +27,7 @@ import jax
 import psutil
 from absl import app, flags
 
-from rt2_jax import platforms, storage, trees
+from rt2_jax import local_copies, platforms, storage, trees
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
 from rt2_jax.models.variants import VLMConfig
@@ -116,7 +116,7 @@ def to_hf(output: storage.Path):
 def from_hf(output: storage.Path):
   """Writes a checkpoint of the weights and of all that rt2.json keeps."""
   # transformers reads it too.
-  with storage.as_local(storage.locate(_FOLDER.value, "--folder")) as folder:
+  with local_copies.of(storage.locate(_FOLDER.value, "--folder")) as folder:
     meta, tokenizer, step = export.read_meta(folder)
     model = VLMConfig.from_dict(meta["model"])
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -318,7 +318,10 @@ def proven_locally(
     with proven(output, replace) as place:
       yield place
     return
-  with proven(output, replace) as place, storage.made_locally(place) as local:
+  with (
+    proven(output, replace) as place,
+    local_copies.made_for(place) as local,
+  ):
     yield local
 
 

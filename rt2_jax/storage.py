@@ -16,7 +16,6 @@ import os
 import pathlib
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -226,48 +225,6 @@ def remove(path: Path):
       shutil.rmtree(path)
     else:
       path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def as_local(path: Path) -> Iterator[pathlib.Path]:
-  """Yields a file or folder on this machine, for libraries that know no other.
-
-  An object store's is copied to a temporary folder.
-  """
-  if not isinstance(path, Url):
-    yield path
-    return
-  with tempfile.TemporaryDirectory() as folder:
-    copy = pathlib.Path(folder) / path.name
-    source = f"{path}/" if path.is_dir() else str(path)
-    with named_in_errors(path, verb="read"):
-      file_system(path).get(source, str(copy), recursive=True)
-    yield copy
-
-
-@contextlib.contextmanager
-def made_locally(target: Path) -> Iterator[pathlib.Path]:
-  """Yields a place on this machine, for libraries that write to no other.
-
-  What was made there is `target`, or is copied there at the end.
-  """
-  if not isinstance(target, Url):
-    yield target
-    return
-  with tempfile.TemporaryDirectory() as folder:
-    made = pathlib.Path(folder) / target.name
-    yield made
-    publish(made, target)
-
-
-def publish(made: pathlib.Path, target: Path):
-  """Gives a local file or folder its place, where nothing lies."""
-  with named_in_errors(target):
-    if isinstance(target, Url):
-      source = f"{made}/" if made.is_dir() else str(made)
-      file_system(target).put(source, str(target), recursive=True)
-    else:
-      made.replace(target)
 
 
 @contextlib.contextmanager

@@ -5,12 +5,12 @@ import uuid
 
 from tensorboard.backend.event_processing import event_accumulator
 
-from rt2_jax import event_files, storage
+from rt2_jax import event_files, local_copies, storage
 from rt2_jax.errors import UserError
 
 
 def steps(folder) -> list[int]:
-  with storage.as_local(folder) as local:
+  with local_copies.of(folder) as local:
     log = event_accumulator.EventAccumulator(str(local)).Reload()
     return [event.step for event in log.Scalars("x")]
 

@@ -16,7 +16,7 @@ FLOORS = [
   {"storage"},
   {"action_tokens", "batch", "images", "losses", "byte_ranges", "trees"}
   | {"checksums", "differences", "import_path", "interrupts"}
-  | {"ranges"}
+  | {"local_copies", "ranges"}
   | {"compiler_options", "cpu_memory", "hosts", "parameters"},
   {"actions", "tokenizer", "augment", "models", "optimizers", "sharding"}
   | {"clusters", "consensus", "event_files", "lease", "platforms"},

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from tensorboard.backend.event_processing import event_accumulator
 
-from rt2_jax import storage
+from rt2_jax import local_copies, storage
 from rt2_jax.checkpoint import Checkpoints
 from tests import gcs, tiny_datasets
 from tests.conftest import ROOT
@@ -149,7 +149,7 @@ def fill(home: storage.Path, made: pathlib.Path):
   """Writes data and tokenizer."""
   tiny_datasets.bridge_source(made / "bridge/1.0.0")
   storage.output_folder(home, "home")
-  storage.publish(made / "bridge", home / "bridge")
+  local_copies.publish(made / "bridge", home / "bridge")
   tokenizer = (ROOT / "data/small_tokenizer.model").read_bytes()
   storage.write(home / "tokenizer.model", tokenizer)
 
@@ -170,7 +170,7 @@ def final(workdir: storage.Path) -> dict:
   """Returns the last parameters, and the losses by step as they are logged."""
   with contextlib.closing(Checkpoints.open_run(workdir)) as checkpoints:
     params = checkpoints.restore_params(checkpoints.stored_params())
-  with storage.as_local(workdir / "tensorboard") as folder:
+  with local_copies.of(workdir / "tensorboard") as folder:
     log = event_accumulator.EventAccumulator(str(folder)).Reload()
     losses = [(e.step, e.value) for e in log.Scalars("train/loss")]
   return {"params": params, "losses": losses}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from rt2_jax import storage
+from rt2_jax import local_copies, storage
 from rt2_jax.byte_ranges import Request, open_storage
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.errors import UserError
@@ -93,16 +93,16 @@ def test_files_lie_anywhere(folder, tmp_path):
   assert (path.read_text(encoding="utf-8"), folder.is_dir()) == ("héllo", True)
   assert list(folder.iterdir()) == [folder / "a"]
   assert list((folder / "a").glob("*.txt")) == [path]
-  with storage.as_local(folder) as local:
+  with local_copies.of(folder) as local:
     assert (local / "a/b.txt").read_text() == "héllo"
   storage.move(folder / "a", folder / "c" / "d")
   assert (folder / "c/d/b.txt").is_file() and not (folder / "a").exists()
   made = tmp_path / "made"
   made.mkdir()
   (made / "e").write_text("e")
-  storage.publish(made, folder / "f")
+  local_copies.publish(made, folder / "f")
   assert (folder / "f/e").read_text() == "e"
-  with storage.made_locally(folder / "g") as local:
+  with local_copies.made_for(folder / "g") as local:
     local.write_text("g")
   assert (folder / "g").read_text() == "g"
   storage.remove(folder / "c")

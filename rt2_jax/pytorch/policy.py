@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from rt2_jax import storage
+from rt2_jax import local_copies, storage
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
@@ -70,7 +70,7 @@ class TorchPolicy(RobotPolicy):
       UserError: not such a folder, or no such source in it.
     """
     found = _find_robot_file(folder).parent
-    with storage.as_local(found) as local:
+    with local_copies.of(found) as local:
       model = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
         local, dtype=getattr(torch, dtype), local_files_only=True
       )
