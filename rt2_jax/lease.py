@@ -25,8 +25,9 @@ from rt2_jax.errors import UserError
 
 _LOG = logging.getLogger(__name__)
 
-_RENEWED_S = 10.0  # between two writes of the holder
-_LOST_S = 35.0  # without a write: more than three of them
+_RENEWED_S = 6.0  # between two writes of the holder
+# Without a write. Other processes of a run wait meanwhile: gloo for 30 s.
+_LOST_S = 22.0
 _LOOK_S = 0.5
 _BOOT = pathlib.Path("/proc/sys/kernel/random/boot_id")
 
