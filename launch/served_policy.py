@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from rt2_jax import storage
+from rt2_jax import local_copies, storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.datasets import DATASETS
 from rt2_jax.robot_policy import RobotPolicy
@@ -71,7 +71,7 @@ def _run(folder: str, source: str | None, step: int | None) -> Opened:
 def _exported(folder: storage.Path, source: str | None) -> Opened:
   from rt2_jax.pytorch.policy import TorchPolicy
 
-  with storage.as_local(folder) as local:
+  with local_copies.of(folder) as local:
     said = (local / _EXPORTED).read_bytes()
     digest = hashlib.sha256(said)
     for file in sorted(local.glob("*.safetensors")):
