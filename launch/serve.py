@@ -89,11 +89,12 @@ def make_service(opened: served_policy.Opened) -> Service:
     UserError: flags that do not fit the policy.
   """
   policy, spec = opened.policy, opened.policy.observation
-  cameras = camera_sizes(_CAMERA_SIZES.value, spec.present)
+  sizes = camera_sizes(_CAMERA_SIZES.value, spec.present)
+  reader = Reader(spec, sizes, policy.prompt)
   metadata = describe(
     policy.action_tokenizer,
     spec,
-    cameras,
+    sizes,
     _CONTROL_HZ.value or opened.control_hz,
     opened.identity,
   )
@@ -104,7 +105,7 @@ def make_service(opened: served_policy.Opened) -> Service:
     _DEADLINE.value / 1000,
     _QUEUE.value,
   )
-  return Service(metadata, Reader(spec, cameras, policy.prompt), batcher)
+  return Service(metadata, reader, batcher)
 
 
 async def serve(

@@ -29,8 +29,10 @@ def exported(run, tmp_path_factory):
 def test_a_run_and_its_export_act_alike_and_are_told_apart(run, exported):
   ours = served_policy.open_policy(str(run), None, None)
   theirs = served_policy.open_policy(str(exported), None, None)
-  seen = [served.observation(seed) for seed in range(4)]
-  np.testing.assert_array_equal(ours.policy.act(seen), theirs.policy.act(seen))
+  for seed in range(3):
+    seen = [served.observation(seed)]
+    action = ours.policy.act(seen)
+    np.testing.assert_array_equal(action, theirs.policy.act(seen))
   assert ours.control_hz == theirs.control_hz == 5.0  # Bridge's
   named, other = dict(ours.identity), dict(theirs.identity)
   assert named.pop("checkpoint") == "run" and other.pop("checkpoint") == "hf"
