@@ -10,6 +10,7 @@ EXTRAS = {
   ],
   "gpu": ["jax[cuda12]>=0.10"],
   "gcs": ["gcsfs>=2024.6"],
+  "profile": ["xprof>=2.24"],
   # Large with CUDA; its index of CPU builds serves machines without a GPU.
   "torch": [
     "protobuf>=5",

@@ -91,7 +91,7 @@ def get_config(data: str = "data/download") -> ml_collections.ConfigDict:
       "optimizer": {"learning_rate": 2e-5, "warmup_steps": 1_000},
       "evaluation": {
         "every": 2_000,
-        "num_steps": 2_048,
+        "num_robot_steps": 2_048,
         "num_questions": 2_048,
         "batch_size": 512,
       },

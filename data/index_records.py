@@ -31,8 +31,9 @@ from rt2_jax.input_pipeline.sources import (
   open_source,
   robot_dataset,
 )
+from rt2_jax.observation import ObservationConfig
 from rt2_jax.tokenizer import Tokenizer
-from rt2_jax.train_config import ObservationConfig, with_defaults
+from rt2_jax.train_config import with_defaults
 
 Config = SourceConfig | web.WebConfig
 PLAIN = ObservationConfig()  # one camera, no state

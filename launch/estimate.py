@@ -14,9 +14,9 @@ TPU's own compiler (extra `estimate`), so memory is exact; times are
 compiler-predicted, see `rt2_jax/tpu/hlo_cost.py`. --mode=fast takes seconds and
 differs from --mode=full, which takes minutes, by a few percent for a training
 step; for decoding use full. For one GPU the training step's memory alone is
-estimated, by the formula of `rt2_jax/memory_estimate.py` and without compiling;
-where a config does not fit, flags are named with which it would. No data,
-tokenizer or weights are read.
+estimated, by the formula of `rt2_jax/gpu/memory_estimate.py` and without
+compiling; where a config does not fit, flags are named with which it would. No
+data, tokenizer or weights are read.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from absl import app, flags
 
 from launch import experiment_flag, program
-from rt2_jax import gpu_card
+from rt2_jax.gpu import gpu_card
 from rt2_jax.tpu import ahead_of_time, control_rate, train_step
 from rt2_jax.tpu.chips import chip_of
 from rt2_jax.tpu.control_rate import ControlRate

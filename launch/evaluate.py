@@ -21,12 +21,13 @@ from absl import app, flags
 from launch import program
 from rt2_jax import storage
 from rt2_jax.checkpoint import Checkpoints
-from rt2_jax.evaluation import HeldOut
 from rt2_jax.evaluators import action_accuracy
+from rt2_jax.evaluators.held_out import HeldOut
 from rt2_jax.input_pipeline import web
+from rt2_jax.input_pipeline.loader import LoaderConfig
 from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.policy import Policy
-from rt2_jax.train_config import LoaderConfig, config_hash, with_defaults
+from rt2_jax.train_config import config_hash, with_defaults
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
 _STEP = flags.DEFINE_integer(

@@ -51,12 +51,6 @@ CONFIGS = {
   "full_40": "configs/rt2_paligemma_3b_one_gpu.py:40",
   "full_80": "configs/rt2_paligemma_3b_one_gpu.py:80",
 }
-# Data sheets: dense bfloat16 FLOP/s.
-_DATA_SHEET = {
-  "NVIDIA A100-SXM4-80GB": 312e12,
-  "NVIDIA H100 80GB HBM3": 989.4e12,
-  "NVIDIA H200": 989.4e12,
-}
 _SMALL = {"img": "tiny/16", "llm": "gemma_tiny", "image_size": 64}
 _SMALL |= {"vocab_size": 3200}
 
@@ -140,10 +134,11 @@ def matmul():
   import jax
 
   from rt2_jax.benchmarks import meters
+  from rt2_jax.tpu.peak_flops import PEAK_FLOPS
 
   device = jax.devices()[0]
   flops = meters.matmul_flops("bfloat16", 20)
-  peak = _DATA_SHEET.get(device.device_kind)
+  peak = PEAK_FLOPS.get(device.device_kind)
   say(
     "matmul",
     device=device.device_kind,
@@ -191,8 +186,9 @@ def decode():
 def train(part: str):
   import jax
 
-  from rt2_jax import memory_estimate
   from rt2_jax.benchmarks import meters, synthetic, training
+  from rt2_jax.gpu import memory_estimate
+  from rt2_jax.tpu.peak_flops import PEAK_FLOPS
 
   config, named = config_of(CONFIGS[part])
   case = training.Case.of(config)
@@ -200,7 +196,7 @@ def train(part: str):
   state = case.trainer.state_from(synthetic.params(shapes))
   steps = training.run(case, state, _REPEATS)
   flops = meters.matmul_flops("bfloat16")
-  peak = _DATA_SHEET.get(jax.devices()[0].device_kind)
+  peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
   facts = training.facts(case, steps, flops)
   rate = facts["useful_tflop"] * 1e12 / steps.step_s
   say(

@@ -24,7 +24,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from launch import experiment_flag, program
-from rt2_jax import sharding, storage, training
+from rt2_jax import sharding, storage, train_data
 from rt2_jax.actions import ActionTokenizer, Dimension
 from rt2_jax.batch import Batch
 from rt2_jax.prompt import PLAN_END, PLAN_START, Prompt
@@ -98,7 +98,7 @@ def load(
   Which mesh trains changes neither, so one device will do.
   """
   mesh = sharding.make_mesh({}, jax.devices()[:1])
-  batches = training.make_loader(config, action_tokenizers, mesh)
+  batches = train_data.make_loader(config, action_tokenizers, mesh)
   batch = next(batches.batches(step, step + 1))
   trainer = config.make_trainer(action_tokenizers, mesh)
   return batch, np.asarray(trainer.training_images(batch, step))

@@ -1,4 +1,4 @@
-"""Checkpoints: everything to go on training, and everything to act.
+"""Checkpoints: everything to resume training, and everything to act.
 
 One Orbax checkpoint holds the items `params`, `opt_state`, `progress` (the
 step, which is also the position in the data), `meta` (config, model, prompt,
@@ -13,19 +13,24 @@ import importlib.metadata
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rt2_jax import checksums, consensus, interrupts, storage
+from rt2_jax import (
+  checksums,
+  consensus,
+  interrupts,
+  orbax_manager,
+  sharding,
+  storage,
+)
 from rt2_jax.errors import UserError
 from rt2_jax.saved_step import (
-  ARRAYS,
   CHECKSUMS,
-  JSON,
   SavedStep,
   first_line,
   sha256,
@@ -34,24 +39,20 @@ from rt2_jax.saved_step import (
 
 _LOG = logging.getLogger(__name__)
 
-_ITEMS = {
-  "params": ARRAYS,
-  "opt_state": ARRAYS,
-  "progress": JSON,
-  "meta": JSON,
-  "tokenizer": ARRAYS,
-}
-_SMALLEST_SLICE = 1 << 20  # bytes
+_UNFINISHED = ".orbax-checkpoint-tmp"
 _REFUSED = re.compile(
   "No space left on device|Disk quota exceeded|File too large|"
   "Read-only file system|Permission denied"
 )
-_STORES = ("gs://", "s3://")
 _VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint")
 
 
+class CannotWriteError(UserError):
+  """The disk or bucket takes no more; nothing that was saved is lost."""
+
+
 class Restored(NamedTuple):
-  """What training goes on from.
+  """The train state of a checkpoint, as its items.
 
   Attributes:
     step: steps done.
@@ -84,17 +85,21 @@ class Checkpoints:
       folder: of the checkpoints.
       keep: how many of the newest checkpoints stay; None keeps all.
 
+    Attributes:
+      best: the step of one more checkpoint that stays.
+
     Raises:
       UserError: see `storage.locate`; or a store that TensorStore cannot write.
     """
+    self.best: int | None = None
     self._folder = storage.locate(folder, "--workdir").absolute()
-    _check_store(self._folder)
+    orbax_manager.check_store(self._folder)
     self._keep = keep
     self._manager: ocp.CheckpointManager | None = None
 
   @classmethod
   def open_run(cls, folder: str | os.PathLike) -> Checkpoints:
-    """Those of a run's workdir, or of its folder `checkpoints`.
+    """Opens those of a run's workdir, or of its folder `checkpoints`.
 
     Raises:
       UserError: there is no such folder.
@@ -124,15 +129,15 @@ class Checkpoints:
       )
 
   def steps(self) -> list[int]:
-    """The complete checkpoints, the oldest first."""
+    """Lists the complete checkpoints, the oldest first."""
     return steps_in(self._folder)
 
   def latest_step(self) -> int | None:
-    """The newest complete checkpoint, None if there is none."""
+    """Returns the newest complete checkpoint, None if there is none."""
     return max(self.steps(), default=None)
 
   def existing_step(self, step: int | None = None) -> int:
-    """The step of a checkpoint that is there; default: the newest.
+    """Returns the step of an existing checkpoint; default: the newest.
 
     Raises:
       UserError: no such checkpoint.
@@ -162,8 +167,8 @@ class Checkpoints:
     `opt_state` (None) it is inference-only. A Ctrl-C waits for the copy.
 
     Raises:
-      UserError: an array is not finite; nothing is saved then. Or the disk is
-        full.
+      UserError: an array is not finite; nothing is saved then.
+      CannotWriteError: the disk is full, now or since the last `save`.
     """
     model_file = np.frombuffer(tokenizer, np.uint8)
     kept = {"params": self._measured(step, params, "params")}
@@ -181,11 +186,11 @@ class Checkpoints:
       items["opt_state"] = ocp.args.StandardSave(opt_state)
     with interrupts.delayed(f"copying checkpoint {step}"), self._writing():
       if self._manager is None:
-        self._manager = self._make_manager()
+        self._manager = orbax_manager.make(str(self._folder), self._stays)
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
   def step_folder(self, step: int | None = None) -> storage.Path:
-    """Where a checkpoint lies; default: the newest.
+    """Returns a checkpoint's folder; default: the newest.
 
     Raises:
       UserError: no such checkpoint.
@@ -193,7 +198,7 @@ class Checkpoints:
     return self._folder / str(self.existing_step(step))
 
   def has_optimizer(self, step: int | None = None) -> bool:
-    """Whether training can go on from a checkpoint; default: the newest."""
+    """Tells whether training can resume from it; default: the newest."""
     return self._saved(step).has_optimizer
 
   def stored_params(self, step: int | None = None) -> Any:
@@ -206,10 +211,10 @@ class Checkpoints:
     """
     shapes = self._saved(step).shapes()
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return abstract(shapes, jax.tree.map(lambda _: device, shapes))
+    return sharding.abstract(shapes, jax.tree.map(lambda _: device, shapes))
 
   def restore_meta(self, step: int | None = None) -> tuple[dict, bytes]:
-    """The items `meta`, without checksums, and `tokenizer`.
+    """Restores the items `meta`, without checksums, and `tokenizer`.
 
     Raises:
       UserError: no such checkpoint, or a damaged one.
@@ -230,7 +235,7 @@ class Checkpoints:
   def restore_state(
     self, params: Any, opt_state: Any, step: int | None = None
   ) -> Restored:
-    """All that training needs, on any mesh or number of hosts.
+    """Restores all that training needs, on any mesh or number of hosts.
 
     Args:
       params: ShapeDtypeStructs with shardings.
@@ -265,11 +270,28 @@ class Checkpoints:
         storage.move(self._folder / str(step), target)
     return target
 
+  def check(self):
+    """Raises CannotWriteError if the background has failed to write."""
+    if self._manager is not None:
+      with self._writing():
+        self._manager.check_for_errors()
+
   def wait(self):
-    """Returns when what was saved is on disk."""
+    """Returns when what was saved is on disk; raises as `check`."""
     if self._manager is not None:
       with self._writing():
         self._manager.wait_until_finished()
+
+  def give_up(self):
+    """Abandons what is being written, so that `save` can be tried again."""
+    manager, self._manager = self._manager, None
+    if manager is not None:
+      with contextlib.suppress(Exception):  # the one that is known
+        manager.close()
+    with consensus.together():
+      if jax.process_index() == 0:
+        for unfinished in self._folder.glob(f"*{_UNFINISHED}*"):
+          storage.remove(unfinished)
 
   def close(self):
     """Completes what was saved, also after a Ctrl-C."""
@@ -279,26 +301,10 @@ class Checkpoints:
     with interrupts.delayed("completing the last checkpoint"), self._writing():
       manager.close()
 
-  def _make_manager(self) -> ocp.CheckpointManager:
-    # Orbax lets each replica write a slice of what is replicated, and compiles
-    # a program for each slice: seconds, for arrays that take no time to write.
-    handler = ocp.type_handlers.ArrayHandler(
-      min_slice_bytes_for_replica_parallel=_SMALLEST_SLICE
-    )
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of an override, which is meant
-    try:
-      ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    finally:
-      logging.disable(before)
-    return ocp.CheckpointManager(
-      str(self._folder),
-      item_handlers={name: handler() for name, handler in _ITEMS.items()},
-      # Lightweight: a damaged description of an old checkpoint is not read.
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep, lightweight_initialize=True
-      ),
-    )
+  def _stays(self, steps: Sequence[int]) -> list[bool]:
+    """Tells which of the saved steps, the oldest first, are kept."""
+    first = 0 if self._keep is None else len(steps) - self._keep
+    return [i >= first or step == self.best for i, step in enumerate(steps)]
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -310,7 +316,7 @@ class Checkpoints:
       if not refused and not isinstance(error, OSError):
         raise
       newest = self.latest_step()
-      raise UserError(
+      raise CannotWriteError(
         f"got checkpoint folder {self._folder}, which cannot be written: "
         f"{refused[0] if refused else first_line(error)}; free some room, and "
         "start again to go on from "
@@ -318,7 +324,7 @@ class Checkpoints:
       ) from error
 
   def _measured(self, step: int, tree: Any, item: str) -> dict[str, dict]:
-    """What `meta` keeps of a tree's arrays, by their names.
+    """Computes the checksums that `meta` keeps, by the arrays' names.
 
     Raises:
       UserError: a number is not finite.
@@ -336,21 +342,3 @@ class Checkpoints:
 
   def _saved(self, step: int | None) -> SavedStep:
     return SavedStep(self._folder / str(self.existing_step(step)))
-
-
-def _check_store(folder: storage.Path):
-  """Raises UserError for a store that TensorStore has no driver for."""
-  if storage.is_url(folder) and not str(folder).startswith(_STORES):
-    raise UserError(
-      f"got checkpoint folder {folder}, expected one on this machine or one of "
-      f"{', '.join(f'{store}…' for store in _STORES)}; choose another --workdir"
-    )
-
-
-def abstract(tree: Any, shardings: Any) -> Any:
-  """ShapeDtypeStructs of `tree` with the given shardings."""
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    tree,
-    shardings,
-  )

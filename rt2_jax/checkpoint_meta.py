@@ -154,7 +154,7 @@ def _from_format_1(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chunk_of_one(action_tokenizer: Mapping[str, Any]) -> dict[str, Any]:
-  """A format 1 action tokenizer as one of format 2."""
+  """Converts a format 1 action tokenizer to format 2."""
   space = action_tokenizer["space"]
   dimensions = [
     {**d, "at_end": _AT_END.get(d["name"], 0.0)} for d in space["dimensions"]

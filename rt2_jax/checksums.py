@@ -90,7 +90,7 @@ def _measure(
 
 
 def _sum(x: jax.Array) -> jax.Array:
-  """The checksum, uint32[]."""
+  """Computes the checksum, uint32[]."""
   words = x.astype(jnp.uint8) if x.dtype == bool else x
   bits = jnp.dtype(f"uint{8 * words.dtype.itemsize}")
   words = jax.lax.bitcast_convert_type(words, bits).astype(jnp.uint32)
@@ -98,7 +98,7 @@ def _sum(x: jax.Array) -> jax.Array:
 
 
 def _positions(shape: tuple[int, ...]) -> jax.Array:
-  """A number for each position: the sum of one pseudorandom one per axis."""
+  """Sums one pseudorandom number per axis for each position."""
   whole = jnp.zeros(shape, jnp.uint32)
   for axis, size in enumerate(shape):
     start = np.uint32((int(_SEED) * (2 * axis + 1)) & 0xFFFFFFFF)
@@ -108,7 +108,7 @@ def _positions(shape: tuple[int, ...]) -> jax.Array:
 
 
 def _mix(word: jax.Array) -> jax.Array:
-  """murmur3's finalizer: a bijection of uint32."""
+  """Applies murmur3's finalizer, a bijection of uint32."""
   word = (word ^ (word >> 16)) * _MIX[0]
   word = (word ^ (word >> 13)) * _MIX[1]
   return word ^ (word >> 16)

@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable, Iterable
 
 _INTERRUPTED = 130
+# Exit code after which the same command goes on: a run was asked to stop and
+# has saved its step, or it has lost a host.
+START_AGAIN = 42
 
 
 class UserError(ValueError):
@@ -13,6 +16,10 @@ class UserError(ValueError):
 
   Everything else that is raised is a bug of ours, and keeps its traceback.
   """
+
+
+class Stopped(Exception):
+  """A run that ends early because it was asked to; its last step is saved."""
 
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> UserError:
@@ -27,7 +34,8 @@ def unknown_name(what: str, got: str, known: Iterable[str]) -> UserError:
 def ends_in_one_message(main: Callable[[list[str]], None]) -> Callable:
   """Ends a program's `main` in a UserError's message, without a traceback.
 
-  Ctrl-C ends it in one word, with the exit code that shells give it.
+  Ctrl-C ends it in one word, with the exit code that shells give it. A run that
+  saved its work on request ends with `START_AGAIN`.
   """
 
   @functools.wraps(main)
@@ -36,6 +44,9 @@ def ends_in_one_message(main: Callable[[list[str]], None]) -> Callable:
       main(argv)
     except UserError as error:
       sys.exit(str(error))
+    except Stopped as stop:
+      print(stop, file=sys.stderr)
+      sys.exit(START_AGAIN)
     except KeyboardInterrupt:
       print("interrupted", file=sys.stderr)
       sys.exit(_INTERRUPTED)

@@ -1,8 +1,8 @@
-"""Several processes become one program.
+"""Multi-host start-up: rendezvous of all processes before JAX starts.
 
-JAX ends a process without naming who is missing when not all of them come. So
-they call the roll among themselves first, at the coordinator's address, which
-JAX takes over afterwards.
+If a process is missing, JAX aborts without saying which. So the processes meet
+at the coordinator's address first, report missing ids, and leave the address to
+JAX.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def join(
   process_id: int | None,
   timeout: int,
 ):
-  """Waits for all processes, and connects them.
+  """Waits for all processes, and initializes JAX's distributed runtime.
 
   Args:
     coordinator: host:port of process 0; None, as for the next two: from the
-      environment (TPU pods, Slurm, Open MPI), which then calls no roll.
+      environment (TPU pods, Slurm, Open MPI), without the rendezvous.
     num_processes: how many there are.
     process_id: which of them this is, from 0.
     timeout: seconds to wait for the others.
@@ -49,7 +49,7 @@ def join(
 def call_roll(
   coordinator: str, num_processes: int, process_id: int, timeout: float
 ):
-  """Returns when every process has called it; arguments as in `join`."""
+  """Rendezvous: returns when every process is there; see `join`."""
   host, _, port = coordinator.rpartition(":")
   if not host or not port.isdecimal():
     raise UserError(
@@ -84,7 +84,7 @@ def _gather(port: int, num_processes: int, timeout: float, deadline: float):
       stack.enter_context(connection)
       process_id = _process_id(connection)
       if process_id is None:
-        continue  # somebody else who tries ports
+        continue  # another program that tries ports
       if process_id in present or not 0 < process_id < num_processes:
         problem = (
           f"got process_id {process_id} from {address}, expected one of 1 to "
@@ -100,7 +100,7 @@ def _gather(port: int, num_processes: int, timeout: float, deadline: float):
 
 
 def _report(host: str, port: int, process_id: int, deadline: float):
-  """The others: say who they are, and wait for how it ended."""
+  """Tells process 0 who this is, and waits for its answer."""
   with _connect(host, port, deadline) as connection:
     connection.sendall(f"{process_id}\n".encode())
     connection.settimeout(max(deadline - time.monotonic(), 0.0) + _GRACE_S)
@@ -146,7 +146,7 @@ def _connect(host: str, port: int, deadline: float) -> socket.socket:
 
 
 def _process_id(connection: socket.socket) -> int | None:
-  """Who has connected; None for what is none of the processes."""
+  """Reads who has connected; None for any other program."""
   connection.settimeout(_GRACE_S)
   try:
     line = connection.recv(64)

@@ -12,12 +12,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from rt2_jax.actions import ActionSpace
 from rt2_jax.errors import UserError
+from rt2_jax.ranges import at_least, between
 
 PRIMARY = "primary"  # the camera of a robot with one, and of web pictures
 
@@ -107,6 +108,37 @@ class ObservationSpec:
 
 
 ONE_CAMERA = ObservationSpec()  # RT-2's own
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservationConfig:
+  """Fields of a config's `observation`, see `ObservationSpec`.
+
+  Attributes:
+    cameras: names in the order in which images enter the model. A source
+      without one of them takes part; its image is masked.
+    history: frames of each camera, the newest included.
+    uncropped: cameras that augmentation does not crop, such as "wrist".
+    state: whether the prompt holds the robot's state; `prompt.template` then
+      has the field `{state}`.
+    state_dropout: fraction of the training examples whose prompt holds none,
+      so that a policy cannot act by its state alone.
+  """
+
+  cameras: Sequence[str] = (PRIMARY,)
+  history: Annotated[int, at_least(1)] = 1
+  uncropped: Sequence[str] = ()
+  state: bool = False
+  state_dropout: Annotated[float, between(0, 1)] = 0.0
+
+  @property
+  def spec(self) -> ObservationSpec:
+    """The model's cameras and history; each robot says which it has."""
+    return ObservationSpec(
+      cameras=tuple(self.cameras),
+      history=self.history,
+      uncropped=tuple(self.uncropped),
+    )
 
 
 class Batched(NamedTuple):

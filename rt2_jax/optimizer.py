@@ -156,7 +156,7 @@ def muon_or_adamw(params: Any) -> Any:
 
 
 def decay_mask(params: Any) -> Any:
-  """True for the parameters that decay."""
+  """Selects with True the parameters that decay."""
   return trees.unflatten(
     {name: parameters.row(name).decays for name in trees.flatten(params)}
   )

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from rt2_jax import augment, parameters, sharding, trees
 from rt2_jax.actions import ActionTokenizer
-from rt2_jax.checkpoint import Checkpoints, abstract
+from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.compiler_options import ACTING, options_for
 from rt2_jax.decode import (
@@ -115,7 +115,7 @@ class Policy(RobotPolicy):
     params = lora_base.restore(
       checkpoints,
       meta,
-      abstract(shapes, sharding.state_shardings(shapes, mesh)),
+      sharding.abstract(shapes, sharding.state_shardings(shapes, mesh)),
       step,
     )
     checkpoints.close()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,12 +13,12 @@ from tqdm import tqdm
 
 from rt2_jax import optimizer
 from rt2_jax.actions import ActionSpace
+from rt2_jax.divergence import NORMS, BadSteps
 from rt2_jax.errors import UserError
+from rt2_jax.speed import Clock, device_memory
 from rt2_jax.train_config import TrainConfig
 
 _LOG = logging.getLogger(__name__)
-
-_NORMS = ("gradient_norm", "update_norm", "parameter_norm")
 
 
 class Progress:
@@ -33,6 +31,8 @@ class Progress:
     writer: tensorboardX.SummaryWriter,
     start: int,
     window: Mapping[str, Any],
+    name_records: Callable[[int], str],
+    clock: Clock,
   ):
     """Goes on from a checkpoint.
 
@@ -43,6 +43,9 @@ class Progress:
       start: steps done.
       window: what `before_save` returned for the checkpoint; empty for a new
         run.
+      name_records: writes which records the batch of a step held, and returns
+        the file.
+      clock: measures the loop.
     """
     self._config = config
     self._spaces = spaces
@@ -51,43 +54,54 @@ class Progress:
     self._pending: list[tuple[int, dict]] = []
     self._steps = window.get("steps", 0)
     self._total = {k: np.array(v) for k, v in window.get("total", {}).items()}
+    self._bad_steps = BadSteps(config.divergence, window)
+    self._name_records = name_records
+    self._clock = clock
     self._saved = start if start else None
-    self._logged_step, self._logged_time = start, time.monotonic()
 
   def add(self, done: int, metrics: dict[str, jax.Array]):
     """Takes one step's metrics; waits for the devices when it logs.
 
     Raises:
-      UserError: a loss or norm since the last log is not finite.
+      UserError: see `check`.
     """
     self._pending.append((done, metrics))
+    self._clock.compiled(done, metrics)
     last = done == self._config.num_steps
     if done % self._config.log_every and not last:
       return
     self.check()
-    scalars = self._scalars()
+    scalars = self._scalars() if self._steps else {}
     self._steps, self._total = 0, {}
-    now = time.monotonic()
-    steps_per_s = (done - self._logged_step) / (now - self._logged_time)
-    self._logged_step, self._logged_time = done, now
-    scalars["examples_per_s"] = steps_per_s * self._config.batch_size
-    # Of the step that was just done.
-    scalars["learning_rate"] = float(self._schedule(done - 1))
+    speed = self._clock.take(done)
+    if speed:
+      scalars["examples_per_s"] = speed["steps_per_s"] * self._config.batch_size
+    # Of the step that was just done; the optimizer saw no skipped one.
+    skipped = self._bad_steps.skipped
+    scalars["learning_rate"] = float(self._schedule(done - 1 - skipped))
+    if self._config.divergence.max_skipped:
+      scalars["skipped_steps"] = skipped
     for name, value in scalars.items():
       self._writer.add_scalar(f"train/{name}", value, done)
-    self._print(done, scalars, steps_per_s)
+    for name, value in (speed | device_memory()).items():
+      self._writer.add_scalar(f"speed/{name}", value, done)
+    self._print(done, scalars, speed)
 
   def check(self):
     """Waits for the pending steps, and stops a run that has diverged.
 
     Raises:
-      UserError: a loss or norm is not finite; names the first such step.
+      UserError: a step was bad, see `divergence`; names the first such step.
     """
     steps = [step for step, _ in self._pending]
-    fetched = jax.device_get([metrics for _, metrics in self._pending])
+    with self._clock.spent_on("device"):
+      fetched = jax.device_get([metrics for _, metrics in self._pending])
     self._pending = []
     for step, metrics in zip(steps, fetched, strict=True):
-      self._check_finite(step, metrics)
+      problem = self._bad_steps.problem(metrics)
+      if problem:
+        self._leave_out(step, metrics, problem)
+        continue
       self._steps += 1
       for name, value in metrics.items():
         # float64: the sum of sums that a checkpoint keeps is the same number.
@@ -107,7 +121,8 @@ class Progress:
     self._writer.flush()
     self._saved = done
     total = {name: value.tolist() for name, value in self._total.items()}
-    return {"steps": self._steps, "total": total}
+    window = {"steps": self._steps, "total": total}
+    return window | self._bad_steps.kept | self._clock.kept
 
   def add_evaluation(self, done: int, metrics: Mapping[str, float]):
     """Takes what was measured on held-out data after `done` steps."""
@@ -123,21 +138,28 @@ class Progress:
       if name.partition("/")[2] in shown
     ]
     _LOG.info("step %d, held-out data  %s", done, "  ".join(parts))
-    # The time that it took is no training step's.
-    self._logged_step, self._logged_time = done, time.monotonic()
 
-  def _check_finite(self, step: int, metrics: Mapping[str, np.ndarray]):
-    values = {"loss": metrics["loss"].sum() / metrics["examples"].sum()}
-    values |= {name: float(metrics[name]) for name in _NORMS}
-    if all(map(math.isfinite, values.values())):
+  def _leave_out(
+    self, step: int, metrics: Mapping[str, np.ndarray], problem: str
+  ):
+    """Reports a bad step; raises UserError if it may not be left out."""
+    records = self._name_records(step)
+    if self._bad_steps.may_skip(metrics):
+      _LOG.warning(
+        "step %d is left out, the %d. of at most %d: %s; its records: %s",
+        step,
+        self._bad_steps.skipped,
+        self._config.divergence.max_skipped,
+        problem,
+        records,
+      )
       return
-    listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     saved = "none" if self._saved is None else f"step {self._saved}"
     raise UserError(
-      f"step {step}: got {listed}, expected finite numbers; training has "
-      f"diverged and stops, the last good checkpoint is {saved}; lower "
-      "config.optimizer.learning_rate, lengthen the warm-up, or look at the "
-      "data of this step with launch/show_batch.py"
+      f"step {step}: {problem}; training has diverged and stops, the last good "
+      f"checkpoint is {saved}; lower config.optimizer.learning_rate, lengthen "
+      f"the warm-up, or look at the records of this step in {records} and with "
+      f"launch/show_batch.py --step={step - 1}"
     )
 
   def _scalars(self) -> dict[str, float]:
@@ -148,7 +170,7 @@ class Progress:
     total, examples = self._total, self._total["examples"]
     scalars = {
       "loss": total["loss"].sum() / examples.sum(),
-      **{name: total[name] / self._steps for name in _NORMS},
+      **{name: total[name] / self._steps for name in NORMS},
     }
     for m, source in enumerate(self._config.source_names):
       if not examples[m]:
@@ -170,19 +192,30 @@ class Progress:
           scalars[f"{source}/accuracy/action_{h}"] = mean
     return {name: float(value) for name, value in scalars.items()}
 
-  def _print(self, done: int, scalars: dict[str, float], steps_per_s: float):
-    left = (self._config.num_steps - done) / steps_per_s
-    sources = "  ".join(
+  def _print(
+    self, done: int, scalars: dict[str, float], speed: Mapping[str, float]
+  ):
+    """Prints one line; a run with one source has one loss."""
+    names = self._config.source_names
+    parts = [
       f"{name}: loss {scalars[f'{name}/loss']:.3f}, "
       f"accuracy {scalars[f'{name}/accuracy']:.3f}"
-      for name in self._config.source_names
+      for name in names
       if f"{name}/loss" in scalars
-    )
-    _LOG.info(
-      "step %d/%d  %s  %.0f examples/s  %s left",
-      done,
-      self._config.num_steps,
-      sources,
-      scalars["examples_per_s"],
-      tqdm.format_interval(left),
-    )
+    ]
+    if len(parts) > 1:
+      parts.insert(0, f"loss {scalars['loss']:.3f}")
+    if speed:
+      step_s, left = speed["step_s"], self._config.num_steps - done
+      waits = ", ".join(
+        f"{part} {speed[key] / step_s:.0%}"
+        for part, key in (
+          ("input", "input_wait_s"),
+          ("host", "host_s"),
+          ("devices", "device_wait_s"),
+        )
+      )
+      parts += [f"{scalars['examples_per_s']:.0f} examples/s ({waits})"]
+      parts += [f"MFU {speed['mfu']:.1%}"] if "mfu" in speed else []
+      parts += [f"{tqdm.format_interval(left * step_s)} left"]
+    _LOG.info("step %d/%d  %s", done, self._config.num_steps, "  ".join(parts))

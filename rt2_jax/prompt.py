@@ -11,11 +11,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import numpy as np
 
 from rt2_jax.actions import ActionSpace, ActionTokenizer
 from rt2_jax.errors import UserError
+from rt2_jax.ranges import at_least
 from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
 
 # Paper, section 3.2.
@@ -24,9 +26,22 @@ ROBOT_TEMPLATE = "Q: what action should the robot take to {instruction}? A:"
 # before it, so that decoding can look for them.
 PLAN_START = "Plan: "
 PLAN_END = ". Action:"
-
-
 STATE_FIELD = "{state}"  # a template's field
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+  """Fields of a config's `prompt`, see `Prompt`."""
+
+  prefix_length: Annotated[int, at_least(1)]
+  suffix_length: Annotated[int, at_least(1)]
+  template: str = ROBOT_TEMPLATE
+  plan_length: Annotated[int, at_least(0)] = 0
+
+  @property
+  def writes_state(self) -> bool:
+    """Tells whether the template has a field for a robot's state."""
+    return STATE_FIELD in self.template
 
 
 def question_ids(tokenizer: Tokenizer, question: str) -> list[int]:

@@ -22,10 +22,10 @@ from etils import epath
 
 from rt2_jax import checksums, consensus, storage
 from rt2_jax.errors import UserError
+from rt2_jax.orbax_manager import ARRAYS, JSON
 
 _LOG = logging.getLogger(__name__)
 
-ARRAYS, JSON = ocp.StandardCheckpointHandler, ocp.JsonCheckpointHandler
 CHECKSUMS = "checksums"  # key of `meta`: item -> array -> type -> checksum
 # The machine's trouble, not the checkpoint's.
 _NO_DAMAGE = re.compile(
@@ -60,7 +60,7 @@ class SavedStep:
 
   @functools.cached_property
   def meta(self) -> dict[str, Any]:
-    """The item `meta`, with its checksums."""
+    """Reads the item `meta`, with its checksums."""
     kept = self.progress.get("meta_sha256")
 
     def read():
@@ -73,7 +73,7 @@ class SavedStep:
 
   @functools.cached_property
   def progress(self) -> dict[str, Any]:
-    """The item `progress`: the step, and what was not logged yet."""
+    """Reads the item `progress`: the step, and metrics not logged yet."""
 
     def read():
       progress = JSON().restore(self._item("progress"))
@@ -85,7 +85,7 @@ class SavedStep:
 
   @property
   def tokenizer(self) -> bytes:
-    """The item `tokenizer`, a SentencePiece model."""
+    """Reads the item `tokenizer`, a SentencePiece model."""
     array = self._read("tokenizer", lambda: self._arrays("tokenizer")["model"])
     tokenizer = np.asarray(array).tobytes()
     found = hashlib.sha256(tokenizer).hexdigest()
@@ -142,7 +142,7 @@ class SavedStep:
     )
 
   def _checksums(self, item: str, abstract: Any) -> dict[str, dict]:
-    """The checksums of an item's arrays; empty in an old checkpoint."""
+    """Looks up the checksums of an item; empty in an old checkpoint."""
     if CHECKSUMS not in self.meta:
       _LOG.warning(
         "%s keeps no checksums of its arrays: nothing to compare", self.folder

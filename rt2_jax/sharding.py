@@ -153,6 +153,15 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
   return treedef.unflatten(shardings)
 
 
+def abstract(tree: Any, shardings: Any) -> Any:
+  """Describes arrays by ShapeDtypeStructs with the given shardings."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    shardings,
+  )
+
+
 def _spec(name: str, leaf: Any, sizes: Mapping[str, int]) -> P:
   """The split of a parameter's row, aligned to the leaf's last dimensions."""
   split = P()

@@ -5,79 +5,38 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
 from jax.sharding import Mesh
 
-from rt2_jax import ranges, sharding
+from rt2_jax import sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.augment import Augmentation
+from rt2_jax.divergence import DivergenceConfig
 from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.fields import Schema, construct
 from rt2_jax.input_pipeline import web
+from rt2_jax.input_pipeline.loader import LoaderConfig
 from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import abstract_params
-from rt2_jax.observation import PRIMARY, ObservationSpec
+from rt2_jax.objectives import OBJECTIVES
+from rt2_jax.observation import ObservationConfig, ObservationSpec
 from rt2_jax.optimizer import OptimizerConfig, make_optimizer
-from rt2_jax.prompt import ROBOT_TEMPLATE, STATE_FIELD, Prompt
+from rt2_jax.prompt import Prompt, PromptConfig
 from rt2_jax.ranges import at_least, between
 from rt2_jax.tokenizer import Tokenizer
-from rt2_jax.train_state import OBJECTIVES, Trainer
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptConfig:
-  """See `prompt.Prompt`."""
-
-  prefix_length: Annotated[int, at_least(1)]
-  suffix_length: Annotated[int, at_least(1)]
-  template: str = ROBOT_TEMPLATE
-  plan_length: Annotated[int, at_least(0)] = 0
-
-  @property
-  def writes_state(self) -> bool:
-    """Whether the template has a field for a robot's state."""
-    return STATE_FIELD in self.template
-
-
-@dataclasses.dataclass(frozen=True)
-class ObservationConfig:
-  """What the model reads of a robot: see `observation.ObservationSpec`.
-
-  Attributes:
-    cameras: names in the order in which images enter the model. A source
-      without one of them takes part; its image is masked.
-    history: frames of each camera, the newest included.
-    uncropped: cameras that augmentation does not crop, such as "wrist".
-    state: whether the prompt holds the robot's state; `prompt.template` then
-      has the field `{state}`.
-    state_dropout: fraction of the training examples whose prompt holds none,
-      so that a policy cannot act by its state alone.
-  """
-
-  cameras: Sequence[str] = (PRIMARY,)
-  history: Annotated[int, at_least(1)] = 1
-  uncropped: Sequence[str] = ()
-  state: bool = False
-  state_dropout: Annotated[float, between(0, 1)] = 0.0
-
-  @property
-  def spec(self) -> ObservationSpec:
-    """The cameras and history of the model; a robot adds what it has."""
-    return ObservationSpec(
-      cameras=tuple(self.cameras),
-      history=self.history,
-      uncropped=tuple(self.uncropped),
-    )
+from rt2_jax.train_state import Trainer
+from rt2_jax.watchdog import WatchdogConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class ActionConfig:
-  """How actions are written: see `actions.ActionTokenizer`."""
+  """Fields of a config's `actions`, see `actions.ActionTokenizer`."""
 
   route: str = "rare"
   rt1_compat: bool = False
@@ -85,34 +44,18 @@ class ActionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LoaderConfig:
-  """How batches are read.
-
-  Attributes:
-    num_threads: batches that are read and decoded at the same time.
-    max_skipped: damaged or too long examples that may be left out, or replaced
-      by the next one of their source; 0 makes the first one an error.
-    index_folder: where indexes of shards are kept; "" keeps none.
-  """
-
-  num_threads: Annotated[int, at_least(1)] = 2
-  max_skipped: Annotated[int, at_least(0)] = 0
-  index_folder: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-  """What is measured on held-out data while training.
+  """Fields of a config's `evaluation`: held-out data, while training.
 
   Attributes:
     every: steps between evaluations; 0 never evaluates.
-    num_steps: robot steps of each source's `eval_split`, spread over it.
+    num_robot_steps: of each source's `eval_split`, spread over it.
     num_questions: web examples of each source's `eval_split`, likewise.
     batch_size: of one call.
   """
 
   every: Annotated[int, at_least(0)] = 0
-  num_steps: Annotated[int, at_least(1)] = 512
+  num_robot_steps: Annotated[int, at_least(1)] = 512
   num_questions: Annotated[int, at_least(1)] = 512
   batch_size: Annotated[int, at_least(1)] = 64
 
@@ -121,12 +64,12 @@ class EvaluationConfig:
 class TrainConfig:
   """One experiment; the fields of a file in `configs/`.
 
-  Reads no file, so that a run can be planned where its data are not. A config
+  Reads no file, so that a run can be estimated where its data are not. A config
   file states the fields without a default, and those that differ from it.
 
   Attributes:
-    topology: the slice that it is meant for, as `chips.SLICES` names them; a
-      plan's default, no part of training.
+    topology: the slice that it is meant for, as `chips.SLICES` names them; the
+      default of `launch/estimate.py`, no part of training.
     model: sizes of the parts.
     pretrained: weights to start from: an `.npz` of big_vision, a Hugging Face
       folder, {"img": …, "llm": …}, or the workdir of another run; "" starts
@@ -153,7 +96,13 @@ class TrainConfig:
     seed: of parameters, data order and augmentation.
     log_every: steps between progress lines.
     checkpoint_every: steps between checkpoints.
+    checkpoint_minutes: minutes after which the next log saves, too; 0 counts
+      steps alone.
     keep_checkpoints: how many of the newest stay on disk.
+    keep_best: a metric of the evaluation, such as "bridge/accuracy/all", whose
+      best checkpoint stays as well; "-NAME" for the smallest; "" for none.
+    divergence: which steps are bad, and how many may be left out.
+    watchdog: when a run that hangs is given up.
     objective: "answers" for all that a policy needs; "patches" teaches the
       encoder alone to name what each patch shows, row by row, from a web
       source whose answers have one token for each.
@@ -182,29 +131,26 @@ class TrainConfig:
   seed: Annotated[int, between(0, 2**32 - 1)] = 0
   log_every: Annotated[int, at_least(1)] = 50
   checkpoint_every: Annotated[int, at_least(1)] = 1_000
+  checkpoint_minutes: Annotated[float, at_least(0)] = 0.0
   keep_checkpoints: Annotated[int, at_least(1)] = 3
+  keep_best: str = ""
+  divergence: DivergenceConfig
+  watchdog: WatchdogConfig
   objective: str = "answers"
 
   @classmethod
   def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
-    """Typed values from a config file's fields.
+    """Converts a config file's fields to typed values.
 
     Raises:
       UserError: an unknown or missing field, or a value that its reader
         refuses.
     """
-    fields = dict(fields)
-    for name, part in _PARTS.items():
-      fields[name] = construct(part, name, fields.get(name, {}))
+    fields = _SCHEMA.construct_parts("config.", fields)
     fields["model"] = dataclasses.replace(
       fields["model"], num_images=fields["observation"].spec.num_images
     )
-    for group, part in _GROUPS.items():
-      fields[group] = {
-        name: construct(part, f"{group}.{name}", source)
-        for name, source in fields.get(group, {}).items()
-      }
-    return construct(cls, "", fields)
+    return construct(cls, "config.", fields)
 
   def __post_init__(self):
     twice = set(self.sources) & set(self.web)
@@ -236,6 +182,11 @@ class TrainConfig:
         "got config.model.lora_rank above 0 with config.pretrained = '', "
         "expected the weights of a base: adapters alone are stored"
       )
+    if self.keep_best and not self.evaluation.every:
+      raise UserError(
+        f"got config.keep_best = {self.keep_best!r} without an evaluation, "
+        "expected config.evaluation.every above 0, or keep_best = ''"
+      )
     self._check_objective()
 
   def _check_objective(self):
@@ -254,7 +205,7 @@ class TrainConfig:
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
-    """The text tokenizer.
+    """Opens the text tokenizer.
 
     Raises:
       UserError: no such file, or it does not fit the model.
@@ -270,11 +221,11 @@ class TrainConfig:
 
   @property
   def source_names(self) -> tuple[str, ...]:
-    """Robot sources, then web sources: the order of `Batch.source`."""
+    """Lists robot sources, then web sources: the order of `Batch.source`."""
     return (*self.sources, *self.web)
 
   def weights(self) -> tuple[float, ...]:
-    """Share of each source in `source_names`."""
+    """Computes the fraction of a batch of each source in `source_names`."""
     shares = (self.robot_share, 1.0 - self.robot_share)
     weights = []
     for share, group in zip(shares, (self.sources, self.web), strict=True):
@@ -286,7 +237,7 @@ class TrainConfig:
     return Prompt(self.tokenizer, **dataclasses.asdict(self.prompt))
 
   def make_mesh(self, devices: Sequence[jax.Device]) -> Mesh:
-    """The mesh over these devices, its -1 chosen for the model.
+    """Makes the mesh over these devices, its -1 chosen for the model.
 
     Raises:
       UserError: the numbers do not multiply to the number of devices.
@@ -302,7 +253,7 @@ class TrainConfig:
   def make_trainer(
     self, action_tokenizers: Mapping[str, ActionTokenizer], mesh: Mesh
   ) -> Trainer:
-    """Makes the parts of a step; `action_tokenizers` go by robot source."""
+    """Builds the train step; `action_tokenizers` of the robot sources."""
     return Trainer(
       model=self.model,
       optimizer=make_optimizer(self.optimizer, self.num_steps),
@@ -320,10 +271,12 @@ class TrainConfig:
       ema_decay=self.optimizer.ema_decay,
       objective=self.objective,
       observation=self.observation.spec,
+      skips_bad_steps=self.divergence.max_skipped > 0,
+      largest_gradient=self.divergence.gradient_norm or math.inf,
     )
 
   def action_tokenizers(self) -> dict[str, ActionTokenizer]:
-    """One per robot source: the same tokens, each with its dataset's bounds."""
+    """Makes one per robot source: the same tokens, its dataset's bounds."""
     route = self.tokenizer.action_route(self.actions.route)
     return {
       name: ActionTokenizer(
@@ -333,7 +286,7 @@ class TrainConfig:
     }
 
   def observation_specs(self) -> dict[str, ObservationSpec]:
-    """What the model reads of each robot source.
+    """Says what the model reads of each robot source.
 
     Raises:
       UserError: a source has none of the cameras, or no source has one of
@@ -358,120 +311,27 @@ class TrainConfig:
     return specs
 
 
-# What builds each part of a config, and each member of a group of sources.
-_PARTS = {
-  "model": variants.vlm,
-  "prompt": PromptConfig,
-  "observation": ObservationConfig,
-  "actions": ActionConfig,
-  "augmentation": Augmentation,
-  "optimizer": OptimizerConfig,
-  "loader": LoaderConfig,
-  "evaluation": EvaluationConfig,
-}
-_GROUPS = {"sources": SourceConfig, "web": web.WebConfig}
-
-
-def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """Fills in the default of every field that a config file leaves out."""
-  parts = {
-    name: _defaults(part) | dict(fields.get(name, {}))
-    for name, part in _PARTS.items()
-  }
-  groups = {
-    group: {
-      name: _defaults(part) | dict(source)
-      for name, source in fields.get(group, {}).items()
-    }
-    for group, part in _GROUPS.items()
-  }
-  return _defaults(TrainConfig) | dict(fields) | parts | groups
-
-
-def without_defaults(
-  fields: Mapping[str, Any], stated: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Keeps the fields that a config file states or that differ from it.
-
-  Args:
-    fields: `with_defaults(stated)`, in which values may have changed.
-    stated: the fields of the config file.
-
-  Returns:
-    Fields with `with_defaults(result) == fields`.
-  """
-  whole = with_defaults(stated)
-  kept = _stated_or_changed(fields, whole, stated)
-  for name in kept.keys() & _PARTS.keys():
-    kept[name] = _stated_or_changed(
-      fields[name], whole[name], stated.get(name, {})
-    )
-  for group in kept.keys() & _GROUPS.keys():
-    kept[group] = {
-      name: _stated_or_changed(
-        source, whole[group].get(name, {}), stated.get(group, {}).get(name, {})
-      )
-      for name, source in fields[group].items()
-    }
-  return kept
-
-
-def _stated_or_changed(
-  fields: Mapping[str, Any], whole: Mapping[str, Any], stated: Mapping[str, Any]
-) -> dict[str, Any]:
-  return {
-    name: value
-    for name, value in fields.items()
-    if name in stated or name not in whole or value != whole[name]
-  }
-
-
-def _defaults(build: Callable) -> dict[str, Any]:
-  """The defaults of a dataclass's or function's parameters, by name."""
-  if dataclasses.is_dataclass(build):
-    # A factory's default is no parameter's.
-    made = {
-      field.name: field.default_factory()
-      for field in dataclasses.fields(build)
-      if field.default_factory is not dataclasses.MISSING
-    }
-  else:
-    made = {}
-  return made | {
-    name: parameter.default
-    for name, parameter in inspect.signature(build).parameters.items()
-    if parameter.default is not inspect.Parameter.empty and name not in made
-  }
+_SCHEMA = Schema(
+  TrainConfig,
+  parts={
+    "model": variants.vlm,
+    "prompt": PromptConfig,
+    "observation": ObservationConfig,
+    "actions": ActionConfig,
+    "augmentation": Augmentation,
+    "optimizer": OptimizerConfig,
+    "loader": LoaderConfig,
+    "evaluation": EvaluationConfig,
+    "divergence": DivergenceConfig,
+    "watchdog": WatchdogConfig,
+  },
+  groups={"sources": SourceConfig, "web": web.WebConfig},
+)
+with_defaults = _SCHEMA.with_defaults
+without_defaults = _SCHEMA.without_defaults
 
 
 def config_hash(fields: Mapping[str, Any]) -> str:
-  """Sixteen hex digits that name a config: of its fields, as JSON."""
+  """Hashes a config's fields as JSON to sixteen hex digits."""
   text = json.dumps(fields, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def construct(build: Callable, where: str, fields: Mapping[str, Any]) -> Any:
-  """Calls `build(**fields)`, after a check of the fields.
-
-  Args:
-    build: a dataclass or function, its numbers annotated as in `ranges`.
-    where: the place of the fields in the config; "" for its top.
-    fields: by name.
-
-  Raises:
-    UserError: an unknown or missing field, or a number outside its range.
-  """
-  prefix = f"config.{where}." if where else "config."
-  parameters = inspect.signature(build).parameters
-  for name in fields:
-    if name not in parameters:
-      raise unknown_name(f"a field of {prefix[:-1]}", name, parameters)
-  missing = [
-    prefix + name
-    for name, parameter in parameters.items()
-    if parameter.default is inspect.Parameter.empty and name not in fields
-  ]
-  if missing:
-    raise UserError(f"got no {', '.join(missing)}; set it in the config file")
-  ranges.check(build, prefix, fields)
-  return build(**fields)

@@ -1,14 +1,15 @@
-"""The state of training, and the step that moves it on.
+"""The train state and the train step.
 
 Free of TensorFlow and files: the same step runs on synthetic batches.
 
-Shapes: B examples, F images, R x R pixels, S suffix columns, V vocabulary.
+Shapes: B examples, F images, R x R pixels, S suffix positions, V vocabulary.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,6 @@ from jax.sharding import Mesh
 
 from rt2_jax import (
   augment,
-  checkpoint,
   losses,
   sharding,
   step_metrics,
@@ -33,6 +33,7 @@ from rt2_jax.batch import Batch
 from rt2_jax.compiler_options import TRAINING, options_for
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, init_params
+from rt2_jax.objectives import OBJECTIVES
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
 from rt2_jax.optimizers import rounding
 
@@ -58,19 +59,19 @@ class TrainState:
 
   @property
   def acting(self) -> Any:
-    """The parameters that a policy should act with: the mean, if kept."""
+    """Returns the parameters to act with: the running mean, if kept."""
     return self.params if self.ema is None else self.ema
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-  """The parts that stay the same from step to step.
+  """The train step, and all of it that stays the same from step to step.
 
   Attributes:
     model: sizes of the model.
     optimizer: from `optimizer.make_optimizer`.
     augmentation: how training images are changed.
-    action_tokenizers: one for each source, None for the web.
+    action_tokenizers: of each source, None for a web source.
     seed: of the parameters and the augmentation.
     mesh: where everything lives.
     microbatches: parts that a batch is computed in, one after the other; more
@@ -80,9 +81,11 @@ class Trainer:
     param_dtype: of the matrices and tables that train.
     frozen_dtype: of the frozen ones.
     ema_decay: of the running mean of the parameters, 0 for none.
-    objective: one of `OBJECTIVES`.
+    objective: one of `objectives.OBJECTIVES`.
     observation: cameras of the model, and which of them may be cropped.
     module: computes the model.
+    skips_bad_steps: a step with a bad gradient changes nothing but the step.
+    largest_gradient: global norm above which a gradient is bad.
   """
 
   model: VLMConfig
@@ -100,6 +103,8 @@ class Trainer:
   objective: str = "answers"
   observation: ObservationSpec = ONE_CAMERA
   module: type[VLM] = VLM
+  skips_bad_steps: bool = False
+  largest_gradient: float = math.inf
 
   def abstract_state(self) -> TrainState:
     """ShapeDtypeStructs with shardings; allocates nothing.
@@ -109,12 +114,12 @@ class Trainer:
         mesh cannot split.
     """
     shapes = jax.eval_shape(self._init)
-    return checkpoint.abstract(
+    return sharding.abstract(
       shapes, sharding.state_shardings(shapes, self.mesh)
     )
 
   def init_state(self) -> TrainState:
-    """A fresh state, drawn where it will live."""
+    """Draws a fresh state on the devices where it will live."""
     with jax.set_mesh(self.mesh):
       return jax.jit(self._init, out_shardings=self._state_shardings())()
 
@@ -151,11 +156,11 @@ class Trainer:
     return TrainState(step, params, rest["optimizer"], whole(acting))
 
   def frozen_of(self, params: Any) -> dict:
-    """The parameters that do not train."""
+    """Selects the parameters that do not train."""
     return self._split(params)[0]
 
   def state_from(self, params: Any) -> TrainState:
-    """A state at step 0 around loaded parameters, whose memory it takes.
+    """Makes a state at step 0 from loaded parameters, which are donated.
 
     Adapters, which they lack, are drawn.
     """
@@ -166,11 +171,11 @@ class Trainer:
       return start(params)
 
   def compile_step(self) -> Callable[[TrainState, Batch], tuple]:
-    """`train_step` compiled for the mesh; the old state's memory is reused."""
+    """Compiles `train_step` for the mesh; the old state is donated."""
     return self._on_mesh(self._jitted_step())
 
   def lower_step(self, batch: Batch) -> jax.stages.Lowered:
-    """`train_step` before compilation, for machines that are not here.
+    """Lowers `train_step`, without compiling it or holding its devices.
 
     Args:
       batch: of ShapeDtypeStructs.
@@ -180,7 +185,7 @@ class Trainer:
     )
 
   def training_images(self, batch: Batch, step: int | jax.Array) -> jax.Array:
-    """What the model sees of a batch, float32[B, F, R, R, 3] in [-1, 1].
+    """Augments a batch's images: float32[B, F, R, R, 3] in [-1, 1].
 
     A constant key and the step's number: the same images after a restart.
     """
@@ -198,7 +203,7 @@ class Trainer:
   def train_step(
     self, state: TrainState, batch: Batch
   ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update.
+    """Updates the state by one batch.
 
     Args:
       state: before the step.
@@ -222,15 +227,29 @@ class Trainer:
       "parameter_norm": optax.tree.norm(trainable.float32(trained)),
     }
     ema = self._moved_mean(state.ema, params)
-    return TrainState(state.step + 1, params, opt_state, ema), metrics
+    new = TrainState(state.step + 1, params, opt_state, ema)
+    return self._unless_bad(new, state, metrics)
+
+  def _unless_bad(
+    self, new: TrainState, old: TrainState, metrics: dict[str, jax.Array]
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Keeps the old state where the gradient is bad, and counts such steps."""
+    if not self.skips_bad_steps:
+      return new, metrics
+    norm, loss = metrics["gradient_norm"], metrics["loss"].sum()
+    # Also false for a norm that is not a number.
+    good = (norm <= self.largest_gradient) & jnp.isfinite(norm + loss)
+    kept = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+    metrics["skipped"] = 1 - good.astype(jnp.int32)
+    return dataclasses.replace(kept, step=new.step), metrics
 
   def _rounding_key(self, state: TrainState) -> jax.Array:
-    """A constant key, the step's number, and not the augmentation's."""
+    """Derives stochastic rounding's key from the seed and the step."""
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)
     return jax.random.fold_in(key, _ROUNDING)
 
   def _gradients(self, trained, frozen, images, batch):
-    """The mean gradient over the microbatches, and the sums of metrics."""
+    """Computes the microbatches' mean gradient, and the sums of metrics."""
 
     def gradients_of(part):
       found = jax.grad(self._loss, has_aux=True)(trained, frozen, *part)
@@ -251,7 +270,7 @@ class Trainer:
     return jax.tree.map(lambda g: g / self.microbatches, grads), metrics
 
   def _loss(self, trained, frozen, images, batch):
-    """The mean loss of the examples, and their metrics."""
+    """Computes the mean loss of the examples, and their metrics."""
     params = trees.join(frozen, trained)
     several_cameras = self.observation.several_cameras
     mask_image = augment.shown(batch.image_size) if several_cameras else None
@@ -264,7 +283,7 @@ class Trainer:
     )
 
   def _parts(self, x: jax.Array) -> jax.Array:
-    """[B, …] -> [microbatches, B / microbatches, …] without moving a row.
+    """Reshapes [B, …] to [microbatches, B / microbatches, …] in place.
 
     Part i takes rows i, i + microbatches, …, so that each device's own rows
     are spread over all parts.
@@ -283,7 +302,7 @@ class Trainer:
     return self._start(init_params(self.model, jax.random.key(self.seed)))
 
   def _kept(self, params: Any) -> Any:
-    """What a checkpoint holds of the parameters."""
+    """Selects the parameters that a checkpoint holds."""
     return self._split(params)[1] if self.model.adapted else params
 
   def _with_adapters(self, params: Any) -> Any:
@@ -301,12 +320,12 @@ class Trainer:
       step=jnp.zeros((), jnp.int32),
       params=params,
       opt_state=self.optimizer.init(trainable.float32(trained)),
-      # Its own memory: both are given to the step, which reuses them.
+      # A copy: params and ema are both donated to the step.
       ema=jax.tree.map(jnp.copy, exact) if self.ema_decay else None,
     )
 
   def _split(self, params: Any) -> tuple[dict, dict]:
-    """(frozen, trained)"""
+    """Splits parameters into (frozen, trained)."""
     return trainable.split(params, self.trained, self.frozen)
 
   def _state_shardings(self) -> TrainState:
@@ -329,40 +348,3 @@ class Trainer:
         return call(*args)
 
     return on_mesh
-
-
-def answer(
-  model: VLM,
-  params: Any,
-  images: jax.Array,
-  mask_image: jax.Array | None,
-  batch: Batch,
-) -> tuple[jax.Array, Batch]:
-  """The decoder gives the answer: logits float32[B, S, V], and the batch."""
-  text = (batch.prefix, batch.mask_input, batch.suffix)
-  return model.apply({"params": params}, images, *text, mask_image), batch
-
-
-def name_patches(
-  model: VLM,
-  params: Any,
-  images: jax.Array,
-  mask_image: jax.Array | None,
-  batch: Batch,
-) -> tuple[jax.Array, Batch]:
-  """The image tokens are the answer's words: the encoder learns alone.
-
-  Returns:
-    logits float32[B, N, V] of N image tokens, and the batch with an answer of
-    N columns.
-  """
-  del mask_image  # web pictures: no image is missing
-  logits = model.apply({"params": params}, images, method="name_patches")
-  tokens = logits.shape[1]
-  return logits, batch._replace(
-    suffix=batch.suffix[:, :tokens], mask_loss=batch.mask_loss[:, :tokens]
-  )
-
-
-# What can be learnt from a batch: each gives logits, and what they predict.
-OBJECTIVES = {"answers": answer, "patches": name_patches}

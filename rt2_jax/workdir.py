@@ -6,6 +6,9 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,8 +23,10 @@ _LOG = logging.getLogger(__name__)
 Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 # Fields that may change when a run goes on, wherever they stand: batches and
-# model stay the same.
+# model stay the same. The first two change the learning rates to come.
 FREE_FIELDS = (
+  "num_steps",
+  "end_learning_rate",
   "remat",
   "topology",
   "mesh",
@@ -30,7 +35,11 @@ FREE_FIELDS = (
   "loader",
   "log_every",
   "checkpoint_every",
+  "checkpoint_minutes",
   "keep_checkpoints",
+  "keep_best",
+  "divergence",
+  "watchdog",
 )
 
 
@@ -46,8 +55,9 @@ def check(
       equals its default.
 
   Returns:
-    Whether config.json must be written: there is none, or one of a run that
-    saved no checkpoint, so that nothing belongs to it.
+    Whether config.json must be written: there is none, one in which fields
+    differ that may change, or one of a run that saved no checkpoint, so that
+    nothing belongs to it.
 
   Raises:
     UserError: the workdir belongs to another experiment.
@@ -57,7 +67,8 @@ def check(
     return True
   problem = _difference(path, fields, complete)
   if not problem:
-    return False
+    stored = json.loads(path.read_bytes())
+    return _completed(stored, complete) != _completed(fields, complete)
   if checkpoint.Checkpoints(workdir / "checkpoints").latest_step() is not None:
     raise UserError(problem)
   _LOG.warning(
@@ -94,7 +105,7 @@ def held(
 def _difference(
   path: storage.Path, fields: Mapping[str, Any], complete: Complete
 ) -> str:
-  """What a config.json has against these fields; "" for nothing."""
+  """Says what a config.json forbids of these fields; "" for nothing."""
   content = path.read_bytes()
   try:
     stored = json.loads(content)
@@ -104,7 +115,7 @@ def _difference(
       "off; delete it to go on (each checkpoint keeps its own config), or use "
       "another --workdir"
     )
-  old, new = (differences.to_json(complete(each)) for each in (stored, fields))
+  old, new = (_completed(each, complete) for each in (stored, fields))
   found = list(differences.differing(old, new, "config", FREE_FIELDS))
   if not found:
     return ""
@@ -114,23 +125,32 @@ def _difference(
   )
 
 
+def _completed(fields: Mapping[str, Any], complete: Complete) -> Any:
+  return differences.to_json(complete(fields))
+
+
 @contextlib.contextmanager
 def _locked(path: storage.Path) -> Iterator[None]:
-  """A lock that ends with the process, however that ends."""
+  """Locks a file; the lock ends with the process, however that ends."""
   with contextlib.ExitStack() as stack:
     if isinstance(path, storage.Url):
       stack.enter_context(lease.held(path))
       yield
       return
     with storage.named_in_errors(path):
-      file = stack.enter_context(path.open("ab"))
+      file = stack.enter_context(path.open("a+"))
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise UserError(
-        f"got --workdir={path.parent}, in which another program trains now; "
-        "wait for it, end it, or use another --workdir"
+        f"got --workdir={path.parent}, in which another program trains now "
+        f"({path.read_text().strip()}); wait for it, end it, or use another "
+        "--workdir"
       ) from error
     except OSError:
       _LOG.warning("%s cannot be locked on this file system", path)
+    file.truncate(0)
+    began = time.strftime("%Y-%m-%d %H:%M:%S")
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, {began}\n")
+    file.flush()
     yield

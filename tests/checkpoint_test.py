@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rt2_jax import checkpoint
+from rt2_jax import sharding
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.errors import UserError
 from rt2_jax.saved_step import Damaged
@@ -24,7 +24,7 @@ OPT_STATE = (jnp.zeros((), jnp.int32), {"llm": {"w": jnp.ones((2, 3))}})
 
 def abstract(tree):
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return checkpoint.abstract(tree, jax.tree.map(lambda _: device, tree))
+  return sharding.abstract(tree, jax.tree.map(lambda _: device, tree))
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_damaged_tokenizer_is_noticed(tmp_path):
 def test_params_alone_on_another_sharding(folder):
   mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
-  wanted = checkpoint.abstract(PARAMS, {"llm": {"w": split}})
+  wanted = sharding.abstract(PARAMS, {"llm": {"w": split}})
   params = Checkpoints.open_run(folder).restore_params(wanted)
   assert params["llm"]["w"].sharding == split
   np.testing.assert_array_equal(params["llm"]["w"], PARAMS["llm"]["w"])
@@ -166,6 +166,14 @@ def test_step_0_is_not_the_newest(tmp_path):
   checkpoints.set_aside(0)
   with pytest.raises(UserError, match=r"got checkpoint step 0 in .*\[1\]"):
     checkpoints.restore_meta(0)
+
+
+def test_the_best_stays_beside_the_newest(tmp_path):
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    for step in (1, 2, 3, 4):
+      checkpoints.best = 2 if step > 1 else None
+      checkpoints.save(step, PARAMS, OPT_STATE, META, TOKENIZER)
+  assert checkpoints.steps() == [2, 4]
 
 
 def test_bfloat16_parameters_are_compared_too(folder):

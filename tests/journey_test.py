@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from rt2_jax import checkpoint
+from rt2_jax import sharding
 from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.errors import START_AGAIN
 from rt2_jax.input_pipeline import frames
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.models.variants import VLMConfig
@@ -95,7 +96,7 @@ def final_params(workdir):
   shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return checkpoints.restore_params(
-    checkpoint.abstract(shapes, jax.tree.map(lambda _: one, shapes))
+    sharding.abstract(shapes, jax.tree.map(lambda _: one, shapes))
   )
 
 
@@ -137,19 +138,26 @@ def free_port() -> int:
     return free.getsockname()[1]
 
 
-def start_many(folder, workdir: str, count: int) -> list[subprocess.Popen]:
-  """`count` processes that share eight devices, gloo between them."""
+def start_many(
+  folder,
+  workdir: str,
+  count: int,
+  flags: tuple[str, ...] = (),
+  num_devices: int = 8,
+) -> list[subprocess.Popen]:
+  """`count` processes that share some devices, gloo between them."""
   port = free_port()
   return [
     start(
       folder,
       workdir,
-      num_devices=8 // count,
+      num_devices=num_devices // count,
       flags=(
         "--multihost",
         f"--coordinator=localhost:{port}",
         f"--num_processes={count}",
         f"--process_id={i}",
+        *flags,
       ),
     )
     for i in range(count)
@@ -188,6 +196,25 @@ def test_two_processes_go_on_with_what_one_has_saved(folder, whole):
   out = [finish(p) for p in start_many(folder, "two", 2)]
   assert f"from step {NUM_STEPS - SAVED_EVERY} of {NUM_STEPS}" in out[0]
   assert_ends_like(folder / "two", whole)
+
+
+def test_a_preemption_of_one_host_saves_one_step_on_all(folder):
+  small = ("model.img=micro/16", "model.llm=gemma_micro")
+  mesh = ("mesh.fsdp=1", "mesh.model=1")
+  flags = tuple(f"--config.{override}" for override in (*small, *mesh))
+  first, second = start_many(folder, "preempted", 2, flags, num_devices=2)
+  for line in first.stdout:
+    if f"step 1/{NUM_STEPS}" in line:
+      break
+  second.send_signal(signal.SIGTERM)
+  for process in (first, second):
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == START_AGAIN, out
+    assert "Traceback" not in out
+  checkpoints = Checkpoints.open_run(folder / "preempted")
+  (saved,) = checkpoints.steps()
+  assert 1 < saved < NUM_STEPS and checkpoints.has_optimizer()
+  checkpoints.restore_params(checkpoints.stored_params())
 
 
 def test_processes_that_differ_are_named_before_the_first_step(folder):

@@ -10,26 +10,33 @@ import pytest
 from tests.conftest import ROOT
 
 # WORKSPACE.md draws the same floors. A package stands on one floor as a whole;
-# inside it the order below holds. `errors` lies below them all.
+# inside it the order below holds. `errors` is the ground below them all.
 FLOORS = [
-  {"errors"},
-  {"storage"},
-  {"action_tokens", "batch", "images", "losses", "byte_ranges", "trees"}
-  | {"checksums", "differences", "import_path", "interrupts"}
-  | {"local_copies", "ranges"}
-  | {"compiler_options", "cpu_memory", "hosts", "parameters"},
-  {"actions", "tokenizer", "augment", "models", "optimizers", "sharding"}
-  | {"clusters", "consensus", "event_files", "lease", "platforms"},
-  {"prompt", "decode", "optimizer", "trainable", "step_metrics", "saved_step"}
-  | {"action_spaces", "observation"},
+  # words
+  {"action_tokens", "batch", "images", "losses", "parameters", "trees"}
+  | {"checksums", "differences", "import_path", "interrupts", "ranges"}
+  | {"compiler_options", "cpu_memory", "hosts", "storage"},
+  # parts
+  {"actions", "augment", "models", "optimizers", "sharding", "tokenizer"}
+  | {"byte_ranges", "event_files", "lease", "local_copies"}
+  | {"clusters", "consensus", "divergence", "fields", "platforms"}
+  | {"orbax_manager", "trace_summary", "watchdog"},
+  # grammar
+  {"action_spaces", "decode", "objectives", "observation", "optimizer"}
+  | {"prompt", "saved_step", "step_metrics", "trainable"}
+  | {"profiling", "speed"},
+  # data and state
   {"checkpoint", "checkpoint_meta", "input_pipeline", "robot_policy"}
-  | {"rollouts"},
-  {"weights"},
-  {"envs", "policy", "pytorch", "serving", "train_state", "workdir"},
-  {"evaluators", "train_config", "robot_actions", "robot_client"},
-  {"evaluation", "progress", "tpu", "robot_loop"},
-  {"training", "memory_estimate", "robot_log"},
-  {"benchmarks", "gpu_card"},
+  | {"rollouts", "train_state"},
+  # experiments and formats
+  {"envs", "pytorch", "serving", "train_config", "weights", "workdir"},
+  # acting and starting
+  {"policy", "progress", "resume", "train_data"}
+  | {"robot_actions", "robot_client"},
+  # measuring and saving
+  {"evaluators", "robot_loop", "saving", "tpu"},
+  # training
+  {"benchmarks", "gpu", "robot_log", "training"},
 ]
 INSIDE = {
   "clusters": [
@@ -38,8 +45,9 @@ INSIDE = {
     {"gke", "local", "restarts", "slurm", "tpu_vm"},
   ],
   "models": [
-    {"lora_config", "remat", "token_table", "lora"},
+    {"attention", "lora_config", "token_table", "lora"},
     {"variants", "weight"},
+    {"remat"},
     {"gated_mlp"},
     {"siglip", "gemma"},
     {"vlm"},
@@ -92,7 +100,7 @@ INSIDE = {
   ],
   "tpu": [
     {"chips", "hlo_text"},
-    {"hlo_counts", "hlo_collectives"},
+    {"hlo_counts", "hlo_collectives", "peak_flops"},
     {"hlo_cost", "ahead_of_time"},
     {"prediction"},
     {"train_step"},
@@ -105,7 +113,8 @@ INSIDE = {
     {"http_json", "openpi", "vla_eval"},
     {"server"},
   ],
-  "evaluators": [{"action_accuracy", "vqa"}],
+  "evaluators": [{"action_accuracy", "vqa"}, {"held_out"}],
+  "gpu": [{"memory_estimate"}, {"gpu_card"}],
   "benchmarks": [
     {"meters", "synthetic"},
     {"acting", "loading", "saving", "tabletop", "training"}
@@ -137,6 +146,8 @@ def imports(path: pathlib.Path) -> set[str]:
 
 
 def floor(name: str, floors: list[set[str]]) -> int:
+  if name == "errors":
+    return -1
   levels = [i for i, names in enumerate(floors) if name in names]
   assert levels, f"{name} stands on no floor: add it to FLOORS or INSIDE"
   return levels[0]
@@ -164,9 +175,10 @@ def test_imports_point_down(module):
       )
 
 
-def test_every_floor_exists():
+def test_every_module_stands_on_one_of_eight_floors():
   tops = {module.with_suffix("").parts[0] for module in modules()}
-  assert tops == set().union(*FLOORS)
+  assert tops == set().union(*FLOORS, {"errors"})
+  assert len(FLOORS) <= 8
 
 
 def python_files():

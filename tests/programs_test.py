@@ -109,7 +109,7 @@ def test_every_field_of_every_config_can_be_overridden():
     "optimizer.b2": 0.95,
     "optimizer.name": "muon",
     "prompt.template": "Do {instruction}: now",
-    "evaluation.num_steps": 7,
+    "evaluation.num_robot_steps": 7,
     "actions.rt1_compat": True,
     "loader.max_skipped": 3,
     "sources.bridge.weight": 2.0,

@@ -6,9 +6,11 @@ import types
 import numpy as np
 import pytest
 
+from rt2_jax.divergence import DivergenceConfig
 from rt2_jax.errors import UserError
 from rt2_jax.optimizer import OptimizerConfig
 from rt2_jax.progress import Progress
+from rt2_jax.speed import Clock
 
 CONFIG = types.SimpleNamespace(
   optimizer=OptimizerConfig(learning_rate=1.0, warmup_steps=4),
@@ -16,6 +18,7 @@ CONFIG = types.SimpleNamespace(
   log_every=3,
   batch_size=4,
   source_names=("kitchen", "web"),
+  divergence=DivergenceConfig(),
 )
 
 
@@ -46,8 +49,18 @@ def metrics(step: int, web: float = 1.0, **changed) -> dict:
   } | changed
 
 
-def run(steps, writer, start=0, window=(), **changed) -> Progress:
-  progress = Progress(CONFIG, {}, writer, start, dict(window))
+def run(
+  steps, writer, start=0, window=(), config=CONFIG, **changed
+) -> Progress:
+  progress = Progress(
+    config,
+    {},
+    writer,
+    start,
+    dict(window),
+    "bad_step_{}.json".format,
+    Clock(start, dict(window), 0.0),
+  )
   for step in steps:
     progress.add(step, metrics(step, **changed))
   return progress
@@ -71,7 +84,11 @@ def test_a_window_survives_a_restart_to_the_last_bit():
     window = run(range(1, stop + 1), writer).before_save(stop)
     assert writer.flushed == len(writer.written)
     run(range(stop + 1, 11), writer, stop, window)
-    speed = {key for key in writer.written if key[0].endswith("per_s")}
+    speed = {
+      key
+      for key in whole.written
+      if key[0].startswith("speed/") or key[0].endswith("per_s")
+    }
     for key in whole.written.keys() - speed:
       assert writer.written[key] == whole.written[key], (stop, key)
 

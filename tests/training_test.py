@@ -17,12 +17,15 @@ from data import make_rt1_episodes
 from rt2_jax import train_config, training, workdir
 from rt2_jax.augment import Augmentation
 from rt2_jax.errors import UserError
+from rt2_jax.input_pipeline.loader import LoaderConfig
 from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.input_pipeline.web import WebConfig
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import init_params
+from rt2_jax.observation import ObservationConfig
 from rt2_jax.optimizer import OptimizerConfig
 from rt2_jax.policy import Policy
+from rt2_jax.prompt import PromptConfig
 from rt2_jax.train_config import TrainConfig, config_hash, with_defaults
 from rt2_jax.weights import export
 from tests import tiny_datasets
@@ -149,7 +152,7 @@ def test_robots_and_web_are_learnt_in_one_batch(fields, tmp_path):
     split="val",
   )
   fields["web"]["pictures"]["eval_split"] = "val"
-  fields["evaluation"] = {"every": 20, "num_steps": 4, "batch_size": 4}
+  fields["evaluation"] = {"every": 20, "num_robot_steps": 4, "batch_size": 4}
   fields["robot_share"] = 0.66
   fields["mesh"] = {"data": 8, "fsdp": 1, "model": 1}
   fields |= {"batch_size": 16, "num_steps": 24, "log_every": 6}
@@ -237,7 +240,7 @@ def test_a_mean_of_the_parameters_is_what_acts(fields, tmp_path):
     ("loader.num_threads", 0, "loader.num_threads = 0, expected at least 1"),
     ("loader.max_skipped", -1, "loader.max_skipped = -1, expected at least 0"),
     ("evaluation.every", -1, "evaluation.every = -1, expected at least 0"),
-    ("evaluation.num_steps", 0, "evaluation.num_steps = 0, expected at least"),
+    ("evaluation.num_robot_steps", 0, "num_robot_steps = 0, expected at least"),
     ("prompt.prefix_length", 0, "prompt.prefix_length = 0, expected at least"),
     ("prompt.plan_length", -1, "prompt.plan_length = -1, expected at least 0"),
     ("observation.history", 0, "observation.history = 0, expected at least 1"),
@@ -283,9 +286,8 @@ def test_a_mistake_is_named_before_the_first_step(
 
 def test_every_number_of_a_config_has_a_range():
   parts = [OptimizerConfig, Augmentation, SourceConfig, WebConfig, variants.vlm]
-  parts += [train_config.PromptConfig, train_config.LoaderConfig]
-  parts += [train_config.EvaluationConfig, train_config.ObservationConfig]
-  parts += [train_config.ActionConfig, TrainConfig]
+  parts += [PromptConfig, LoaderConfig, ObservationConfig, TrainConfig]
+  parts += [train_config.EvaluationConfig, train_config.ActionConfig]
   for part in parts:
     for name, kind in typing.get_type_hints(part, include_extras=True).items():
       assert kind not in (int, float, int | None, float | None), (part, name)

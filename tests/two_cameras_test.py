@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import bridge_debug
-from rt2_jax import augment, training
+from rt2_jax import augment, train_data, training
 from rt2_jax.errors import UserError
 from rt2_jax.evaluators import action_accuracy
 from rt2_jax.images import decode
@@ -70,7 +70,7 @@ def fields(tmp_path_factory):
   fields["mesh"] = {"data": 2, "fsdp": 2, "model": 2}
   fields["augmentation"] = {"crop": 0.2, "brightness": 0.1}
   fields["optimizer"] |= {"warmup_steps": 1}
-  fields["evaluation"] = {"every": 4, "num_steps": 6, "batch_size": 4}
+  fields["evaluation"] = {"every": 4, "num_robot_steps": 6, "batch_size": 4}
   fields |= {"batch_size": 16, "num_steps": 4}
   fields |= {"log_every": 2, "checkpoint_every": 2, "keep_checkpoints": 2}
   return fields
@@ -95,7 +95,7 @@ def test_a_run_goes_on_bit_for_bit(fields, run, tmp_path):
 def batch(fields):
   config = TrainConfig.from_dict(fields)
   mesh = config.make_mesh(jax.devices())
-  loader = training.make_loader(config, config.action_tokenizers(), mesh)
+  loader = train_data.make_loader(config, config.action_tokenizers(), mesh)
   (batch,) = loader.batches(0, 1)
   return batch
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rt2_jax import images, sharding, training
+from rt2_jax import images, sharding, train_data
 from rt2_jax.benchmarks import meters
 from rt2_jax.input_pipeline import sources
 from rt2_jax.input_pipeline.loader import Loader
@@ -35,7 +35,7 @@ def measure(
     lambda: sources.open_source(first, first.split), clock=meters.cpu_seconds
   )
   mesh = sharding.make_mesh({}, jax.devices()[:1])
-  batches = training.make_loader(config, config.action_tokenizers(), mesh)
+  batches = train_data.make_loader(config, config.action_tokenizers(), mesh)
   robot = batches.examples[0]
   rows = len(batches.rows)
   start = time.process_time()

@@ -23,16 +23,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 
-from rt2_jax import ranges, storage
+from rt2_jax import storage
 from rt2_jax.action_spaces import RT2
 from rt2_jax.actions import ActionSpace, Dimension
 from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.fields import check, construct
 from rt2_jax.input_pipeline import rlds
 from rt2_jax.input_pipeline.datasets import RobotDataset
 from rt2_jax.input_pipeline.episodes import (
@@ -288,7 +288,8 @@ def parse(fields: Any, path: str) -> Description | str:
     if not isinstance(fields["dataset"], str):
       raise UserError(f"{path}: got {fields}, expected a dataset's name")
     return fields["dataset"]
-  top = _checked(Description, fields, path)
+  check(Description, f"{path}: ", fields)
+  top = dict(fields)
   cameras = top["cameras"]
   if not cameras or not all(isinstance(c, str) for c in cameras.values()):
     raise UserError(
@@ -308,13 +309,13 @@ def parse(fields: Any, path: str) -> Description | str:
       )
     top[group] = tuple(numbers)
   if top.get("terminate"):
-    where = f"{path}: terminate"
-    top["terminate"] = Terminate(**_checked(Terminate, top["terminate"], where))
+    place = f"{path}: terminate."
+    top["terminate"] = construct(Terminate, place, top["terminate"])
   return Description(**top)
 
 
 def _number(fields: Any, where: str) -> Number:
-  fields = _checked(Number, fields, where)
+  check(Number, f"{where}.", fields)
   gripper = fields.get("gripper")
   if gripper is None:
     if not fields.get("unit"):
@@ -326,7 +327,7 @@ def _number(fields: Any, where: str) -> Number:
       raise UserError(f"{where}: got scale 0, expected another number")
     return Number(**fields)
   physical = {"unit", "scale", "offset", "low", "high"} & set(fields)
-  found = Gripper(**_checked(Gripper, gripper, f"{where}.gripper"))
+  found = construct(Gripper, f"{where}.gripper.", gripper)
   if physical or found.open == found.closed:
     raise UserError(
       f"{where}: got a gripper with {found} and {sorted(physical)}, expected "
@@ -334,46 +335,4 @@ def _number(fields: Any, where: str) -> Number:
     )
   if found.kind not in GRIPPERS:
     raise unknown_name(f"{where}.gripper.kind", found.kind, GRIPPERS)
-  return Number(**fields | {"gripper": found})
-
-
-# The JSON types of the fields that `ranges` does not check.
-_JSON_TYPES = {
-  str: (str, "a text"),
-  Mapping: (dict, "{…}"),
-  Sequence: (list, "[…]"),
-}
-
-
-def _checked(kind: type, fields: Any, where: str) -> dict[str, Any]:
-  """Compares JSON fields with those of a dataclass, and returns them.
-
-  Raises:
-    UserError: an unknown or missing field, or one of another type.
-  """
-  known = {field.name: field for field in dataclasses.fields(kind)}
-  if not isinstance(fields, dict):
-    raise UserError(
-      f"{where}: got {fields!r:.80}, expected {{…}} with the fields "
-      f"{', '.join(known)}"
-    )
-  for name in fields:
-    if name not in known:
-      raise unknown_name(f"a field of {where}", name, known)
-  missing = [
-    name
-    for name, field in known.items()
-    if field.default is dataclasses.MISSING and name not in fields
-  ]
-  if missing:
-    raise UserError(f"{where}: got no {', '.join(missing)}; add it")
-  hints = typing.get_type_hints(kind)
-  for name, value in fields.items():
-    hint = typing.get_origin(hints[name]) or hints[name]
-    wanted, noun = _JSON_TYPES.get(hint, (object, ""))
-    if not isinstance(value, wanted):
-      raise UserError(
-        f"{where}: got {name} = {value!r:.80}, expected {noun}; correct it"
-      )
-  ranges.check(kind, f"{where}, ", fields)
-  return dict(fields)
+  return Number(**dict(fields) | {"gripper": found})

@@ -6,8 +6,10 @@ canvas on which images of all sizes lie, P and S columns of the text.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import numpy as np
 import psutil
@@ -19,10 +21,27 @@ from rt2_jax.input_pipeline.examples import Examples, Rows
 from rt2_jax.input_pipeline.frames import canvas_for, place_frames
 from rt2_jax.input_pipeline.mixture import Mixture
 from rt2_jax.input_pipeline.read_ahead import read_ahead
+from rt2_jax.ranges import at_least
 
 _LOG = logging.getLogger(__name__)
 
 _PREFETCH = 2  # batches decoded ahead of the step that uses them
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+  """Fields of a config's `loader`.
+
+  Attributes:
+    num_threads: batches that are read and decoded at the same time.
+    max_skipped: damaged or too long examples that may be left out, or replaced
+      by the next one of their source; 0 makes the first one an error.
+    index_folder: where indexes of shards are kept; "" keeps none.
+  """
+
+  num_threads: Annotated[int, at_least(1)] = 2
+  max_skipped: Annotated[int, at_least(0)] = 0
+  index_folder: str = ""
 
 
 class Loader:

@@ -17,16 +17,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rt2_jax.models.attention import attend, cap, rope
 from rt2_jax.models.gated_mlp import GatedMlp
 from rt2_jax.models.lora_config import LoraConfig
 from rt2_jax.models.remat import rematerialized, ungated
 from rt2_jax.models.token_table import lookup, scores
 from rt2_jax.models.variants import GemmaConfig
 from rt2_jax.models.weight import multiply, weight
-
-# Not -inf: a position that may attend to nothing must not turn into NaN.
-_MASKED = -2.38e38
-_ROPE_BASE = 10_000.0
 
 # How activations are laid out between blocks. `sharding.py` says what the names
 # mean on a mesh; without rules for them the constraint does nothing.
@@ -51,58 +48,9 @@ class KVCache:
   def empty(
     cls, config: GemmaConfig, batch: int, size: int, dtype: str
   ) -> "KVCache":
-    """A cache of `size` slots for `batch` examples, nothing written yet."""
+    """Makes a cache of `size` slots for `batch` examples."""
     shape = (config.depth, batch, size, config.num_kv_heads, config.head_dim)
     return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.int32(0))
-
-
-def rope(x: jax.Array, positions: jax.Array) -> jax.Array:
-  """Rotates the first half of each head against the second, by position.
-
-  Args:
-    x: dtype[B, T, heads, H].
-    positions: int32[B, T].
-
-  Returns:
-    dtype[B, T, heads, H], computed in float32.
-  """
-  half = x.shape[-1] // 2
-  frequency = _ROPE_BASE ** -(jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions[:, :, None, None].astype(jnp.float32) * frequency
-  sin, cos = jnp.sin(angle), jnp.cos(angle)
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
-
-
-def attend(
-  q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, softcap: float
-) -> jax.Array:
-  """Attention in which every G query heads share one key-value head.
-
-  Args:
-    q: dtype[B, T, N, H], scaled.
-    k: dtype[B, S, K, H]; query head h reads key-value head h // G.
-    v: dtype[B, S, K, H].
-    mask: bool[B, T, S], True where the query may attend to the key.
-    softcap: logits stay within ± this, 0 for no cap.
-
-  Returns:
-    dtype[B, T, N, H]; logits and softmax are float32.
-  """
-  grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
-  logits = jnp.einsum(
-    "btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32
-  )
-  logits = cap(logits, softcap)
-  logits = jnp.where(mask[:, None, None], logits, _MASKED)
-  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-  return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
-
-
-def cap(logits: jax.Array, bound: float) -> jax.Array:
-  """Squashes logits into ± bound; a bound of 0 leaves them as they are."""
-  return bound * jnp.tanh(logits / bound) if bound else logits
 
 
 class RMSNorm(nn.Module):
@@ -264,7 +212,7 @@ class Gemma(nn.Module):
     self.final_norm = RMSNorm()
 
   def embed(self, tokens: jax.Array) -> jax.Array:
-    """Text as the layers want it; image tokens come without the factor.
+    """Embeds text; image tokens are not scaled so.
 
     Args:
       tokens: int32[B, T].
@@ -279,7 +227,7 @@ class Gemma(nn.Module):
   def __call__(
     self, x: jax.Array, mask: jax.Array, positions: jax.Array
   ) -> jax.Array:
-    """All positions at once, for training.
+    """Computes all positions at once, for training.
 
     Args:
       x: dtype[B, T, D], embedded tokens.
@@ -299,7 +247,7 @@ class Gemma(nn.Module):
   def extend(
     self, x: jax.Array, mask: jax.Array, positions: jax.Array, cache: KVCache
   ) -> tuple[jax.Array, KVCache]:
-    """The next T positions, given those in the cache. Prefill is its first use.
+    """Computes T more positions, given those in the cache, as prefill.
 
     Args:
       x: dtype[B, T, D], embedded tokens.
@@ -323,11 +271,11 @@ class Gemma(nn.Module):
     return hidden, KVCache(k, v, length)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """dtype[..., D] -> float32[..., V], with the final softcap."""
+    """Maps dtype[..., D] to logits float32[..., V], with the softcap."""
     return self._logits(hidden, self.embedder.input_embedding)
 
   def logits_of(self, hidden: jax.Array, ids: jax.Array) -> jax.Array:
-    """The logits of a few tokens only, at the cost of a few.
+    """Computes the logits of a few tokens, at the cost of a few.
 
     Args:
       hidden: dtype[..., D].

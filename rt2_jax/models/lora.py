@@ -97,7 +97,7 @@ class Adapter(nn.Module):
 
 
 def _uniform(fan_in: int):
-  """`kaiming_uniform_(a=sqrt(5))` of PyTorch: within ± fan_in**-0.5."""
+  """Draws PyTorch's `kaiming_uniform_(a=sqrt(5))`: ± fan_in**-0.5."""
 
   def draw(key, shape, dtype=jnp.float32):
     bound = fan_in**-0.5
@@ -113,12 +113,12 @@ def base_name(name: str) -> str | None:
 
 
 def adapters(names: Iterable[str]) -> set[str]:
-  """The names of adapters' arrays among `names`."""
+  """Selects the names of adapters' arrays."""
   return {name for name in names if base_name(name)}
 
 
 def adapted(names: Iterable[str]) -> set[str]:
-  """The names of the matrices that have an adapter among `names`."""
+  """Lists the names of matrices that have an adapter."""
   return {base_name(name) for name in names} - {None}
 
 

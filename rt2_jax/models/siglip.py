@@ -32,7 +32,7 @@ class Linear(nn.Module):
     equation: of the product.
     shape: of the kernel; it ends in those of the bias.
     config: the encoder's.
-    mark: what the product is marked with for `remat.POLICIES`.
+    mark: what the product is marked with for `variants.REMAT`.
   """
 
   equation: str
@@ -103,7 +103,7 @@ class EncoderBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-    """One layer; the None is what `nn.scan` would stack.
+    """Applies one layer; `nn.scan` would stack the None.
 
     Args:
       x: dtype[B, n, D].

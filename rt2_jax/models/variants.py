@@ -20,13 +20,21 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
 )
 
 
+# Marks of products with weights, see `remat.py`.
+UNGATED, GATED = "not of a gated MLP", "of a gated MLP"
+
+# Rematerialization: which products with weights a layer keeps for the backward
+# pass, beside its input; None keeps everything. "dots" costs memory and saves
+# "full" a quarter of the arithmetic. "ungated" leaves out the decoder's gate
+# and up, which are about half of that memory and half of that arithmetic.
+REMAT: Mapping[str, tuple[str, ...] | None] = MappingProxyType(
+  {"none": None, "full": (), "ungated": (UNGATED,), "dots": (UNGATED, GATED)}
+)
+
+
 def _check_remat(policy: str):
   if policy not in REMAT:
     raise unknown_name("remat policy", str(policy), REMAT)
-
-
-# The names of `remat.POLICIES`: this file is read without JAX, too.
-REMAT = ("none", "full", "ungated", "dots")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +49,7 @@ class SiglipConfig:
     patch_size: side of a square patch, in pixels.
     image_size: side of the square input image, in pixels.
     dtype: what matrix products compute in; parameters are float32.
-    remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
+    remat: what a layer keeps for the backward pass, see `REMAT`.
     lora: which matrices have an adapter.
 
   Raises:
@@ -100,7 +108,7 @@ class GemmaConfig:
     post_norms: also normalise what a sublayer adds to the residual.
     family: how transformers calls it, one of `FAMILIES`; changes no number.
     dtype: what matrix products compute in; parameters are float32.
-    remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
+    remat: what a layer keeps for the backward pass, see `REMAT`.
     lora: which matrices have an adapter.
 
   Raises:
@@ -135,7 +143,7 @@ class GemmaConfig:
 
   @property
   def query_factor(self) -> float:
-    """What queries are multiplied by, the default resolved."""
+    """Returns the factor on the queries, its default resolved."""
     if self.query_scale is None:
       return self.head_dim**-0.5
     return self.query_scale
@@ -151,7 +159,7 @@ class VLMConfig:
 
   @classmethod
   def from_dict(cls, data: Mapping[str, Any]) -> "VLMConfig":
-    """The inverse of `dataclasses.asdict`, for what a checkpoint stores."""
+    """Inverts `dataclasses.asdict`, for a checkpoint's description."""
 
     def part(build, fields):
       adapters = dict(fields.get("lora", {}))
@@ -163,11 +171,11 @@ class VLMConfig:
 
   @property
   def adapted(self) -> bool:
-    """Whether LoRA's adapters lie beside some matrices."""
+    """Tells whether some matrices have LoRA adapters."""
     return self.img.lora.rank > 0 or self.llm.lora.rank > 0
 
   def without_adapters(self) -> "VLMConfig":
-    """The base of a model with LoRA's adapters."""
+    """Returns the base of a model with LoRA adapters."""
     img, llm = (
       dataclasses.replace(part, lora=OFF) for part in (self.img, self.llm)
     )
@@ -175,7 +183,7 @@ class VLMConfig:
 
   @property
   def num_image_tokens(self) -> int:
-    """Columns that the images of one example take, before any text."""
+    """Positions that the images of one example take, before any text."""
     return self.num_images * self.img.num_tokens
 
 
@@ -235,16 +243,15 @@ def vlm(
   lora_alpha: Annotated[float, more_than(0)] = 16.0,
   lora_targets: Sequence[str] = (),
 ) -> VLMConfig:
-  """A model by the names of its parts. The defaults are PaliGemma 3B.
+  """Builds a model by the names of its parts; by default PaliGemma 3B.
 
   Args:
     img: a key of `ENCODERS`.
     llm: a key of `DECODERS`.
     image_size: side of the square images, in pixels.
     vocab_size: rows of the token table.
-
     dtype: what matrix products compute in; parameters are float32.
-    remat: what a layer keeps for the backward pass, see `remat.POLICIES`.
+    remat: what a layer keeps for the backward pass, see `REMAT`.
     final_softcap: bound on the output logits, 0 for none; None keeps the
       decoder's own.
     lora_rank: of the adapters, see `lora.LoraConfig`; 0 makes none.

@@ -27,7 +27,7 @@ from rt2_jax.models.variants import VLMConfig
 
 
 def attention_mask(mask_input: jax.Array, mask_ar: jax.Array) -> jax.Array:
-  """Who may attend to whom, by big_vision's rule, and nobody to padding.
+  """Computes big_vision's prefix mask; nothing attends to padding.
 
   A 1 in `mask_ar` starts a new block: tokens see their own block and all
   earlier ones. With rows as queries and columns as keys:
@@ -112,7 +112,7 @@ class VLM(nn.Module):
     suffix: jax.Array,
     mask_image: jax.Array | None = None,
   ) -> jax.Array:
-    """The logits of an answer that is known, for training.
+    """Computes the logits of a known answer (teacher forcing).
 
     Args:
       images: float32[B, F, H, W, 3] in [-1, 1].
@@ -137,7 +137,7 @@ class VLM(nn.Module):
     return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
 
   def name_patches(self, images: jax.Array) -> jax.Array:
-    """The logits of every image token as if it were a word of the text.
+    """Computes each image token's logits as if it were a text token.
 
     An encoder that learns to name its patches speaks the decoder's language
     before that reads it, which is what a contrastively pretrained SigLIP brings
@@ -210,15 +210,15 @@ class VLM(nn.Module):
     return hidden, DecodeState(cache, real, state.position + tokens.shape[1])
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """dtype[..., D] -> float32[..., V]."""
+    """Maps dtype[..., D] to logits float32[..., V]."""
     return self.llm.logits(hidden)
 
   def logits_of(self, hidden: jax.Array, ids: jax.Array) -> jax.Array:
-    """dtype[..., D], int32[A] -> float32[..., A], the logits of `ids` only."""
+    """Maps dtype[..., D] to the logits float32[..., A] of int32[A] ids."""
     return self.llm.logits_of(hidden, ids)
 
   def _prompt(self, images, prefix, mask_input, mask_image):
-    """[image | prefix] embedded, and which of its columns hold real tokens."""
+    """Embeds [image | prefix], and masks its padding positions."""
     image_tokens = self.embed_images(images)
     x = jnp.concatenate([image_tokens, self.llm.embed(prefix)], axis=1)
     if mask_image is None:
@@ -234,7 +234,7 @@ def _positions(real: jax.Array) -> jax.Array:
 
 
 def init_params(config: VLMConfig, rng: jax.Array) -> dict:
-  """Random parameters to train from scratch, float32.
+  """Draws float32 parameters to train from scratch.
 
   Pure: `jax.eval_shape` it for names and shapes alone, or `jax.jit` it with
   `out_shardings` to draw each shard where it will live.

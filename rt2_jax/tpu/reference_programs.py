@@ -27,7 +27,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rt2_jax import losses, sharding
-from rt2_jax.models.gemma import Einsum, Gemma, RMSNorm, rope
+from rt2_jax.models.attention import rope
+from rt2_jax.models.gemma import Einsum, Gemma, RMSNorm
 from rt2_jax.models.lora_config import OFF
 from rt2_jax.models.remat import rematerialized
 from rt2_jax.models.vlm import VLM, abstract_params

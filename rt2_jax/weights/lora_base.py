@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 
-from rt2_jax import checksums, storage, trees
-from rt2_jax.checkpoint import Checkpoints, abstract
+from rt2_jax import checksums, sharding, storage, trees
+from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
 from rt2_jax.models import lora
@@ -150,7 +150,7 @@ def restore_whole(checkpoint: StoredCheckpoint) -> dict[str, Any]:
   meta = CheckpointMeta.from_dict(checkpoint.meta)
   shapes = abstract_params(meta.model)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  placed = abstract(shapes, jax.tree.map(lambda _: device, shapes))
+  placed = sharding.abstract(shapes, jax.tree.map(lambda _: device, shapes))
   with contextlib.closing(Checkpoints(checkpoint.folder.parent)) as run:
     return restore(run, meta, placed, checkpoint.step)
 

@@ -155,7 +155,7 @@ def test_one_instruction_for_an_episode(tmp_path):
 @pytest.mark.parametrize(
   ("place", "value", "parts"),
   [
-    ("rate_hz", None, ["no rate_hz"]),
+    ("rate_hz", None, ["got no", "rate_hz"]),
     ("rate_hz", 0, ["rate_hz = 0", "more than 0"]),
     ("rate_hz", "fast", ["rate_hz = 'fast'"]),
     ("camera", "x", ["'camera'", "did you mean 'cameras'"]),
@@ -177,7 +177,7 @@ def test_one_instruction_for_an_episode(tmp_path):
     ("action.2.unit", "m", ["['unit']"]),
     ("action.0", "dx", ["action[0]", "'dx'"]),
     ("terminate", {"feture": "x"}, ["terminate", "did you mean 'feature'"]),
-    ("state.0.feature", None, ["state[0]", "no feature"]),
+    ("state.0.feature", None, ["got no", "state[0].feature"]),
   ],
 )
 def test_a_slip_is_named(tmp_path, place, value, parts):

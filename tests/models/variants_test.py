@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from rt2_jax import trees
-from rt2_jax.models import remat, variants
+from rt2_jax.models import variants
 from rt2_jax.models.variants import GemmaConfig, SiglipConfig
 from rt2_jax.models.vlm import init_params
 
@@ -227,7 +227,3 @@ def test_heads_that_do_not_divide_are_refused():
     SiglipConfig(16, 1, 32, 5)
   with pytest.raises(ValueError, match="num_kv_heads 3.*num_heads 4"):
     GemmaConfig(16, 1, 32, 4, 3, 4)
-
-
-def test_every_remat_policy_can_be_named():
-  assert set(variants.REMAT) == set(remat.POLICIES)

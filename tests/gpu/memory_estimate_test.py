@@ -7,8 +7,9 @@ import jax
 import pytest
 
 from launch import config_file
-from rt2_jax import memory_estimate, sharding
+from rt2_jax import sharding
 from rt2_jax.benchmarks import training
+from rt2_jax.gpu import memory_estimate
 from rt2_jax.tpu import train_step
 from rt2_jax.train_config import TrainConfig
 from tests.conftest import ROOT

@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rt2_jax import memory_estimate
 from rt2_jax.errors import UserError
-from rt2_jax.memory_estimate import Memory
+from rt2_jax.gpu import memory_estimate
+from rt2_jax.gpu.memory_estimate import Memory
 from rt2_jax.models.lora_config import LoraConfig
 from rt2_jax.train_config import TrainConfig
 

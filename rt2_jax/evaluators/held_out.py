@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -13,11 +13,12 @@ from rt2_jax.evaluators import action_accuracy, vqa
 from rt2_jax.evaluators.action_accuracy import ActionAccuracy
 from rt2_jax.input_pipeline import examples, in_order
 from rt2_jax.input_pipeline.examples import RobotExamples, WebExamples
+from rt2_jax.input_pipeline.loader import LoaderConfig
 from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.input_pipeline.step_index import StepSource
 from rt2_jax.input_pipeline.web import WebConfig, WebSource
 from rt2_jax.policy import Policy
-from rt2_jax.train_config import LoaderConfig, TrainConfig
+from rt2_jax.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +28,12 @@ class HeldOut:
   Attributes:
     loader: where indexes are kept, how much damage is tolerated.
     batch_size: examples in one call of the policy.
+    at: is told which batch comes next.
   """
 
   loader: LoaderConfig
   batch_size: int
+  at: Callable[[str], None] = lambda doing: None
 
   def open_steps(self, source: SourceConfig, policy: Policy) -> RobotExamples:
     """Opens a robot source as the policy reads it.
@@ -70,18 +73,23 @@ class HeldOut:
       limit: how many steps, evenly spread over the source; None: all.
     """
     read = in_order.read_steps(steps, *self._reading(policy, limit))
-    return action_accuracy.evaluate(policy, read)
+    return action_accuracy.evaluate(policy, self._told(read))
 
   def answers(
     self, policy: Policy, questions: WebExamples, limit: int | None = None
   ) -> dict[str, float]:
     """Measures how many answers are right; arguments as of `actions`."""
     read = in_order.read_questions(questions, *self._reading(policy, limit))
-    return vqa.evaluate(policy, read)
+    return vqa.evaluate(policy, self._told(read))
 
   def _reading(self, policy: Policy, limit: int | None) -> tuple:
     resolution = policy.model.img.image_size
     return resolution, self.batch_size, limit, self.loader.max_skipped
+
+  def _told(self, batches: Iterable[Any]) -> Iterator[Any]:
+    for number, batch in enumerate(batches):
+      self.at(f"evaluating, batch {number}")
+      yield batch
 
 
 class Evaluation:
@@ -92,6 +100,7 @@ class Evaluation:
     config: TrainConfig,
     action_tokenizers: Mapping[str, ActionTokenizer],
     mesh: Mesh,
+    at: Callable[[str], None],
   ):
     """Opens the splits, so that a missing one stops a run at its start.
 
@@ -99,12 +108,13 @@ class Evaluation:
       config: whose sources and `evaluation` are used.
       action_tokenizers: of the robot sources.
       mesh: where the parameters live.
+      at: is told which batch comes next.
 
     Raises:
       UserError: no such split, or bad data.
     """
     self._limits = config.evaluation
-    self._held_out = HeldOut(config.loader, config.evaluation.batch_size)
+    self._held_out = HeldOut(config.loader, config.evaluation.batch_size, at)
     prompt, specs = config.make_prompt(), config.observation_specs()
     self._policies = {
       name: Policy(
@@ -127,12 +137,12 @@ class Evaluation:
 
   @property
   def sources(self) -> dict[str, StepSource | WebSource]:
-    """The held-out data, by the source's name."""
+    """Returns the held-out data, by the source's name."""
     opened = {**self._steps, **self._questions}
     return {name: each.source for name, each in opened.items()}
 
   def __call__(self, params: Any) -> dict[str, float]:
-    """`{source}/{metric}` -> number; the same on every process.
+    """Measures parameters: `{source}/{metric}` -> number, on every process.
 
     Every process reads the same examples and computes its devices' part.
     """
@@ -140,7 +150,7 @@ class Evaluation:
     for name, policy in self._policies.items():
       policy.params = params
       result = self._held_out.actions(
-        policy, self._steps[name], self._limits.num_steps
+        policy, self._steps[name], self._limits.num_robot_steps
       ).metrics()
       metrics |= {f"{name}/{key}": value for key, value in result.items()}
     self._answering.params = params

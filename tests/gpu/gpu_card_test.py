@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from launch import config_file
-from rt2_jax import gpu_card, memory_estimate
 from rt2_jax.errors import UserError
+from rt2_jax.gpu import gpu_card, memory_estimate
 from rt2_jax.train_config import TrainConfig
 from tests.conftest import ROOT
 

@@ -1,0 +1,173 @@
+"""Fields of a config or a JSON file: compared with what they build.
+
+A dataclass or a function is the schema: its parameters are the known fields,
+its defaults fill those that are left out, and its annotations say which values
+a field may have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rt2_jax import ranges
+from rt2_jax.errors import UserError, unknown_name
+
+# Annotations that `ranges` does not check: Python types of JSON's values.
+_KINDS = {
+  str: (str, "a text"),
+  Mapping: (Mapping, "{…}"),
+  Sequence: ((list, tuple), "[…]"),
+}
+
+
+def check(build: Callable, prefix: str, fields: Any):
+  """Compares fields with the parameters of a dataclass or function.
+
+  Args:
+    build: numbers among its parameters are annotated as in `ranges`.
+    prefix: stands before a field's name in messages, such as
+      "config.loader." or "robot.json: action[0].".
+    fields: values by name.
+
+  Raises:
+    UserError: they are no mapping, a field is unknown or missing, or a value
+      has another type or lies outside its range.
+  """
+  parameters = inspect.signature(build).parameters
+  place = prefix.rstrip(".: ")
+  if not isinstance(fields, Mapping):
+    raise UserError(
+      f"got {place} = {fields!r:.80}, expected {{…}} with the fields "
+      f"{', '.join(parameters)}; correct it"
+    )
+  for name in fields:
+    if name not in parameters:
+      raise unknown_name(f"a field of {place}", str(name), parameters)
+  missing = [
+    prefix + name
+    for name, parameter in parameters.items()
+    if parameter.default is inspect.Parameter.empty and name not in fields
+  ]
+  if missing:
+    raise UserError(f"got no {', '.join(missing)}; add it")
+  hints = typing.get_type_hints(build)
+  for name, value in fields.items():
+    hint = typing.get_origin(hints[name]) or hints[name]
+    wanted, noun = _KINDS.get(hint, (object, ""))
+    if not isinstance(value, wanted):
+      raise UserError(
+        f"got {prefix}{name} = {value!r:.80}, expected {noun}; correct it"
+      )
+  ranges.check(build, prefix, fields)
+
+
+def construct(build: Callable, prefix: str, fields: Any) -> Any:
+  """Calls `build(**fields)` after `check`; arguments and errors as there."""
+  check(build, prefix, fields)
+  return build(**fields)
+
+
+def defaults(build: Callable) -> dict[str, Any]:
+  """Lists the defaults of a dataclass's or function's parameters, by name."""
+  made = {}
+  if dataclasses.is_dataclass(build):
+    # A factory's default is no parameter's.
+    made = {
+      field.name: field.default_factory()
+      for field in dataclasses.fields(build)
+      if field.default_factory is not dataclasses.MISSING
+    }
+  return made | {
+    name: parameter.default
+    for name, parameter in inspect.signature(build).parameters.items()
+    if parameter.default is not inspect.Parameter.empty and name not in made
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+  """Nested fields: of a whole, of its parts, and of named members of groups.
+
+  Attributes:
+    whole: builds everything.
+    parts: field of the whole -> what builds its value.
+    groups: field of the whole -> what builds each member of it, by name.
+  """
+
+  whole: Callable
+  parts: Mapping[str, Callable]
+  groups: Mapping[str, Callable]
+
+  def construct_parts(
+    self, prefix: str, fields: Mapping[str, Any]
+  ) -> dict[str, Any]:
+    """Builds parts and groups; arguments and errors as in `check`."""
+    parts = {
+      name: construct(build, f"{prefix}{name}.", fields.get(name, {}))
+      for name, build in self.parts.items()
+    }
+    groups = {
+      group: {
+        name: construct(build, f"{prefix}{group}.{name}.", member)
+        for name, member in fields.get(group, {}).items()
+      }
+      for group, build in self.groups.items()
+    }
+    return dict(fields) | parts | groups
+
+  def with_defaults(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills in the default of every field that is left out."""
+    parts = {
+      name: defaults(build) | dict(fields.get(name, {}))
+      for name, build in self.parts.items()
+    }
+    groups = {
+      group: {
+        name: defaults(build) | dict(member)
+        for name, member in fields.get(group, {}).items()
+      }
+      for group, build in self.groups.items()
+    }
+    return defaults(self.whole) | dict(fields) | parts | groups
+
+  def without_defaults(
+    self, fields: Mapping[str, Any], stated: Mapping[str, Any]
+  ) -> dict[str, Any]:
+    """Keeps the fields that were stated, and those that have changed.
+
+    Args:
+      fields: `with_defaults(stated)`, in which values may have changed.
+      stated: fields of a config file.
+
+    Returns:
+      Fields with `with_defaults(result) == fields`.
+    """
+    whole = self.with_defaults(stated)
+    kept = _stated_or_changed(fields, whole, stated)
+    for name in kept.keys() & self.parts.keys():
+      kept[name] = _stated_or_changed(
+        fields[name], whole[name], stated.get(name, {})
+      )
+    for group in kept.keys() & self.groups.keys():
+      before = stated.get(group, {})
+      kept[group] = {
+        name: _stated_or_changed(
+          member, whole[group].get(name, {}), before.get(name, {})
+        )
+        for name, member in fields[group].items()
+      }
+    return kept
+
+
+def _stated_or_changed(
+  fields: Mapping[str, Any], whole: Mapping[str, Any], stated: Mapping[str, Any]
+) -> dict[str, Any]:
+  return {
+    name: value
+    for name, value in fields.items()
+    if name in stated or name not in whole or value != whole[name]
+  }

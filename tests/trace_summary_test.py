@@ -1,0 +1,62 @@
+"""A real trace of a few steps on this machine's CPU, and self times by hand."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rt2_jax import trace_summary
+from rt2_jax.errors import UserError
+from rt2_jax.profiling import Profiler
+from rt2_jax.speed import Clock
+from rt2_jax.trace_summary import Event
+
+
+def test_a_trace_tells_where_a_step_goes(tmp_path):
+  multiply = jax.jit(lambda x: jnp.tanh(x @ x))
+  result = multiply(jnp.ones((700, 700)))
+  clock = Clock(0, {}, 0.0)
+  began = {}
+
+  def batches():
+    for step in range(1, 8):
+      time.sleep(0.02)
+      yield step
+
+  with Profiler(tmp_path / "tensorboard", range(2, 7)) as profiler:
+    for step in clock.inputs(batches()):
+      with profiler.step(step, result):
+        began[step] = time.monotonic()
+        result = multiply(result)
+      jax.block_until_ready(result)
+  found = trace_summary.summarize(trace_summary.newest_trace(tmp_path))
+  assert found.steps == 4
+  assert found.step_s == pytest.approx((began[6] - began[2]) / 4, rel=0.1)
+  assert 0.02 <= found.input_s < found.step_s
+  total = sum(op.seconds for op in found.ops) + found.idle_s
+  assert total == pytest.approx(found.step_s)
+  assert found.ops[0].count == 1 and found.ops[0].seconds > 1e-4
+  lines = found.lines(1)
+  assert found.ops[0].name in lines[2] and "a step" in lines[-1]
+
+
+def test_no_trace(tmp_path):
+  with pytest.raises(UserError, match="holds no trace"):
+    trace_summary.newest_trace(tmp_path)
+
+
+def test_nested_operations_count_once():
+  events = [
+    Event("while", 0, 10),
+    Event("dot", 1, 4),
+    Event("add", 2, 3),
+    Event("dot", 5, 9),
+    Event("copy", 20, 24),
+    Event("send", 22, 30),  # overlaps
+  ]
+  seconds, counts = trace_summary._self_times(events)
+  assert sum(seconds.values()) == 10 + 10  # the time in which anything ran
+  assert (seconds["while"], seconds["dot"], seconds["add"]) == (3, 6, 1)
+  assert seconds["copy"] + seconds["send"] == 10
+  assert counts["dot"] == 2
