@@ -13,7 +13,7 @@ import jax
 
 from rt2_jax import storage
 from rt2_jax.errors import UserError
-from rt2_jax.trace_summary import STEP
+from rt2_jax.trace_summary import LAST, STEP
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ class Profiler:
       before: arrays that the devices compute until then.
     """
     if self._steps and number in (self._steps.start, self._steps.stop):
-      jax.block_until_ready(before)
+      with jax.profiler.TraceAnnotation(LAST):
+        jax.block_until_ready(before)
       self._stop()
       if number == self._steps.start:
         _LOG.info("tracing steps %d to %d", number, self._steps.stop - 1)

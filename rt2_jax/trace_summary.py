@@ -2,8 +2,11 @@
 
 A trace is the `*.xplane.pb` that `jax.profiler` writes: planes of one device or
 host, with lines of events. Steps and waits are found by their names on the host
-(`profiling.Profiler`, `speed.Clock`), operations on the first device. On a CPU,
-which has no plane of its own, they are found on the client's busiest thread.
+(`profiling.Profiler`, `speed.Clock`), operations on the first device. A CPU has
+no plane of its own: its operations are those of XLA's threads.
+
+Steps are dispatched ahead of the devices, so the time is that from the first
+step's dispatch until the devices have finished the last one.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ import jax
 from rt2_jax import storage
 from rt2_jax.errors import UserError
 
-STEP, INPUT = "train", "input"
-_CPU_CLIENT = "tf_XLAPjRtCpuClient"
+STEP, INPUT, LAST = "train", "input", "wait for the last step"
+_CPU_THREADS = "tf_XLA"
 
 
 class Event(NamedTuple):
@@ -50,7 +53,7 @@ class Summary:
 
   Attributes:
     steps: how many were traced whole.
-    step_s: seconds from one step's start to the next one's.
+    step_s: seconds of a step.
     input_s: of these, seconds in which the host waited for input.
     idle_s: of these, seconds in which the device did nothing.
     ops: all operations, the costliest first.
@@ -111,16 +114,17 @@ def summarize(path: storage.Path) -> Summary:
     if plane.name.startswith("/host:CPU")
     for line in plane.lines
     for event in _events(line.events)
-    if event.name in (STEP, INPUT)
+    if event.name in (STEP, INPUT, LAST)
   ]
-  starts = sorted(event.start for event in host if event.name == STEP)
+  starts = [event.start for event in host if event.name == STEP]
+  ends = [event.end for event in host if event.name == LAST]
   ops = _device_events(planes)
-  if len(starts) < 2 or not ops:
+  if not (starts and ends and ops):
     raise UserError(
-      f"got trace {path} with {len(starts)} steps and {len(ops)} operations, "
-      "expected at least two steps; trace more: --profile_steps=100:110"
+      f"got trace {path} with {len(starts)} steps, {len(ends)} ends and "
+      f"{len(ops)} operations, expected a whole trace of --profile_steps"
     )
-  begin, end, steps = starts[0], starts[-1], len(starts) - 1
+  begin, end, steps = min(starts), max(ends), len(starts)
   inside = [cut for e in ops if (cut := _cut(e, begin, end))]
   waits = [cut for e in host if e.name == INPUT if (cut := _cut(e, begin, end))]
   seconds, counts = _self_times(inside)
@@ -144,7 +148,7 @@ def _events(events: Iterable) -> list[Event]:
 
 
 def _device_events(planes: Sequence) -> list[Event]:
-  """Finds the operations of the first device."""
+  """Finds the operations of the first device, or of the CPU."""
   devices = sorted(
     (p for p in planes if p.name.startswith("/device:")), key=lambda p: p.name
   )
@@ -154,14 +158,15 @@ def _device_events(planes: Sequence) -> list[Event]:
     found = [e for name in names for e in _events(lines[name].events)]
     if found:
       return found
-  threads = [
-    [e for e in _events(line.events) if "::" not in e.name]
+  return [
+    event
     for plane in planes
     if plane.name.startswith("/host:CPU")
     for line in plane.lines
-    if line.name.startswith(_CPU_CLIENT)
+    if line.name.startswith(_CPU_THREADS)
+    for event in _events(line.events)
+    if "::" not in event.name
   ]
-  return max(threads, key=len, default=[])
 
 
 def _cut(event: Event, begin: float, end: float) -> Event | None:
