@@ -1,9 +1,9 @@
 """Converts a checkpoint, and proves it: `python launch/convert.py COMMAND …`.
 
     to_hf          a folder for stock transformers, and for `TorchPolicy`
-    from_hf        such a folder (--folder) as a checkpoint to act from
+    from_hf        such a folder (--folder) as an inference-only checkpoint
     to_big_vision  an .npz file as big_vision has it
-    merge          a LoRA run as a model without adapters, to act from
+    merge          a LoRA run as a model without adapters, inference-only
     to_peft        the adapters of a LoRA run, for PEFT on stock transformers
     from_peft      the checkpoint of a LoRA run, with adapters from --folder
     strip          the same checkpoint without optimizer state
@@ -17,22 +17,16 @@ nothing. to_hf and from_hf need the extra [torch].
 
 import contextlib
 import dataclasses
-import math
 import pathlib
-import sys
 from collections.abc import Iterator
 
-import absl.logging
 import jax
-import psutil
 from absl import app, flags
 
-from rt2_jax import local_copies, platforms, storage, trees
-from rt2_jax.checkpoint_meta import CheckpointMeta
-from rt2_jax.errors import UserError, ends_in_one_message, unknown_name
+from launch import program, proof
+from rt2_jax import local_copies, storage, trees
+from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.models.variants import VLMConfig
-from rt2_jax.policy import Policy
-from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.weights import (
   agreement,
   export,
@@ -40,10 +34,8 @@ from rt2_jax.weights import (
   merging,
   peft_format,
   pretrained,
-  processor_agreement,
   stored_checkpoint,
 )
-from rt2_jax.weights.agreement import Inputs, Outputs
 from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
@@ -64,13 +56,10 @@ _COMPRESSED = flags.DEFINE_bool(
   "compressed", False, "A smaller file of to_big_vision, written slowly."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Where the result goes.")
-# Of the memory that is free: activations and the framework need some, too.
-_SHARE_FOR_PARAMETERS = 0.5
 
 
-@ends_in_one_message
-def main(argv):
-  platforms.prepare()
+@program.main_on_devices
+def main(command):
   commands = {
     "to_hf": to_hf,
     "from_hf": from_hf,
@@ -81,35 +70,28 @@ def main(argv):
     "strip": strip,
     "average": average,
   }
-  if len(argv) != 2:
-    raise app.UsageError(
-      f"got {argv[1:]}, expected one command of {', '.join(commands)}"
-    )
-  if argv[1] not in commands:
-    raise unknown_name("the command", argv[1], commands)
+  if command not in commands:
+    raise unknown_name("the command", command, commands)
   reads = {"from_hf": (_FOLDER,), "from_peft": (_WORKDIR, _FOLDER)}
-  for source in reads.get(argv[1], (_WORKDIR,)):
+  for source in reads.get(command, (_WORKDIR,)):
     if source.value is None:
-      raise app.UsageError(f"got no --{source.name}, which {argv[1]} reads")
-  absl.logging.set_verbosity(absl.logging.ERROR)
-  commands[argv[1]](storage.locate(_OUTPUT.value, "--output"))
+      raise app.UsageError(f"got no --{source.name}, which {command} reads")
+  commands[command](storage.locate(_OUTPUT.value, "--output"))
 
 
 def to_hf(output: storage.Path):
   """Writes weights, configs, tokenizer and rt2.json; runs PyTorch on them."""
-  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
-  checkpoint.check_merged()
-  model = VLMConfig.from_dict(checkpoint.meta["model"])
+  checkpoint = open_merged()
   with proven_locally(output) as folder:
     export.to_huggingface(
       checkpoint.read_params(),
-      model,
+      checkpoint.model,
       checkpoint.meta,
       checkpoint.tokenizer,
       folder,
       checkpoint.step,
     )
-    prove(checkpoint, folder)
+    proof.prove(checkpoint, folder)
   print(f"wrote {output}")
 
 
@@ -127,130 +109,82 @@ def from_hf(output: storage.Path):
       params = pretrained.load(folder, model, shardings, dtype)
       stored_checkpoint.write(params, meta, tokenizer, step, workdir)
       del params  # room for the other side
-      prove(StoredCheckpoint.open(workdir), folder)
+      proof.prove(StoredCheckpoint.open(workdir), folder)
   print(f"wrote {output}/checkpoints/{step}")
 
 
-def prove(checkpoint: StoredCheckpoint, folder: pathlib.Path):
-  """Runs a checkpoint, and stock transformers on the folder of the same policy.
-
-  The folder's own processor reads prompts and pictures for it.
-  """
-  whole = fits_in_memory(checkpoint)
-  ours, inputs, policy = run_ours(checkpoint, checkpoint.read_params(), whole)
-  prompt, size = policy.prompt, policy.model
-  del policy  # room for the other side
-  import transformers
-
-  from rt2_jax.pytorch.policy import TorchPolicy
-  from rt2_jax.weights import torch_ends
-
-  processor = transformers.AutoProcessor.from_pretrained(
-    folder, local_files_only=True
-  )
-  read = processor_agreement.compare(
-    processor, prompt, size.img, size.num_images
-  )
-  print(read)
-  if not read.holds:
-    raise UserError(
-      "got a folder whose processor reads prompts or pictures otherwise than "
-      "our model, expected the same; nothing was written"
-    )
-  names = agreement.sources(checkpoint.meta["action_tokenizers"])
-  if whole:
-    first = TorchPolicy.from_folder(folder, names[0])
-  else:
-    first = TorchPolicy.around(torch_ends.load(folder), folder, names[0])
-  others = [TorchPolicy.around(first.model, folder, n) for n in names[1:]]
-  theirs = agreement.torch_outputs([first, *others], processor, inputs)
-  report(agreement.compare(ours, theirs), whole)
-
-
 def to_big_vision(output: storage.Path):
-  """Writes one file; `pretrained` reads it back."""
-  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
-  checkpoint.check_merged()
+  """Writes one file, and reads it back."""
+  checkpoint = open_merged()
   params = checkpoint.read_params()
   dtype = _DTYPE.value or str(jax.tree.leaves(params)[0].dtype)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
-  model = VLMConfig.from_dict(checkpoint.meta["model"])
-  whole = fits_in_memory(checkpoint)
+  whole = proof.fits_in_memory(checkpoint)
   with proven_locally(output, replace=True) as path:
     stored = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     export.to_big_vision(stored, path, _COMPRESSED.value)
     del stored
-    read = pretrained.load(path, model, shardings, dtype)
+    read = pretrained.load(path, checkpoint.model, shardings, dtype)
     rounding = agreement.largest_rounding(params, read)
-    ours, *_ = run_ours(checkpoint, params, whole)
+    ours, *_ = proof.run_ours(checkpoint, params, whole)
     del params  # room for the other side
-    theirs, *_ = run_ours(checkpoint, read, whole)
-    report(agreement.compare(ours, theirs, rounding), whole)
+    theirs, *_ = proof.run_ours(checkpoint, read, whole)
+    proof.report(agreement.compare(ours, theirs, rounding), whole)
   print(f"wrote {output}")
 
 
 def merge(output: storage.Path):
   """Writes a checkpoint whose matrices hold their adapters' products."""
-  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
-  checkpoint.check_adapted()
-  model = VLMConfig.from_dict(checkpoint.meta["model"])
-  whole = fits_in_memory(checkpoint)
+  checkpoint = open_adapted()
+  whole = proof.fits_in_memory(checkpoint)
   with proven(output) as workdir:
     params = lora_base.restore_whole(checkpoint)
-    before, *_ = run_ours(checkpoint, params, whole)
-    exact = merging.merge(params, model)
+    before, *_ = proof.run_ours(checkpoint, params, whole)
+    exact = merging.merge(params, checkpoint.model)
     del params  # room for the other side
     dtype = _DTYPE.value or "float32"
     stored = jax.tree.map(lambda leaf: leaf.astype(dtype), exact)
     rounding = agreement.largest_rounding(exact, stored)
     meta = checkpoint.meta | {"base": {}}
-    meta["model"] = dataclasses.asdict(model.without_adapters())
+    meta["model"] = dataclasses.asdict(checkpoint.model.without_adapters())
     items = meta, checkpoint.tokenizer, checkpoint.step
     stored_checkpoint.write(stored, *items, workdir)
     del exact, stored
-    merged = StoredCheckpoint.open(workdir)
-    after, *_ = run_ours(merged, merged.read_params(), whole)
-    report(agreement.compare(before, after, rounding), whole)
+    proof.prove_again(before, workdir, whole, rounding)
   print(f"wrote {output}/checkpoints/{checkpoint.step}")
 
 
 def to_peft(output: storage.Path):
   """Writes the adapters; the base is where the run found it."""
-  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
-  checkpoint.check_adapted()
-  model = VLMConfig.from_dict(checkpoint.meta["model"])
+  checkpoint = open_adapted()
   with proven_locally(output) as folder:
     name = str(checkpoint.meta["base"]["weights"])
-    peft_format.write(checkpoint.read_params(), model, name, folder)
+    peft_format.write(checkpoint.read_params(), checkpoint.model, name, folder)
   print(f"wrote {output}")
 
 
 def from_peft(output: storage.Path):
   """Writes an inference-only checkpoint of the run --workdir."""
-  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
-  checkpoint.check_adapted()
-  model = VLMConfig.from_dict(checkpoint.meta["model"])
-  own = trees.flatten(checkpoint.read_params())
+  checkpoint = open_adapted()
+  own = checkpoint.read_params()
   folder = storage.locate(_FOLDER.value, "--folder")
-  read = trees.flatten(peft_format.read(folder, trees.unflatten(own), model))
+  read = peft_format.read(folder, own, checkpoint.model)
+  both = trees.flatten(own) | trees.flatten(read)
   with proven(output) as workdir:
-    save(trees.unflatten(own | read), checkpoint, workdir)
+    save(trees.unflatten(both), checkpoint, workdir)
   print(f"wrote {output}/checkpoints/{checkpoint.step}")
 
 
 def strip(output: storage.Path):
   """Writes a checkpoint that is inference-only, a third of the size."""
-  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
-  checkpoint.check_merged()
-  whole = fits_in_memory(checkpoint)
+  checkpoint = open_merged()
+  whole = proof.fits_in_memory(checkpoint)
   with proven(output) as workdir:
     params = checkpoint.read_params()
     save(params, checkpoint, workdir)
-    before, *_ = run_ours(checkpoint, params, whole)
+    before, *_ = proof.run_ours(checkpoint, params, whole)
     del params  # room for the other side
-    stripped = StoredCheckpoint.open(workdir)
-    after, *_ = run_ours(stripped, stripped.read_params(), whole)
-    report(agreement.compare(before, after), whole)
+    proof.prove_again(before, workdir, whole)
   print(f"wrote {output}/checkpoints/{checkpoint.step}")
 
 
@@ -271,6 +205,20 @@ def average(output: storage.Path):
     mean = stored_checkpoint.average(checkpoints)
     save(mean, checkpoints[-1], workdir)
   print(f"wrote {output}/checkpoints/{checkpoints[-1].step}")
+
+
+def open_merged() -> StoredCheckpoint:
+  """Opens a checkpoint of a whole model."""
+  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
+  checkpoint.check_merged()
+  return checkpoint
+
+
+def open_adapted() -> StoredCheckpoint:
+  """Opens a checkpoint of a LoRA run."""
+  checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
+  checkpoint.check_adapted()
+  return checkpoint
 
 
 def save(params: dict, like: StoredCheckpoint, workdir: storage.Path):
@@ -323,44 +271,6 @@ def proven_locally(
     local_copies.made_for(place) as local,
   ):
     yield local
-
-
-def fits_in_memory(checkpoint: StoredCheckpoint) -> bool:
-  """Whether the whole model can run in float32 beside the stored one."""
-  model = VLMConfig.from_dict(checkpoint.meta["model"])
-  numbers = sum(map(math.prod, pretrained.parameter_shapes(model).values()))
-  free = psutil.virtual_memory().available * _SHARE_FOR_PARAMETERS
-  return 4 * numbers < free
-
-
-def run_ours(
-  checkpoint: StoredCheckpoint, params: dict, whole: bool
-) -> tuple[Outputs, Inputs, Policy]:
-  """Runs our model on the fixed inputs; returns them and the policy, too."""
-  model = VLMConfig.from_dict(checkpoint.meta["model"])
-  if not whole:
-    model, params = agreement.ends(model, params)
-  meta = CheckpointMeta.from_dict(checkpoint.meta)
-  prompt = meta.make_prompt(Tokenizer(checkpoint.tokenizer))
-  params = jax.tree.map(lambda leaf: leaf.astype("float32"), params)
-  model = agreement.as_float32(model)
-  policies = [
-    Policy(model, params, prompt, *meta.robot(name))
-    for name in agreement.sources(checkpoint.meta["action_tokenizers"])
-  ]
-  inputs = agreement.fixed_inputs(policies[0])
-  return agreement.flax_outputs(policies, inputs), inputs, policies[0]
-
-
-def report(result: agreement.Agreement, whole: bool):
-  """Prints the proof; ends the program when it fails."""
-  print(
-    "both sides in float32 on the same inputs"
-    + ("" if whole else ", the first and last layers only (memory)")
-  )
-  print(result)
-  if not result.holds:
-    sys.exit("got another model than the checkpoint's: nothing was written")
 
 
 if __name__ == "__main__":

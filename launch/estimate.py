@@ -54,6 +54,13 @@ _BATCH_SIZE = flags.DEFINE_integer(
   "Of all chips; for decode robots that one call serves, default 1.",
   1,
 )
+_PASSES = flags.DEFINE_float(
+  "passes",
+  control_rate.PASSES,
+  "For decode: passes over an action's tokens, on average; the first is within "
+  "the prefill.",
+  1.0,
+)
 _MODE = flags.DEFINE_enum("mode", "fast", ahead_of_time.MODES, "See above.")
 _SWEEP = flags.DEFINE_boolean(
   "sweep", False, "Try other meshes and batch sizes, print the best."
@@ -116,7 +123,9 @@ def rates(config: TrainConfig) -> list[ControlRate]:
     )
   smallest = [control_rate.smallest_slice(config.topology)]
   return [
-    control_rate.predict(config, topology, _MODE.value, _BATCH_SIZE.value or 1)
+    control_rate.predict(
+      config, topology, _MODE.value, _BATCH_SIZE.value or 1, _PASSES.value
+    )
     for topology in _TOPOLOGY.value or smallest
   ]
 
@@ -213,8 +222,8 @@ def rate_report(found: list[ControlRate], config: TrainConfig) -> Iterator[str]:
   positions = config.model.num_image_tokens + config.prompt.prefix_length
   yield "compiler-predicted times; HBM as the compiler plans it; one chip"
   yield (
-    f"one action: {positions} image and text tokens, then the action's tokens; "
-    f"parameters in {config.model.llm.dtype}"
+    f"one action: {positions} image and text tokens, {_PASSES.value:g} passes "
+    f"over the action's tokens; parameters in {config.model.llm.dtype}"
   )
   yield row.format("slice", "robots", "HBM GB/chip", "s per call", "Hz")
   for rate in found:

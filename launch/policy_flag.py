@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rt2_jax import import_path, storage
+from rt2_jax.checkpoint_meta import ROBOT_FILE, CheckpointMeta
 from rt2_jax.errors import UserError
 from rt2_jax.observation import ObservationSpec
 from rt2_jax.rollouts import runner
 from rt2_jax.rollouts.trial import Act, Baseline, Benchmark, Trial
 
 _SERVICE = ("ws://", "wss://")
-_EXPORTED = "rt2.json"  # stands in every folder of `launch/convert.py to_hf`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ def find(
     return _served(value, benchmark)
   if import_path.is_import_path(value):
     return _imported(value)
-  if (storage.locate(value, "--policy") / _EXPORTED).is_file():
+  if (storage.locate(value, "--policy") / ROBOT_FILE).is_file():
     return _exported(value, benchmark, trials, source)
   return _run(value, benchmark, trials, source, step)
 
@@ -194,7 +194,7 @@ def _exported(
   from rt2_jax.tokenizer import Tokenizer
 
   path = storage.locate(folder, "--policy")
-  robot = json.loads((path / _EXPORTED).read_text(encoding="utf-8"))
+  robot = json.loads((path / ROBOT_FILE).read_text(encoding="utf-8"))
   text = Tokenizer.from_file(path / "tokenizer.model")
   spec = _check_fit(folder, robot, text, source, benchmark, trials)
 
@@ -270,8 +270,6 @@ def _check_fit(
     UserError: other actions or observations than the benchmark's, or an
       instruction that is longer than the prompt.
   """
-  from rt2_jax.checkpoint_meta import CheckpointMeta
-
   described = CheckpointMeta.from_dict(meta)
   actions, spec = described.robot(source)
   acts = actions.space.names if actions else ()

@@ -104,6 +104,20 @@ class ActionSpace:
     ends = [np.nan if d.at_end is None else d.at_end for d in self.dimensions]
     return np.where(np.isnan(ends), last, ends).astype(np.float32)
 
+  def at_rest(self) -> np.ndarray:
+    """Returns the action of a robot that goes on and stands still, float32[D].
+
+    Of discrete values the one in the middle means this; grippers are open.
+    """
+    return np.float32(
+      [
+        d.values[d.size // 2]
+        if d.values
+        else (d.high if d.at_end is None else d.at_end)
+        for d in self.dimensions
+      ]
+    )
+
   def index(self, name: str) -> int:
     """Finds the position of a dimension; raises UserError without one."""
     if name not in self.names:
@@ -295,6 +309,24 @@ class ActionTokenizer:
   def encode_bins(self, bins: np.ndarray) -> np.ndarray:
     """Writes a chunk that is in bins, int[H, D]; returns as `encode` does."""
     return self.route.to_ids(self._numbers(bins), self._firsts)
+
+  def draft(self, chunk: np.ndarray | None) -> np.ndarray:
+    """Writes a chunk for `decode_actions` to start from, int32[L] ids.
+
+    Args:
+      chunk: float[H, D], such as the robot's last one; None: at rest.
+
+    Raises:
+      UserError: as `encode`.
+    """
+    if chunk is None:
+      chunk = np.tile(self.space.at_rest(), (self.horizon, 1))
+    ids = self.encode(chunk)
+    missing = self.answer_length - len(ids)
+    if not missing:
+      return ids
+    # Numbers of fewer digits: eos follows, as in decoding.
+    return np.append(ids, np.full(missing, self.route.eos, np.int32))
 
   def token_counts(self, chunk: np.ndarray) -> np.ndarray:
     """Counts the tokens of each number, float[H, D] -> int32[H * D].

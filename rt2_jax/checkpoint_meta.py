@@ -21,6 +21,8 @@ from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Tokenizer
 
 FORMAT = 2
+# Makes a robot policy of a folder that `launch/convert.py to_hf` wrote.
+ROBOT_FILE = "rt2.json"
 # Of format 1's action spaces, where it is not 0; see `Dimension.at_end`.
 _AT_END = {"terminate": 1.0, "gripper": None, "gripper_closedness": None}
 

@@ -1,10 +1,18 @@
-"""Answering: prefill, then token by token, in one compiled call.
+"""Decodes answers greedily, in one compiled call.
 
-On a robot's question only tokens that the action grammar allows compete, and
-their logits alone are computed: a malformed action cannot be decoded (paper,
-section 3.2, "Output constraint"). Plans and other questions have the whole
-vocabulary. The argmax of NaN is token 0, so each call also says whether the
-logits that it chose by were finite.
+For actions only tokens that the grammar allows compete, and their logits alone
+are computed: a malformed action cannot be decoded (paper, section 3.2, "Output
+constraint"). Plans and other answers have the whole vocabulary, token by token.
+
+An action is drafted and verified (Jacobi decoding). One pass over a draft gives
+the greedy token at every position, given the draft's tokens before it. Up to
+and including the first position that differs they are the greedy tokens; they
+are kept, and the next pass takes its draft from this one. The last pass changes
+nothing. A wrong draft costs as many passes as there are tokens, as decoding one
+by one does; a good one costs one or two, the first of them within the prefill.
+
+The argmax of NaN is token 0, so each call also says whether the logits were
+finite.
 
 Shapes: B examples, F images, R x R encoder pixels, P prefix columns, L tokens
 of an action, K candidate tokens, Q grammar states, E tokens that end a plan,
@@ -40,55 +48,71 @@ class Prompts(NamedTuple):
   mask_image: jax.Array | None = None
 
 
+class Actions(NamedTuple):
+  """Decoded actions.
+
+  Attributes:
+    ids: int32[B, L], for `ActionTokenizer.decode`.
+    passes: int32[B], passes over the answer until it was verified.
+    finite: bool[B], whether all logits were finite.
+  """
+
+  ids: jax.Array
+  passes: jax.Array
+  finite: jax.Array
+
+
 def decode_actions(
   model: VLM,
   params: dict,
   prompts: Prompts,
+  drafts: jax.Array,
   grammar: Grammar,
-) -> tuple[jax.Array, jax.Array]:
-  """Decodes the most likely action tokens, greedily.
+) -> Actions:
+  """Decodes the likeliest valid actions, greedily.
 
   Args:
     model: whose `prefill`, `extend` and `logits_of` are used.
     params: its parameters.
     prompts: what the answers follow.
+    drafts: int32[B, L], any tokens; they change the number of passes only.
     grammar: which token may follow which.
-
-  Returns:
-    int32[B, L], for `ActionTokenizer.decode`; and bool[B], whether all logits
-    were finite.
   """
+  columns = _columns(drafts, grammar)
   hidden, state = model.apply(
     {"params": params},
     *prompts,
+    draft=jnp.asarray(grammar.ids)[columns[:, :-1]],
     answer_len=grammar.length - 1,
     method="prefill",
   )
-  return _act(model, params, hidden, state, grammar)
+  return _verify(model, params, hidden, state, columns, grammar)
 
 
 def decode_plans_and_actions(
   model: VLM,
   params: dict,
   prompts: Prompts,
+  drafts: jax.Array,
   grammar: Grammar,
   plan_end: Sequence[int],
   plan_length: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Chain of thought: free text until it ends itself, then an action, greedily.
+) -> tuple[jax.Array, Actions]:
+  """Decodes a plan (chain of thought) and the action after it, greedily.
 
   Args:
     model: whose `prefill`, `extend`, `logits` and `logits_of` are used.
     params: its parameters.
     prompts: what the answers follow.
+    drafts: of the actions, as in `decode_actions`.
     grammar: which token of an action may follow which.
     plan_end: E tokens, after which a plan ends and an action begins.
-    plan_length: most tokens before them. What is missing of them is forced
-      upon a longer plan, and upon one after which the answer would end.
+    plan_length: most tokens before them. A plan that reaches this length, or
+      predicts eos, is cut: the rest of `plan_end` is forced.
 
   Returns:
     Plans int32[B, N], each with its end and padded on the right, where
-    N = plan_length + E; actions int32[B, L] and bool[B], as `decode_actions`.
+    N = plan_length + E; and the actions.
   """
   hidden, state = model.apply(
     {"params": params},
@@ -96,11 +120,13 @@ def decode_plans_and_actions(
     answer_len=plan_length + len(plan_end) + grammar.length - 1,
     method="prefill",
   )
-  plans, planned, hidden, state = _plan(
-    model, params, hidden, state, jnp.asarray(plan_end), plan_length
+  plans, finite, hidden, state = _plan(
+    model, params, hidden[:, 0], state, jnp.asarray(plan_end), plan_length
   )
-  actions, acted = _act(model, params, hidden, state, grammar)
-  return plans, actions, planned & acted
+  columns = _columns(drafts, grammar)
+  hidden = _pass_over(model, params, hidden[:, None], state, columns, grammar)
+  actions = _verify(model, params, hidden, state, columns, grammar)
+  return plans, actions._replace(finite=actions.finite & finite)
 
 
 def _plan(
@@ -129,7 +155,7 @@ def _plan(
   sizes = range(1, len(end) + 1)
 
   def written(recent):
-    """int32[B, E], the last tokens -> int32[B], how many begin `end`."""
+    """Counts how many of the last tokens int32[B, E] begin `end`, int32[B]."""
     fits = [n * (recent[:, -n:] == end[:n]).all(-1) for n in sizes]
     return jnp.max(jnp.stack(fits), 0)
 
@@ -169,16 +195,16 @@ def _plan(
 
 
 def _all_finite(logits: jax.Array) -> jax.Array:
-  """float32[B, …] before any mask -> bool[B]."""
+  """Checks float32[B, …], before any mask, in each example: bool[B]."""
   return jnp.isfinite(logits).reshape(len(logits), -1).all(-1)
 
 
 def _unless(
   waits: jax.Array, before: DecodeState, after: DecodeState
 ) -> DecodeState:
-  """The state after a token that the waiting examples bool[B] do not take.
+  """Undoes a token in the examples bool[B] that wait.
 
-  It fills a slot in everyone's cache, where they never look.
+  It fills a slot in everyone's cache, to which they never attend.
   """
   return after.replace(
     mask_input=jnp.where(waits[:, None], before.mask_input, after.mask_input),
@@ -186,42 +212,87 @@ def _unless(
   )
 
 
-def _act(
-  model: VLM,
-  params: dict,
-  hidden: jax.Array,
-  state: DecodeState,
-  grammar: Grammar,
-) -> tuple[jax.Array, jax.Array]:
-  """The action int32[B, L] whose first token `hidden` dtype[B, D] predicts.
+def _columns(tokens: jax.Array, grammar: Grammar) -> jax.Array:
+  """Finds tokens int32[B, L] among the candidates; others become column 0."""
+  return jnp.argmax(tokens[..., None] == jnp.asarray(grammar.ids), -1)
 
-  The second result is bool[B], whether all logits were finite.
+
+def _pass_over(model, params, first, state, columns, grammar) -> jax.Array:
+  """Reads drafted actions, int[B, L] columns, behind their prompts.
+
+  Returns:
+    dtype[B, L, D]; `[:, i]` predicts token i, given the draft's before it. The
+    first is `first`, dtype[B, 1, D].
   """
-  variables = {"params": params}
-  ids = jnp.asarray(grammar.ids)
-  allowed = jnp.asarray(grammar.allowed)
-  next_state = jnp.asarray(grammar.next_state)
+  tokens = jnp.asarray(grammar.ids)[columns[:, :-1]]
+  rest, _ = model.apply({"params": params}, tokens, state, method="extend")
+  return jnp.concatenate([first, rest], axis=1)
 
-  def choose(hidden, place):
-    """Hidden state dtype[B, D] and grammar state int32[B] to a token each."""
-    logits = model.apply(variables, hidden, ids, method="logits_of")
-    best = jnp.argmax(jnp.where(allowed[place], logits, -jnp.inf), -1)
-    return ids[best], next_state[place, best], _all_finite(logits)
 
-  def step(carry, _):
-    token, place, finite, state = carry
-    hidden, state = model.apply(
-      variables, token[:, None], state, method="extend"
+def _verify(model, params, hidden, state, columns, grammar) -> Actions:
+  """Passes over drafted actions until all are their own greedy answer.
+
+  Args:
+    model: as in `decode_actions`.
+    params: likewise.
+    hidden: dtype[B, L, D] of the first pass, see `_pass_over`.
+    state: behind the prompts.
+    columns: int[B, L], the first pass's draft.
+    grammar: whose columns they are.
+  """
+  ids, length = jnp.asarray(grammar.ids), grammar.length
+
+  def check(hidden, columns, verified):
+    """Returns the pass's columns, verified int[B] of them, and finite."""
+    logits = model.apply({"params": params}, hidden, ids, method="logits_of")
+    kept = jnp.arange(length) < verified[:, None]
+    best = _walk(logits, jnp.where(kept, columns, -1), grammar)
+    # The last token is no input: whatever was drafted, it is verified.
+    equal = (best == columns)[:, :-1]
+    verified = 1 + jnp.cumprod(equal, axis=1).sum(1)
+    return best, verified, _all_finite(logits)
+
+  def step(carry):
+    _, columns, verified, passes, finite = carry
+    hidden_now = _pass_over(
+      model, params, hidden[:, :1], state, columns, grammar
     )
-    token, place, is_finite = choose(hidden[:, 0], place)
-    return (token, place, finite & is_finite, state), token
+    passes += verified < length
+    columns, verified, is_finite = check(hidden_now, columns, verified)
+    is_open = jnp.any(verified < length)
+    return is_open, columns, verified, passes, finite & is_finite
 
-  start = jnp.zeros(len(hidden), jnp.int32)
-  token, place, finite = choose(hidden, start)
-  (_, _, finite, _), rest = jax.lax.scan(
-    step, (token, place, finite, state), length=grammar.length - 1
+  none = jnp.zeros(len(columns), jnp.int32)
+  columns, verified, finite = check(hidden, columns, none)
+  # A loop that ends by a flag: what predicts its time must not take a number
+  # in its condition for the number of turns.
+  is_open = jnp.any(verified < length)
+  start = is_open, columns, verified, none + 1, finite
+  _, columns, _, passes, finite = jax.lax.while_loop(
+    lambda carry: carry[0], step, start
   )
-  return jnp.concatenate([token[:, None], rest.T], axis=1), finite
+  return Actions(ids[columns], passes, finite)
+
+
+def _walk(logits: jax.Array, kept: jax.Array, grammar: Grammar) -> jax.Array:
+  """Chooses the likeliest valid columns, int[B, L], from left to right.
+
+  Args:
+    logits: float32[B, L, K].
+    kept: int[B, L], columns that are settled, -1 on all others.
+    grammar: what is valid.
+  """
+  allowed, next_state = map(jnp.asarray, (grammar.allowed, grammar.next_state))
+
+  def step(place, now):
+    logits, kept = now
+    best = jnp.argmax(jnp.where(allowed[place], logits, -jnp.inf), -1)
+    best = jnp.where(kept < 0, best, kept)
+    return next_state[place, best], best
+
+  start = jnp.zeros(len(logits), next_state.dtype)
+  by_position = logits.swapaxes(0, 1), kept.T
+  return jax.lax.scan(step, start, by_position)[1].T
 
 
 def decode_text(
@@ -270,7 +341,7 @@ def decode_text(
     method="prefill",
   )
   text = jnp.full((len(prompts.prefix), length), eos, jnp.int32)
-  token, finite = choose(hidden, False)
+  token, finite = choose(hidden[:, 0], False)
   start = (jnp.int32(1), text.at[:, 0].set(token), finite, state)
   _, text, finite, _ = jax.lax.while_loop(is_open, step, start)
   return text, finite

@@ -32,6 +32,7 @@ from rt2_jax.models.vlm import VLM, abstract_params
 from rt2_jax.observation import ONE_CAMERA, Batched, ObservationSpec
 from rt2_jax.prompt import Prompt
 from rt2_jax.robot_policy import (
+  Decoded,
   RobotPolicy,
   check_finite,
   is_empty,
@@ -74,7 +75,7 @@ class Policy(RobotPolicy):
     self.mesh = mesh or one_device()
     sizes = model, self.mesh, observation.several_cameras
     if action_tokenizer:
-      self._decode = _program(_image_to_ids, *sizes, action_tokenizer.writing)
+      self._act = _program(_image_to_ids, *sizes, action_tokenizer.writing)
     if prompt:
       end, longest = prompt.plan_end, prompt.plan_length
       room = prompt.suffix_length - 1  # for eos, as answers are taught
@@ -151,7 +152,7 @@ class Policy(RobotPolicy):
     questions: Sequence[str],
     image_size: np.ndarray | None = None,
   ) -> np.ndarray:
-    """The tokens of `answer`, int32[B, L]; eos fills what follows a text."""
+    """Decodes the tokens of `answer`, int32[B, L]; eos follows a text."""
     prompts = self.prompt.prefixes(questions)
     (ids,) = self._run(self._answer, image, image_size, *prompts)
     return ids
@@ -163,7 +164,7 @@ class Policy(RobotPolicy):
     prompts: tuple[np.ndarray, np.ndarray],
     suffix: np.ndarray,
   ) -> np.ndarray:
-    """The likeliest token at each place of a known answer (teacher forcing).
+    """Predicts each token of a known answer (teacher forcing).
 
     Args:
       image: as in `answer`.
@@ -185,27 +186,28 @@ class Policy(RobotPolicy):
     image_size: jax.Array,
     prefix: jax.Array,
     mask_input: jax.Array,
+    drafts: jax.Array,
   ) -> jax.stages.Lowered:
-    """Acting before compilation, for machines that are not here.
+    """Lowers acting, to be compiled for machines that are not here.
 
     Args:
       images: uint8[B, F, H, W, 3]; like all others a ShapeDtypeStruct.
       image_size: int32[B, F, 2].
       prefix: int32[B, P].
       mask_input: bool[B, P].
+      drafts: int32[B, L].
     """
     with sharding.scope(self.mesh):
-      return self._decode.lower(
-        self.params, images, image_size, prefix, mask_input
+      return self._act.lower(
+        self.params, images, image_size, prefix, mask_input, drafts
       )
 
-  def _plans_and_ids(self, seen: Batched) -> tuple[np.ndarray, np.ndarray]:
-    images = seen.image, seen.image_size
-    prompts = self.prompts(seen)
+  def _decode(self, seen: Batched, drafts: np.ndarray) -> Decoded:
+    columns = seen.image, seen.image_size, *self.prompts(seen), drafts
     if self.prompt.plan_length:
-      return self._run(self._plan, *images, *prompts)
-    (ids,) = self._run(self._decode, *images, *prompts)
-    return ids[:, :0], ids
+      return Decoded(*self._run(self._plan, *columns))
+    ids, passes = self._run(self._act, *columns)
+    return Decoded(ids[:, :0], ids, passes)
 
   def _run(self, call, image, image_size, *columns):
     """Runs a compiled call, its rows filled up to the parts of the mesh.
@@ -240,7 +242,7 @@ def _program(
   several_cameras: bool,
   *static: Any,
 ) -> jax.stages.Wrapped:
-  """A program that is compiled once for all policies of these sizes.
+  """Makes a program that is compiled once for all policies of these sizes.
 
   They may differ in parameters, words, and bounds of actions.
   """
@@ -253,18 +255,21 @@ def _program(
 
 
 def _image_to_ids(model, several_cameras, writing, params, *columns):
+  *columns, drafts = columns
   prompts = _prompts(model, several_cameras, *columns)
-  return decode_actions(VLM(model), params, prompts, writing.grammar())
+  return decode_actions(VLM(model), params, prompts, drafts, writing.grammar())
 
 
 def _image_to_plan_and_ids(
   model, several_cameras, writing, end, longest, params, *columns
 ):
+  *columns, drafts = columns
   prompts = _prompts(model, several_cameras, *columns)
   grammar = writing.grammar()
-  return decode_plans_and_actions(
-    VLM(model), params, prompts, grammar, end, longest
+  plans, actions = decode_plans_and_actions(
+    VLM(model), params, prompts, drafts, grammar, end, longest
   )
+  return plans, *actions
 
 
 def _image_to_text(model, several_cameras, room, params, *columns):
@@ -291,11 +296,11 @@ def _prompts(
 
 
 def held_params(model: VLMConfig) -> dict:
-  """ShapeDtypeStructs of the parameters as a policy from a checkpoint has them.
+  """Returns ShapeDtypeStructs of the parameters, as checkpoints are restored.
 
-  What only matrix products and look-ups read is in their dtype: they would
-  round it at every call, so answers are the same, and memory is read half as
-  often. Scales and biases, some of which act in float32, stay float32.
+  Matrices and tables are stored in the compute dtype. Every call would cast
+  them anyway, so answers are the same, and half as many bytes are read. Scales
+  and biases, some of which act in float32, stay float32.
   """
   shapes = abstract_params(model)
 
@@ -310,5 +315,5 @@ def held_params(model: VLMConfig) -> dict:
 
 
 def one_device() -> Mesh:
-  """A mesh of this process's first device."""
+  """Makes a mesh of this process's first device."""
   return sharding.make_mesh({}, jax.local_devices()[:1])

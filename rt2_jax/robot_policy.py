@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,38 @@ from rt2_jax.observation import (
   to_batch,
 )
 from rt2_jax.prompt import Prompt
+
+# Of each robot: float[A, D], or None.
+Drafts = Sequence[np.ndarray | None] | None
+
+
+class Decoded(NamedTuple):
+  """Decoded answers.
+
+  Attributes:
+    plans: int32[B, N] with their ends, N = 0 without plans.
+    ids: int32[B, L], the actions.
+    passes: int32[B], as in `Decision`.
+  """
+
+  plans: np.ndarray
+  ids: np.ndarray
+  passes: np.ndarray
+
+
+class Decision(NamedTuple):
+  """What robots do next, and what it cost to find out.
+
+  Attributes:
+    plans: B plans in words, "" from a policy that acts at once.
+    actions: float32[B, A, D] in physical units.
+    passes: int32[B], passes of the decoder over each answer; a call takes as
+      many as its largest.
+  """
+
+  plans: tuple[str, ...]
+  actions: np.ndarray
+  passes: np.ndarray
 
 
 class RobotPolicy(abc.ABC):
@@ -76,51 +109,73 @@ class RobotPolicy(abc.ABC):
         "policy.act([Observation(images, instruction, state)])"
       )
     image = as_frames(np.asarray(image), len(instruction), spec.history)
-    return self._decoded(from_images(image, instruction))[1][:, 0]
+    return self._decided(from_images(image, instruction)).actions[:, 0]
 
-  def act(self, observations: Sequence[Observation]) -> np.ndarray:
-    """Chooses the next actions of B robots.
+  def act(
+    self, observations: Sequence[Observation], drafts: Drafts = None
+  ) -> np.ndarray:
+    """Chooses the next actions of B robots; arguments as in `decide`.
 
     Returns:
       float32[B, A, D] in physical units.
-
-    Raises:
-      UserError: an observation that does not fit `observation`, and as the
-        call.
     """
-    return self.plan_and_act(observations)[1]
+    return self.decide(observations, drafts).actions
 
   def plan_and_act(
-    self, observations: Sequence[Observation]
+    self, observations: Sequence[Observation], drafts: Drafts = None
   ) -> tuple[tuple[str, ...], np.ndarray]:
+    """Returns the plans and actions of `decide`."""
+    return self.decide(observations, drafts)[:2]
+
+  def decide(
+    self, observations: Sequence[Observation], drafts: Drafts = None
+  ) -> Decision:
     """Chooses the next actions of B robots, and the plans that lead to them.
 
-    Returns:
-      B plans in words, "" from a policy that acts at once; and
-      float32[B, A, D] in physical units.
+    Args:
+      observations: B of them.
+      drafts: B guesses of the actions, float[A, D], such as each robot's last
+        chunk; None for a robot without one. They never change an answer: a good
+        one saves passes, and PyTorch's decoding does without them.
+
+    Raises:
+      UserError: an observation that does not fit `observation`, a draft of
+        another shape or not finite, and as the call.
     """
     self._check_can_act()
     if not observations:
       shape = 0, self.action_tokenizer.horizon, len(self.action_space)
-      return (), np.empty(shape, np.float32)
-    return self._decoded(to_batch(observations, self.observation))
+      return Decision((), np.empty(shape, np.float32), np.empty(0, np.int32))
+    return self._decided(to_batch(observations, self.observation), drafts)
 
   def token_ids(self, seen: Batched) -> np.ndarray:
     """Decodes the tokens of B chunks, int32[B, L]."""
     self._check_can_act()
     if not len(seen.instruction):
       return np.empty((0, self.action_tokenizer.grammar.length), np.int32)
-    return self._plans_and_ids(seen)[1]
+    return self._decode(seen, self._draft_ids(seen, None)).ids
 
   def prompts(self, seen: Batched) -> tuple[np.ndarray, np.ndarray]:
     """Asks B robots: ids int32[B, P] and mask_input bool[B, P]."""
     states = self.prompt.state_ids(self.observation.state, seen.state)
     return self.prompt.robot_prefixes(seen.instruction, states)
 
-  def _decoded(self, seen: Batched) -> tuple[tuple[str, ...], np.ndarray]:
-    plans, ids = self._plans_and_ids(seen)
+  def _decided(self, seen: Batched, drafts: Drafts = None) -> Decision:
+    plans, ids, passes = self._decode(seen, self._draft_ids(seen, drafts))
     words = tuple(self.prompt.split_plan(row)[0] for row in plans)
-    return words, self.action_tokenizer.decode(ids)
+    return Decision(words, self.action_tokenizer.decode(ids), passes)
+
+  def _draft_ids(self, seen: Batched, drafts: Drafts) -> np.ndarray:
+    """Writes drafts as tokens, int32[B, L]."""
+    robots = len(seen.instruction)
+    if drafts is None:
+      return np.tile(self.action_tokenizer.draft(None), (robots, 1))
+    if len(drafts) != robots:
+      raise UserError(
+        f"got {len(drafts)} drafts for {robots} robots, expected one for each, "
+        "or None"
+      )
+    return np.stack([self.action_tokenizer.draft(draft) for draft in drafts])
 
   def _check_can_act(self):
     if self.action_tokenizer is None:
@@ -130,8 +185,8 @@ class RobotPolicy(abc.ABC):
       )
 
   @abc.abstractmethod
-  def _plans_and_ids(self, seen: Batched) -> tuple[np.ndarray, np.ndarray]:
-    """Plans int32[B, N] with their ends, N = 0 without, and int32[B, L]."""
+  def _decode(self, seen: Batched, drafts: np.ndarray) -> Decoded:
+    """Decodes B answers; drafts int32[B, L] may save passes."""
 
 
 def is_empty(image: np.ndarray, texts: Sequence[str]) -> bool:

@@ -23,8 +23,8 @@ from tests.conftest import ROOT
 
 # The same command, in a process that believes that it has no memory.
 SMALL = (
-  "from launch import convert; from absl import app; "
-  "convert.fits_in_memory = lambda checkpoint: False; app.run(convert.main)"
+  "from launch import convert, proof; from absl import app; "
+  "proof.fits_in_memory = lambda checkpoint: False; app.run(convert.main)"
 )
 
 
@@ -147,7 +147,7 @@ def test_to_hf_and_its_proof(server, workdir, tmp_path):
   assert re.search(r"its own processor +equal ids, 3\d\d texts", out)
   assert float(re.search(r"; ([\d.]+) grey levels", out)[1]) <= 2.0
   assert re.search(r"equal answer ids     (\d+) of \1 answers", out)
-  model = VLMConfig.from_dict(StoredCheckpoint.open(workdir).meta["model"])
+  model = StoredCheckpoint.open(workdir).model
   params = params_of(workdir, 10)
   shardings = tiny_models.on_one_device(params)
   read = pretrained.load(tmp_path, model, shardings, "bfloat16")

@@ -20,6 +20,7 @@ from rt2_jax.decode import (
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import VLM, init_params
 from rt2_jax.tokenizer import EOS, PAD
+from tests import tiny_models
 
 VOCAB = 300
 RARE = ActionTokenizer(RT2, RareTokens(tuple(range(40, 296))))
@@ -41,18 +42,21 @@ def setup(request):
   return VLM(config), params, images, prefix, mask_input
 
 
-def decode(setup, tokenizer):
+def decode(setup, tokenizer, drafts=None):
+  """Returns the ids and the passes of each row."""
   model, params, *inputs = setup
+  if drafts is None:
+    drafts = np.tile(tokenizer.draft(None), (len(inputs[0]), 1))
   call = functools.partial(decode_actions, model, grammar=tokenizer.grammar)
-  ids, finite = jax.jit(call)(params, Prompts(*inputs))
-  assert finite.shape == ids.shape[:1] and finite.all()
-  return np.asarray(ids)
+  found = jax.jit(call)(params, Prompts(*inputs), drafts)
+  assert found.finite.shape == found.ids.shape[:1] and found.finite.all()
+  return np.asarray(found.ids), np.asarray(found.passes)
 
 
 def test_each_token_is_the_best_valid_one_of_the_full_forward(setup):
   """Greedy decoding is a fixed point of teacher forcing on its own output."""
   model, params, *inputs = setup
-  ids = decode(setup, RARE)
+  ids, _ = decode(setup, RARE)
   assert ids.shape == (3, 8)
   logits = model.apply({"params": params}, *inputs, ids)
   candidates = np.asarray(RARE.route.ids)
@@ -62,7 +66,7 @@ def test_each_token_is_the_best_valid_one_of_the_full_forward(setup):
 
 @pytest.mark.parametrize("tokenizer", [RARE, INTEGERS])
 def test_a_random_model_still_yields_valid_actions(setup, tokenizer):
-  ids = decode(setup, tokenizer)
+  ids, _ = decode(setup, tokenizer)
   actions = tokenizer.decode(ids)
   assert actions.shape == (3, 1, 8) and set(actions[:, 0, 0]) <= {0.0, 1.0}
   low = [d.low for d in RT2.dimensions]
@@ -72,10 +76,80 @@ def test_a_random_model_still_yields_valid_actions(setup, tokenizer):
 
 def test_an_example_does_not_depend_on_its_neighbours(setup):
   model, params, *inputs = setup
-  together = decode(setup, RARE)
+  together, passes = decode(setup, RARE)
   for b in range(3):
-    alone = decode((model, params, *(x[b : b + 1] for x in inputs)), RARE)
+    row = model, params, *(x[b : b + 1] for x in inputs)
+    alone, its_passes = decode(row, RARE)
     np.testing.assert_array_equal(alone[0], together[b])
+    assert its_passes[0] == passes[b]
+
+
+CHUNKS = ActionTokenizer(RT2, RARE.route, horizon=3)
+
+
+@pytest.mark.parametrize(
+  ("decoder", "tokenizer"),
+  [("gemma1", RARE), ("gemma2", INTEGERS), ("gemma1", CHUNKS)],
+  ids=["rare", "integers", "chunks"],
+)
+def test_any_draft_leads_to_the_tokens_of_decoding_one_by_one(
+  decoder, tokenizer
+):
+  """On 40 images; a right draft takes one pass, a wrong one no more than L."""
+  rows, length = 40, tokenizer.grammar.length
+  config = tiny_models.config(decoder, VOCAB)
+  model, params = VLM(config), tiny_models.params(config)
+  random = np.random.default_rng(0)
+  coarse = random.uniform(-1, 1, (rows, 1, 4, 4, 3)).astype(np.float32)
+  prompts = Prompts(
+    coarse.repeat(8, axis=2).repeat(8, axis=3),
+    random.integers(2, VOCAB, (rows, 6)),
+    np.arange(6) >= random.integers(0, 6, (rows, 1)),
+  )
+  expected = decode_one_by_one(model, params, prompts, tokenizer.grammar)
+  assert len(np.unique(expected, axis=0)) > rows / 2
+  nearly = expected.copy()
+  nearly[:, 3] = tokenizer.grammar.ids[2]
+  call = functools.partial(decode_actions, model, grammar=tokenizer.grammar)
+  call = jax.jit(call)
+  for drafts, most in (
+    (random.integers(0, VOCAB, expected.shape), length),
+    (np.tile(tokenizer.draft(None), (rows, 1)), length),
+    (nearly, length - 3),
+    (expected, 1),
+  ):
+    found = call(params, prompts, drafts)
+    np.testing.assert_array_equal(found.ids, expected)
+    assert found.passes.min() >= 1 and found.passes.max() <= most
+  call(params, prompts, nearly)
+  assert call._cache_size() == 1
+
+
+def decode_one_by_one(model, params, prompts, grammar):
+  """The definition: prefill, then one masked token after the other."""
+  variables = {"params": params}
+  ids, allowed, following = map(jnp.asarray, grammar[:3])
+
+  @jax.jit
+  def run(prompts):
+    hidden, state = model.apply(
+      variables, *prompts, answer_len=grammar.length, method="prefill"
+    )
+
+    def step(carry, _):
+      hidden, state, place = carry
+      logits = model.apply(variables, hidden[:, 0], ids, method="logits_of")
+      best = jnp.where(allowed[place], logits, -jnp.inf).argmax(-1)
+      token = ids[best]
+      hidden, state = model.apply(
+        variables, token[:, None], state, method="extend"
+      )
+      return (hidden, state, following[place, best]), token
+
+    start = hidden, state, jnp.zeros(len(hidden), jnp.int32)
+    return jax.lax.scan(step, start, length=grammar.length)[1].T
+
+  return np.asarray(run(prompts))
 
 
 LENGTH = 6  # most tokens of a plan
@@ -89,15 +163,16 @@ def full_forward(model, params, *columns):
 @functools.partial(jax.jit, static_argnums=0)
 def _decode_plans(model, params, images, prefix, mask_input, end):
   inputs = Prompts(images, prefix, mask_input)
+  drafts = jnp.tile(RARE.draft(None), (len(images), 1))
   return decode_plans_and_actions(
-    model, params, inputs, RARE.grammar, end, LENGTH
+    model, params, inputs, drafts, RARE.grammar, end, LENGTH
   )
 
 
 def decode_plans(setup, end):
-  plans, actions, finite = _decode_plans(*setup, jnp.asarray(end))
-  assert finite.all()
-  return np.asarray(plans), np.asarray(actions)
+  plans, actions = _decode_plans(*setup, jnp.asarray(end))
+  assert actions.finite.all()
+  return np.asarray(plans), np.asarray(actions.ids)
 
 
 def write(model, params, *inputs, **fields):

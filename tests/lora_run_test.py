@@ -1,8 +1,6 @@
 """A LoRA run: what its checkpoints hold, and that it acts and goes on."""
 
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -15,7 +13,9 @@ from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig
 from rt2_jax.weights import export
-from tests.conftest import ROOT
+from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
+from tests import tiny_models
+from tests.convert_test import convert, refuse, server  # noqa: F401, a fixture
 from tests.training_test import fields  # noqa: F401, a fixture
 
 
@@ -99,29 +99,32 @@ def test_adapters_need_a_base(adapted, tmp_path):
     training.train(adapted, tmp_path / "run")
 
 
-def test_a_run_is_merged_with_a_proof(adapted, tmp_path):
+def test_a_run_is_merged_and_goes_to_peft_and_back(
+  adapted,
+  tmp_path,
+  server,  # noqa: F811
+):
   """The merged checkpoint acts as the unmerged one, and names no base."""
-  training.train(adapted, tmp_path / "run")
-  output = convert("merge", tmp_path / "run", tmp_path / "merged")
+  workdir, other = tmp_path / "run", tmp_path / "merged"
+  training.train(adapted, workdir)
+  run = f"--workdir={workdir}"
+  output = convert(server, "merge", run, f"--output={other}")
   proof = re.search(r"logits +(\S+) \(of (\S+)\)", output)
   assert 0 < float(proof[1]) < 1e-4 * float(proof[2])
   assert "equal action ids     4 of 4 actions" in output
 
-  unmerged, merged = (
-    Policy.from_checkpoint(tmp_path / name) for name in ("run", "merged")
-  )
+  unmerged, merged = map(Policy.from_checkpoint, (workdir, other))
   assert unmerged.model.adapted and not merged.model.adapted
   image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
   actions = [p(image, "put carrot on plate") for p in (unmerged, merged)]
   np.testing.assert_array_equal(*actions)
-  assert "holds the adapters of a LoRA run alone" in convert(
-    "to_hf", tmp_path / "run", tmp_path / "hf"
-  )
 
-
-def convert(command, workdir, output):
-  """What launch/convert.py prints."""
-  arguments = f"--workdir={workdir}", f"--output={output}"
-  program = (sys.executable, "launch/convert.py", command, *arguments)
-  done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
-  return done.stdout + done.stderr
+  again, peft = tmp_path / "again", tmp_path / "peft"
+  convert(server, "to_peft", run, f"--output={peft}")
+  folder = f"--folder={peft}"
+  convert(server, "from_peft", run, folder, f"--output={again}")
+  before, after = map(StoredCheckpoint.open, (workdir, again))
+  assert after.meta == before.meta and not after.has_optimizer
+  tiny_models.assert_identical(after.read_params(), before.read_params())
+  message = refuse(server, "to_hf", run, f"--output={tmp_path / 'hf'}")
+  assert "holds the adapters of a LoRA run alone" in message

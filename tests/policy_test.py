@@ -256,7 +256,8 @@ def thinking(tmp_path_factory, tokenizer):
 
 def test_a_policy_that_thinks_first(thinking, images):
   policy = Policy.from_checkpoint(thinking, "table")
-  ids, _ = policy._plans_and_ids(from_images(images, INSTRUCTIONS))
+  seen = from_images(images, INSTRUCTIONS)
+  ids = policy._decode(seen, policy._draft_ids(seen, None)).plans
   end = policy.prompt.plan_end
   assert ids.shape == (3, 6 + len(end))
   np.testing.assert_array_equal(ids[:, 6:], [end] * 3)  # it never ends itself

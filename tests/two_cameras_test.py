@@ -16,7 +16,6 @@ from rt2_jax.images import decode
 from rt2_jax.input_pipeline import in_order
 from rt2_jax.input_pipeline.examples import open_robot
 from rt2_jax.input_pipeline.sources import SourceConfig
-from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM
 from rt2_jax.observation import ONE_CAMERA, Observation, to_batch
 from rt2_jax.policy import Policy
@@ -201,7 +200,7 @@ def policies(run, tmp_path_factory):
   workdir, _ = run
   folder = tmp_path_factory.mktemp("exported")
   stored = StoredCheckpoint.open(workdir)
-  model = VLMConfig.from_dict(stored.meta["model"])
+  model = stored.model
   export.to_huggingface(
     stored.read_params(), model, stored.meta, stored.tokenizer, folder
   )

@@ -126,12 +126,8 @@ class VLM(nn.Module):
     Returns:
       float32[B, S, V]; `[:, i]` predicts `suffix[:, i]`.
     """
-    answered = jnp.ones_like(suffix[:, :-1])
     prompt, real = self._prompt(images, prefix, mask_input, mask_image)
-    x = jnp.concatenate([prompt, self.llm.embed(suffix[:, :-1])], axis=1)
-    mask_ar = jnp.concatenate([jnp.zeros_like(real, int), answered], axis=1)
-    real = jnp.concatenate([real, answered.astype(bool)], axis=1)
-    mask = attention_mask(real, mask_ar)
+    x, real, mask = self._answered(prompt, real, suffix[:, :-1])
     hidden = self.llm(x, mask, _positions(real))
     logits = self.logits(hidden[:, prompt.shape[1] - 1 :])
     return nn.with_logical_constraint(logits, ("batch", "length", "vocab"))
@@ -158,32 +154,44 @@ class VLM(nn.Module):
     prefix: jax.Array,
     mask_input: jax.Array,
     mask_image: jax.Array | None = None,
+    draft: jax.Array | None = None,
     *,
     answer_len: int,
     cache_dtype: str | None = None,
   ) -> tuple[jax.Array, DecodeState]:
     """Reads images and prefix, and leaves room for an answer.
 
+    A drafted answer is read in the same pass, and is not kept in the state.
+
     Args:
       images: float32[B, F, H, W, 3] in [-1, 1].
       prefix: int32[B, P], padded on the left, one real token at least.
       mask_input: bool[B, P], True on the prefix's real tokens.
       mask_image: bool[B, F], as in the call.
+      draft: int32[B, T], tokens that may come first in the answer; None: T = 0.
       answer_len: how many tokens `extend` may add.
       cache_dtype: of keys and values; None is the decoder's compute dtype, in
         which nothing is rounded.
 
     Returns:
-      dtype[B, D], which predicts the answer's first token, and the state.
+      dtype[B, 1 + T, D], of which `[:, i]` predicts token i of the answer,
+      given the draft's tokens before it, and the state behind the prefix.
     """
-    x, real = self._prompt(images, prefix, mask_input, mask_image)
+    if draft is None:
+      draft = jnp.zeros((len(prefix), 0), jnp.int32)
+    prompt, real = self._prompt(images, prefix, mask_input, mask_image)
+    length = prompt.shape[1]
     slots = jnp.pad(real, ((0, 0), (0, answer_len)))
     cache = KVCache.empty(
       self.config.llm, *slots.shape, cache_dtype or self.config.llm.dtype
     )
-    mask = jnp.broadcast_to(slots[:, None], (*x.shape[:2], slots.shape[1]))
+    position = real.sum(axis=1)
+    x, real, mask = self._answered(prompt, real, draft)
+    unused = slots.shape[1] - real.shape[1]
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, unused)))
     hidden, cache = self.llm.extend(x, mask, _positions(real), cache)
-    return hidden[:, -1], DecodeState(cache, slots, real.sum(axis=1))
+    cache = cache.replace(length=jnp.int32(length))
+    return hidden[:, length - 1 :], DecodeState(cache, slots, position)
 
   def extend(
     self, tokens: jax.Array, state: DecodeState
@@ -216,6 +224,14 @@ class VLM(nn.Module):
   def logits_of(self, hidden: jax.Array, ids: jax.Array) -> jax.Array:
     """Maps dtype[..., D] to the logits float32[..., A] of int32[A] ids."""
     return self.llm.logits_of(hidden, ids)
+
+  def _answered(self, prompt, real, answer):
+    """[prompt | answer] embedded, its real tokens, and its attention mask."""
+    x = jnp.concatenate([prompt, self.llm.embed(answer)], axis=1)
+    causal = jnp.ones_like(answer)
+    mask_ar = jnp.concatenate([jnp.zeros_like(real, int), causal], axis=1)
+    real = jnp.concatenate([real, causal.astype(bool)], axis=1)
+    return x, real, attention_mask(real, mask_ar)
 
   def _prompt(self, images, prefix, mask_input, mask_image):
     """Embeds [image | prefix], and masks its padding positions."""

@@ -1,13 +1,15 @@
-"""Answering in PyTorch: token by token, the same tokens as `decode.py`.
+"""Masked decoding in PyTorch: stock `generate`, the same tokens as `decode.py`.
 
-Shapes: B examples, C columns that were read, L tokens of an action, K candidate
-tokens, E tokens that end a plan, N tokens of a plan with its end, D width.
+A logits processor walks the action grammar, so that only valid answers compete.
+
+Shapes: B robots, C prompt positions, V vocabulary with its padding, K candidate
+tokens, L tokens of an action, E tokens that end a plan, N tokens of a plan with
+its end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,165 +21,152 @@ from rt2_jax.tokenizer import EOS, PAD
 Model = transformers.PaliGemmaForConditionalGeneration
 
 
-class Context(NamedTuple):
-  """What the decoder has read.
-
-  Attributes:
-    hidden: dtype[B, D], which predicts the next token.
-    cache: keys and values; grows in place.
-    real: int64[B, C], 1 where an example may look.
-    position: int64[B, 1], of the last real token.
-    finite: bool[B], whether all logits of the tokens so far were finite.
-  """
-
-  hidden: torch.Tensor
-  cache: transformers.Cache
-  real: torch.Tensor
-  position: torch.Tensor
-  finite: torch.Tensor
-
-  def check(self, logits: torch.Tensor) -> Context:
-    """The same with what logits float32[B, K], before any mask, are."""
-    return self._replace(finite=self.finite & logits.isfinite().all(-1))
-
-
 def vocab_size(model: Model) -> int:
-  """Rows of the token table that are tokens; the rest is padding."""
+  """Counts the token table's rows that are tokens; the rest is padding."""
   return model.config.image_token_id
 
 
-def prefill(
-  model: Model, inputs: Mapping[str, torch.Tensor], pixels: torch.Tensor
-) -> Context:
-  """Reads images and questions.
+def decode(
+  model: Model,
+  inputs: Mapping[str, torch.Tensor],
+  pixels: torch.Tensor,
+  grammar: Grammar,
+  plan_end: Sequence[int] = (),
+  plan_length: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Decodes plans, if any, and the likeliest valid actions, greedily.
 
   Args:
     model: in PyTorch.
-    inputs: what `TorchPolicy.inputs` returns.
-    pixels: what `TorchPolicy.prepare` returns.
-  """
-  cache = transformers.DynamicCache(config=model.config)
-  hidden = _read(model, cache, **inputs, pixel_values=pixels)
-  position = inputs["position_ids"][:, -1:]
-  finite = torch.ones_like(position[:, 0], dtype=torch.bool)
-  return Context(hidden, cache, inputs["attention_mask"], position, finite)
-
-
-def decode_actions(
-  model: Model, context: Context, grammar: Grammar
-) -> tuple[np.ndarray, np.ndarray]:
-  """Decodes the most likely of all valid actions, greedily.
+    inputs: from `TorchPolicy.inputs`.
+    pixels: from `TorchPolicy.prepare`.
+    grammar: which token of an action may follow which.
+    plan_end: E tokens, after which a plan ends and an action begins; none
+      without plans.
+    plan_length: most tokens before them.
 
   Returns:
-    int32[B, L]; and bool[B], whether all logits were finite, those of the
-    context's plans among them.
+    Plans int32[B, N], each with its end and padded on the right; actions
+    int32[B, L]; and bool[B], whether all logits were finite.
   """
-  device = context.hidden.device
-  ids = torch.as_tensor(grammar.ids, device=device).long()
-  allowed = torch.as_tensor(grammar.allowed, device=device)
-  next_state = torch.as_tensor(grammar.next_state, device=device).long()
-  rows = _table(model)[ids]
-  place = torch.zeros_like(context.position[:, 0])
-  everyone = torch.ones_like(place, dtype=torch.bool)
-  tokens = []
-  for _ in range(grammar.length):
-    if tokens:
-      context = _extend(model, context, tokens[-1], everyone)
-    logits = _logits(model, context.hidden, rows)
-    context = context.check(logits)
-    best = logits.masked_fill(~allowed[place], -torch.inf).argmax(-1)
-    place = next_state[place, best]
-    tokens.append(ids[best])
-  return _stacked(tokens), context.finite.cpu().numpy()
-
-
-def decode_plans(
-  model: Model, context: Context, plan_end: Sequence[int], plan_length: int
-) -> tuple[np.ndarray, Context]:
-  """Free text until all examples have ended it, see `decode._plan`.
-
-  Args:
-    model: in PyTorch.
-    context: what the plans follow.
-    plan_end: E tokens, after which a plan ends and an action begins.
-    plan_length: most tokens before them. What is missing of them is forced
-      upon a longer plan, and upon one after which the answer would end.
-
-  Returns:
-    Plans int32[B, N'], each with its end and padded on the right, where N' is
-    the longest one's size; and what the actions follow.
-  """
-  rows = _table(model)[: vocab_size(model)]
-  end = torch.tensor(plan_end, device=context.hidden.device)
-  recent = end.new_full((len(context.hidden), len(end)), -1)
-  most = end.new_full((len(recent),), plan_length)
-  tokens = []
-  while not (recent == end).all():
-    written = _written(recent, end)
-    is_open = written < len(end)
-    logits = _logits(model, context.hidden, rows)
-    context = context.check(logits)
-    best = logits.argmax(-1)
-    i = len(tokens)
-    most = torch.where(best == EOS, most.clamp(max=i), most)
-    # Of no meaning where the end is written, and replaced below.
-    forced = end[written.clamp(max=len(end) - 1)]
-    token = torch.where(i >= most, forced, best)
-    token = torch.where(is_open, token, PAD)
-    tokens.append(token)
-    context = _extend(model, context, token, is_open)
-    shifted = torch.cat([recent[:, 1:], token[:, None]], 1)
-    recent = torch.where(is_open[:, None], shifted, recent)
-  return _stacked(tokens), context
-
-
-def _written(recent: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-  """int64[B, E], the last tokens -> int64[B], how many begin `end`."""
-  sizes = range(1, len(end) + 1)
-  fits = [n * (recent[:, -n:] == end[:n]).all(1) for n in sizes]
-  return torch.stack(fits).amax(0)
-
-
-def _extend(
-  model: Model, context: Context, token: torch.Tensor, takes: torch.Tensor
-) -> Context:
-  """One token int64[B] further, in the examples bool[B] that take it.
-
-  It fills a slot in everyone's cache, where the others never look.
-  """
-  real = torch.cat([context.real, takes[:, None].long()], 1)
-  position = context.position + takes[:, None]
-  hidden = _read(
-    model,
-    context.cache,
-    input_ids=token[:, None],
-    attention_mask=real,
-    position_ids=position,
+  prompt = dict(inputs)
+  del prompt["position_ids"]  # `generate` counts real tokens likewise
+  batch, size = prompt["input_ids"].shape
+  walk = AnswerGrammar(model, batch, grammar, plan_end, plan_length)
+  longest = (plan_length + len(plan_end)) if plan_end else 0
+  found = model.generate(
+    **prompt,
+    pixel_values=pixels,
+    logits_processor=[walk],
+    max_new_tokens=longest + grammar.length,
+    do_sample=False,
+    num_beams=1,
+    eos_token_id=EOS,
+    pad_token_id=EOS,
   )
-  hidden = torch.where(takes[:, None], hidden, context.hidden)
-  return context._replace(hidden=hidden, real=real, position=position)
+  answers = np.full((batch, longest + grammar.length), EOS, np.int32)
+  answers[:, : found.shape[1] - size] = found[:, size:].cpu().numpy()
+  starts = walk.action_starts.cpu().numpy()[:, None]
+  plan = np.arange(longest)
+  plans = np.where(plan < starts, answers[:, :longest], PAD)
+  action = starts + np.arange(grammar.length)
+  actions = np.take_along_axis(answers, action, 1)
+  return plans.astype(np.int32), actions, walk.finite.cpu().numpy()
 
 
-def _read(model: Model, cache: transformers.Cache, **inputs) -> torch.Tensor:
-  """dtype[B, D], which predicts what follows the inputs."""
-  outputs = model.model(**inputs, past_key_values=cache, use_cache=True)
-  return outputs.last_hidden_state[:, -1]
+class AnswerGrammar(transformers.LogitsProcessor):
+  """Masks all tokens that may not come next in an answer.
 
+  An answer is a plan with its end, where there is one, an action, and eos. One
+  object follows one batch through one call of `generate`.
 
-def _table(model: Model) -> torch.Tensor:
-  """dtype[V, D]: read on the way in, and multiplied by on the way out."""
-  return model.get_input_embeddings().weight
+  Attributes:
+    finite: bool[B], whether all logits so far were, before any mask.
+    action_starts: int64[B], tokens of each plan with its end, so far.
+  """
 
+  def __init__(
+    self,
+    model: Model,
+    batch: int,
+    grammar: Grammar,
+    plan_end: Sequence[int],
+    plan_length: int,
+  ):
+    def tensor(values):
+      return torch.as_tensor(values, dtype=torch.long, device=model.device)
 
-def _logits(
-  model: Model, hidden: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
-  """dtype[B, D] and dtype[K, D] -> float32[B, K], with the final softcap."""
-  logits = (hidden @ rows.T).float()
-  cap = getattr(model.config.text_config, "final_logit_softcapping", None)
-  return cap * torch.tanh(logits / cap) if cap else logits
+    self._vocab_size = vocab_size(model)
+    self._length = grammar.length
+    self._ids, self._next_state = map(tensor, (grammar.ids, grammar.next_state))
+    self._allowed = tensor(grammar.allowed).bool()
+    # The column of each token that occurs in actions.
+    self._columns = tensor(np.zeros(self._vocab_size))
+    self._columns[self._ids] = torch.arange(len(self._ids), device=model.device)
+    self._end = tensor(plan_end)
+    self._recent = tensor(np.full((batch, len(plan_end)), -1))
+    self._longest_plan = tensor(np.full(batch, plan_length))
+    # Where each robot stands: tokens of its plan, of its action, the state.
+    self.action_starts = tensor(np.zeros(batch))
+    self._taken = tensor(np.zeros(batch))
+    self._state = tensor(np.zeros(batch))
+    self.finite = tensor(np.ones(batch)).bool()
+    self._begun = False
 
+  def __call__(
+    self, input_ids: torch.Tensor, scores: torch.Tensor
+  ) -> torch.Tensor:
+    """Masks the next token's logits.
 
-def _stacked(tokens: list[torch.Tensor]) -> np.ndarray:
-  """Tokens int64[B] -> int32[B, their number]."""
-  return torch.stack(tokens, 1).cpu().numpy().astype(np.int32)
+    Args:
+      input_ids: int64[B, C'], the prompt and the answer so far.
+      scores: float32[B, V].
+    """
+    if self._begun:
+      self._advance(input_ids[:, -1])
+    self._begun = True
+    self.finite &= scores[:, : self._vocab_size].isfinite().all(-1)
+    may = torch.zeros_like(scores, dtype=torch.bool)
+    may[:, self._ids] = self._allowed[self._state]
+    tokens = torch.arange(scores.shape[1], device=scores.device)
+    complete = self._taken == self._length
+    may = torch.where(complete[:, None], tokens == EOS, may)
+    if len(self._end):
+      planned = self._may_plan(tokens, scores)
+      may = torch.where(self._planning()[:, None], planned, may)
+    return scores.masked_fill(~may, -torch.inf)
+
+  def _planning(self) -> torch.Tensor:
+    """Tells whose plan has not ended, bool[B]."""
+    return (self._recent != self._end).any(1)
+
+  def _may_plan(
+    self, tokens: torch.Tensor, scores: torch.Tensor
+  ) -> torch.Tensor:
+    """Tells which tokens may come next in a plan, bool[B, V].
+
+    All may, until a plan has its full length or predicts eos; from then on the
+    end's remaining tokens are forced.
+    """
+    best = scores[:, : self._vocab_size].argmax(-1)
+    now = torch.minimum(self._longest_plan, self.action_starts)
+    self._longest_plan = torch.where(best == EOS, now, self._longest_plan)
+    sizes = range(1, len(self._end) + 1)
+    begun = [n * (self._recent[:, -n:] == self._end[:n]).all(1) for n in sizes]
+    # Past the end, where no plan is masked, any token does.
+    following = torch.stack(begun).amax(0).clamp(max=len(self._end) - 1)
+    forced = self.action_starts >= self._longest_plan
+    is_end = tokens == self._end[following][:, None]
+    return torch.where(forced[:, None], is_end, tokens < self._vocab_size)
+
+  def _advance(self, token: torch.Tensor):
+    """Moves each robot past its token, int64[B]."""
+    planning = self._planning()
+    acting = ~planning & (self._taken < self._length)
+    shifted = torch.cat([self._recent[:, 1:], token[:, None]], 1)
+    shifted = shifted[:, : len(self._end)]  # without plans there is no end
+    self._recent = torch.where(planning[:, None], shifted, self._recent)
+    self.action_starts += planning
+    following = self._next_state[self._state, self._columns[token]]
+    self._state = torch.where(acting, following, self._state)
+    self._taken += acting

@@ -20,17 +20,13 @@ import transformers
 
 from rt2_jax import local_copies, storage
 from rt2_jax.actions import ActionTokenizer
-from rt2_jax.checkpoint_meta import CheckpointMeta
+from rt2_jax.checkpoint_meta import ROBOT_FILE, CheckpointMeta
 from rt2_jax.errors import UserError
 from rt2_jax.images import as_frames, as_sizes, resize
 from rt2_jax.observation import Batched, ObservationSpec
 from rt2_jax.prompt import Prompt
-from rt2_jax.pytorch import decode
-from rt2_jax.pytorch.decode import vocab_size
-from rt2_jax.robot_policy import (
-  RobotPolicy,
-  check_finite,
-)
+from rt2_jax.pytorch.decode import decode, vocab_size
+from rt2_jax.robot_policy import Decoded, RobotPolicy, check_finite
 from rt2_jax.tokenizer import Tokenizer
 
 
@@ -83,7 +79,7 @@ class TorchPolicy(RobotPolicy):
     folder: str | os.PathLike,
     source: str | None = None,
   ) -> TorchPolicy:
-    """A policy of this model, with all else from a folder.
+    """Builds a policy around a model, with all else from a folder.
 
     Args:
       model: e.g. compiled, quantised or fine-tuned further.
@@ -104,7 +100,7 @@ class TorchPolicy(RobotPolicy):
   def image_tokens(
     self, image: np.ndarray, image_size: np.ndarray | None = None
   ) -> np.ndarray:
-    """What the decoder reads: uint8[B, F, H, W, 3] -> float32[B, F * n, E]."""
+    """Encodes images, uint8[B, F, H, W, 3] -> float32[B, F * n, E]."""
     pixels = self.prepare(image, len(image), image_size)
     features = self.model.get_image_features(pixels).pooler_output
     return _numpy(features.reshape(len(image), -1, features.shape[-1]))
@@ -118,7 +114,7 @@ class TorchPolicy(RobotPolicy):
     suffix: np.ndarray,
     image_size: np.ndarray | None = None,
   ) -> np.ndarray:
-    """The logits of an answer that is known, as `VLM` gives them in training.
+    """Computes the logits of a known answer (teacher forcing), as `VLM` does.
 
     Args:
       image: uint8[B, F, H, W, 3].
@@ -186,7 +182,7 @@ class TorchPolicy(RobotPolicy):
     mask_input: np.ndarray,
     suffix: np.ndarray | None = None,
   ) -> dict[str, torch.Tensor]:
-    """A row [image | prefix | suffix] in the words of transformers.
+    """Lays out a row [image | prefix | suffix] as inputs of transformers.
 
     Token type 0 sees everything of its type, type 1 what came before. Positions
     count real tokens only, so that the prefix's padding moves nothing.
@@ -215,21 +211,19 @@ class TorchPolicy(RobotPolicy):
     }
 
   @torch.inference_mode()
-  def _plans_and_ids(self, seen: Batched) -> tuple[np.ndarray, np.ndarray]:
+  def _decode(self, seen: Batched, drafts: np.ndarray) -> Decoded:
+    del drafts  # `generate` decodes one by one
     pixels = self.prepare(seen.image, len(seen.image), seen.image_size)
     shown = self.shown(seen.image, seen.image_size)
     inputs = self.inputs(shown, *self.prompts(seen))
-    context = decode.prefill(self.model, inputs, pixels)
-    plans = np.empty((len(seen.image), 0), np.int32)
+    plan = ()
     if self.prompt.plan_length:
-      plans, context = decode.decode_plans(
-        self.model, context, self.prompt.plan_end, self.prompt.plan_length
-      )
-    ids, finite = decode.decode_actions(
-      self.model, context, self.action_tokenizer.grammar
+      plan = self.prompt.plan_end, self.prompt.plan_length
+    plans, ids, finite = decode(
+      self.model, inputs, pixels, self.action_tokenizer.grammar, *plan
     )
     check_finite(finite)
-    return plans, ids
+    return Decoded(plans, ids, np.full(len(ids), ids.shape[1], np.int32))
 
   def _tensor(self, array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
@@ -240,10 +234,10 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _find_robot_file(folder: str | os.PathLike) -> storage.Path:
-  file = storage.locate(folder, "the folder of a policy") / "rt2.json"
+  file = storage.locate(folder, "the folder of a policy") / ROBOT_FILE
   if not file.is_file():
     raise UserError(
-      f"got {folder} without rt2.json, expected a folder that "
+      f"got {folder} without {ROBOT_FILE}, expected a folder that "
       "`launch/convert.py to_hf` wrote"
     )
   return file

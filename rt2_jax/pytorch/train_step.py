@@ -147,7 +147,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def cpu_seconds() -> float:
-  """User and system seconds of this process so far."""
+  """Reads the user and system seconds of this process so far."""
   usage = resource.getrusage(resource.RUSAGE_SELF)
   return usage.ru_utime + usage.ru_stime
 

@@ -149,6 +149,6 @@ def make_call(policy: RobotPolicy) -> Callable:
   """Makes the batcher's call of a policy."""
 
   def call(observations, drafts):
-    return policy.plan_and_act(observations)
+    return policy.plan_and_act(observations, drafts)
 
   return call

@@ -1,8 +1,9 @@
 """Predicts the control rate of a policy on one TPU chip, without a TPU.
 
-One action is what `Policy` compiles: image path, encoder, prefill and the
-tokens of an action, with the compiler options that it sets. The training step
-has `train_step`.
+One action is what `Policy` compiles: image path, encoder, prefill with a
+drafted action and the passes that verify it, with the compiler options that it
+sets. How many passes there are depends on the robot, see `PASSES`. The training
+step has `train_step`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,20 @@ from rt2_jax.tpu.chips import SLICES
 from rt2_jax.tpu.prediction import Prediction
 from rt2_jax.train_config import TrainConfig
 
+# Measured on the tabletop of the quick start, see docs/step_time.md: the draft
+# is the robot's last action.
+PASSES = 2.21
+
 
 @dataclasses.dataclass(frozen=True)
 class ControlRate(Prediction):
-  """A config's policy on one chip; its batch are the robots of one call."""
+  """A config's policy on one chip; its batch are the robots of one call.
+
+  Attributes:
+    passes: over each answer, on average.
+  """
+
+  passes: float
 
   @property
   def hz(self) -> float | None:
@@ -33,7 +44,8 @@ class ControlRate(Prediction):
     return 1.0 / self.cost.step_s if self.fits else None
 
   def to_json(self) -> dict[str, Any]:
-    return super().to_json() | {"hz": self.hz and round(self.hz, 1)}
+    rate = {"passes": self.passes, "hz": self.hz and round(self.hz, 1)}
+    return super().to_json() | rate
 
 
 def smallest_slice(topology: str) -> str:
@@ -43,9 +55,20 @@ def smallest_slice(topology: str) -> str:
 
 
 def predict(
-  config: TrainConfig, topology: str, mode: str, num_robots: int = 1
+  config: TrainConfig,
+  topology: str,
+  mode: str,
+  num_robots: int = 1,
+  passes: float = PASSES,
 ) -> ControlRate:
   """Compiles a config's acting for one chip of a slice.
+
+  Args:
+    config: of the policy.
+    topology: the slice.
+    mode: of `ahead_of_time.MODES`.
+    num_robots: that one call serves.
+    passes: over each answer, on average; the first is within the prefill.
 
   Raises:
     UserError: an unknown slice or mode, actions that are not written in rare
@@ -53,9 +76,9 @@ def predict(
     RuntimeError: no `libtpu`, or the compiler failed.
   """
   action = prediction.predict(
-    topology, lower_action, (config, num_robots), num_robots, mode
+    topology, lower_action, (config, num_robots), num_robots, mode, passes - 1
   )
-  return ControlRate(**vars(action))
+  return ControlRate(**vars(action), passes=passes)
 
 
 def lower_action(
@@ -93,6 +116,7 @@ def lower_action(
     array(jnp.int32, config.model.num_images, 2),
     array(jnp.int32, positions),
     array(jnp.bool_, positions),
+    array(jnp.int32, action_tokenizer.answer_length),
   )
   facts = {
     "parameters": train_step.bytes_per_chip(params),

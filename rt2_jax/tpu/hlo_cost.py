@@ -72,8 +72,7 @@ class Cost:
       per chip, seconds.
     kept_bytes: what the loops of the forward pass write, one slice per turn,
       for the backward pass.
-    unknown_trip_counts: loops that were counted once because nothing tells how
-      often they run.
+    unknown_trip_counts: loops of which nothing tells how often they run.
   """
 
   step_s: float = 0.0
@@ -103,7 +102,9 @@ class Cost:
     return dict(kinds.most_common())
 
 
-def predict(text: str, torus: Torus, estimates: bool) -> Cost:
+def predict(
+  text: str, torus: Torus, estimates: bool, turns: float = 1.0
+) -> Cost:
   """Walks a module.
 
   Args:
@@ -111,11 +112,12 @@ def predict(text: str, torus: Torus, estimates: bool) -> Cost:
     torus: the chips it runs on, by partition id.
     estimates: whether to use the compiler's own estimates, which only a
       finished compilation holds.
+    turns: how often loops run on average of which the program does not tell.
 
   Raises:
     UserError: the text is no HLO module.
   """
-  program = _Program(parse(text), torus, estimates, Cost())
+  program = _Program(parse(text), torus, estimates, turns, Cost())
   program.cost.step_s = _Walk(program, 1).run(program.module.entry)
   program.cost.kept_bytes = hlo_counts.kept_bytes(program.module)
   return program.cost
@@ -128,6 +130,7 @@ class _Program:
   module: Module
   torus: Torus
   estimates: bool
+  turns: float
   cost: Cost
 
   def seconds(self, computation: str, i: Instruction) -> float:
@@ -173,7 +176,7 @@ class _Program:
 class _Walk:
   """One computation in the order of its schedule; times in seconds."""
 
-  def __init__(self, program: _Program, repeats: int):
+  def __init__(self, program: _Program, repeats: float):
     self.program = program
     self.repeats = repeats  # how often the computation runs in a step
     self.now = 0.0
@@ -206,7 +209,7 @@ class _Walk:
     count = hlo_counts.trip_count(self.program.module, i)
     if count is None:
       self.program.cost.unknown_trip_counts += 1
-      count = 1
+      count = self.program.turns
     body = i.find(r"body=%?([\w.\-]+)")
     walk = _Walk(self.program, self.repeats * count)
     self.now += count * walk.run(body)

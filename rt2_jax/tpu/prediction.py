@@ -73,6 +73,7 @@ def predict(
   arguments: Sequence[Any],
   batch_size: int,
   mode: str,
+  turns: float = 1.0,
 ) -> Prediction:
   """Compiles a program for a slice.
 
@@ -82,6 +83,7 @@ def predict(
     arguments: likewise.
     batch_size: rows of one call, all chips together.
     mode: of `ahead_of_time.MODES`.
+    turns: see `hlo_cost.predict`.
 
   Raises:
     UserError: an unknown slice or mode, or what `lower` raises.
@@ -92,7 +94,8 @@ def predict(
   cost = None
   if compiled.fits:
     torus = Torus(chip, compiled.coords)
-    cost = hlo_cost.predict(compiled.hlo, torus, estimates=mode == "full")
+    estimates = mode == "full"
+    cost = hlo_cost.predict(compiled.hlo, torus, estimates, turns)
   return Prediction(
     topology=topology,
     mode=mode,

@@ -1,1 +1,1 @@
-"""Other people's formats of the same weights, read, written and proven."""
+"""Reads, writes and verifies public formats of the same weights."""

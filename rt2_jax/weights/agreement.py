@@ -1,4 +1,4 @@
-"""How closely two policies agree: the proof at the end of a conversion.
+"""Measures how closely two policies agree, at the end of a conversion.
 
 Both see the same seeded pictures, questions and answers, in float32.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,8 +20,9 @@ from rt2_jax import augment, trees
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM
-from rt2_jax.observation import Batched, ObservationSpec, from_images
-from rt2_jax.prompt import Prompt, question_ids
+from rt2_jax.observation import Batched, from_images
+from rt2_jax.prompt import question_ids
+from rt2_jax.robot_policy import RobotPolicy
 from rt2_jax.tokenizer import EOS
 from rt2_jax.weights.processor_agreement import QUESTIONS, as_processed
 
@@ -37,7 +38,7 @@ _INSTRUCTIONS = ("pick apple", "open drawer", "stop", "move can to sponge")
 
 
 class Inputs(NamedTuple):
-  """What both policies are shown.
+  """The inputs that both policies get.
 
   Attributes:
     images: uint8[B, F, H, W, 3].
@@ -55,7 +56,7 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-  """What a policy makes of `Inputs`.
+  """The outputs of a policy for `Inputs`.
 
   Attributes:
     image_tokens: float32[B, N, E].
@@ -68,40 +69,6 @@ class Outputs(NamedTuple):
   logits: np.ndarray
   action_ids: tuple[np.ndarray, ...]
   answer_ids: np.ndarray
-
-
-class Actor(Protocol):
-  """What `TorchPolicy` offers."""
-
-  model: Any
-  prompt: Prompt
-  action_tokenizer: ActionTokenizer | None
-
-  observation: ObservationSpec
-
-  def image_tokens(self, image, image_size): ...
-
-  def logits(self, image, prefix, mask_input, suffix, image_size): ...
-
-  def prompts(self, seen): ...
-
-  def token_ids(self, seen): ...
-
-
-class Policy(Protocol):
-  """What `policy.Policy` offers, which stands above this module."""
-
-  model: VLMConfig
-  params: Any
-  prompt: Prompt
-  action_tokenizer: ActionTokenizer | None
-  observation: ObservationSpec
-
-  def prompts(self, seen): ...
-
-  def token_ids(self, seen): ...
-
-  def answer_ids(self, image, questions): ...
 
 
 def sources(action_tokenizers: dict[str, dict]) -> list[str | None]:
@@ -117,8 +84,8 @@ def sources(action_tokenizers: dict[str, dict]) -> list[str | None]:
   return list(grammars.values()) or [None]
 
 
-def fixed_inputs(policy: Policy, seed: int = 0) -> Inputs:
-  """The same for every policy of the same images, vocabulary and actions."""
+def fixed_inputs(policy: RobotPolicy, seed: int = 0) -> Inputs:
+  """Draws inputs from a seed, equal for all policies of the same sizes."""
   random = np.random.default_rng(seed)
   batch, vocab_size = len(_INSTRUCTIONS), policy.model.llm.vocab_size
   prompt, side = policy.prompt, policy.model.img.image_size
@@ -140,7 +107,7 @@ def fixed_inputs(policy: Policy, seed: int = 0) -> Inputs:
   return Inputs(images, _INSTRUCTIONS, suffix, pictures, questions)
 
 
-def flax_outputs(policies: Sequence[Policy], inputs: Inputs) -> Outputs:
+def flax_outputs(policies: Sequence[RobotPolicy], inputs: Inputs) -> Outputs:
   """Runs a model in JAX; one policy for each way of writing actions."""
   policy = policies[0]
   model, variables = VLM(policy.model), {"params": policy.params}
@@ -165,7 +132,7 @@ def flax_outputs(policies: Sequence[Policy], inputs: Inputs) -> Outputs:
 
 
 def torch_outputs(
-  policies: Sequence[Actor], processor: Any, inputs: Inputs
+  policies: Sequence[RobotPolicy], processor: Any, inputs: Inputs
 ) -> Outputs:
   """Runs a model in PyTorch; its answers are those of stock transformers.
 
@@ -185,7 +152,7 @@ def torch_outputs(
   )
 
 
-def _observed(policy: Policy | Actor, inputs: Inputs) -> Batched:
+def _observed(policy: RobotPolicy, inputs: Inputs) -> Batched:
   """Shows the inputs to a policy's robot; the cameras it lacks are missing."""
   spec = policy.observation
   has = np.repeat(
@@ -205,7 +172,7 @@ def _observed(policy: Policy | Actor, inputs: Inputs) -> Batched:
 
 
 def _action_ids(
-  policies: Sequence[Policy | Actor], inputs: Inputs
+  policies: Sequence[RobotPolicy], inputs: Inputs
 ) -> tuple[np.ndarray, ...]:
   return tuple(
     policy.token_ids(_observed(policy, inputs))
@@ -214,8 +181,10 @@ def _action_ids(
   )
 
 
-def _stock_answers(policy: Actor, processor: Any, inputs: Inputs) -> np.ndarray:
-  """What `generate` makes of what the processor makes, int32[Q, S - 1]."""
+def _stock_answers(
+  policy: RobotPolicy, processor: Any, inputs: Inputs
+) -> np.ndarray:
+  """Answers with stock processor and `generate`, int32[Q, S - 1]."""
   length = policy.prompt.suffix_length - 1
   given = as_processed(processor, inputs.pictures, inputs.questions)
   given.pop("labels", None)
@@ -262,7 +231,7 @@ class Agreement:
 
   @property
   def holds(self) -> bool:
-    """Whether the two are the same model. NaN never is.
+    """Tells whether the two are the same model; NaN never agrees.
 
     Rounded weights may choose other tokens where two are nearly as likely.
     """
@@ -325,9 +294,9 @@ def compare(ours: Outputs, theirs: Outputs, rounding: float = 0.0) -> Agreement:
 
 
 def largest_rounding(params: dict, rounded: dict) -> float:
-  """The largest change of a parameter, as a fraction of itself.
+  """Measures the largest change of a parameter, as a fraction of itself.
 
-  What is too small for a normal number of float32 counts as the smallest one.
+  Subnormal numbers count as the smallest normal float32.
   """
   smallest = np.finfo(np.float32).tiny
   largest, others = 0.0, trees.flatten(rounded)
@@ -341,7 +310,7 @@ def largest_rounding(params: dict, rounded: dict) -> float:
 
 
 def as_float32(model: VLMConfig) -> VLMConfig:
-  """The same model, computing in float32."""
+  """Returns the same model, computing in float32."""
   return dataclasses.replace(
     model,
     img=dataclasses.replace(model.img, dtype="float32"),
@@ -350,7 +319,7 @@ def as_float32(model: VLMConfig) -> VLMConfig:
 
 
 def ends(model: VLMConfig, params: dict) -> tuple[VLMConfig, dict]:
-  """A model's first and last layers, for one that is too large to run.
+  """Keeps the first and last layer of both parts of a model too large to run.
 
   Returns:
     The small model, and its parameters.

@@ -1,4 +1,4 @@
-"""Weights of another model are refused, with all that differs in one error."""
+"""Refuses the weights of another model, with all differences in one error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_config(origin: Path, found: VLMConfig, asked: VLMConfig):
 
 
 def _decided(config: VLMConfig) -> dict[str, Any]:
-  """The fields that a file decides, with defaults resolved."""
+  """Returns the fields that a file decides, with defaults resolved."""
   llm = dataclasses.replace(config.llm, query_scale=config.llm.query_factor)
   parts = {"img": config.img, "llm": llm}
   return {
@@ -53,7 +53,7 @@ def _decided(config: VLMConfig) -> dict[str, Any]:
 
 
 def _families(found: str, asked: str) -> str:
-  """The end of an error message, when that is the reason."""
+  """Ends an error message with the families, where they differ."""
   if found == asked:
     return ""
   found, asked = FAMILIES[found], FAMILIES[asked]
@@ -88,7 +88,7 @@ def check_names(
 
 
 def _family_of(names: Iterable[str]) -> str:
-  """The family whose names a file has, which may say nothing else of it."""
+  """Infers the family from parameter names, for files that do not say it."""
   return "gemma2" if any(map(_GEMMA2_NORM.search, names)) else "gemma"
 
 
@@ -134,7 +134,7 @@ def check_padding(folder: storage.Path, tokens: int, rows: int):
 
 
 def _added_tokens(folder: storage.Path) -> Iterator[tuple[str, int]]:
-  """What users added to a tokenizer, in any of the files that say so."""
+  """Yields the tokens that users added to a tokenizer, with their ids."""
   file = folder / "tokenizer.json"
   if file.is_file():
     for token in read_json(file).get("added_tokens", ()):

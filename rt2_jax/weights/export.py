@@ -1,4 +1,4 @@
-"""Weights out: a folder for stock transformers, or a file for big_vision.
+"""Exports weights: a folder for stock transformers, a file for big_vision.
 
 The folder holds all that `PaliGemmaForConditionalGeneration` and
 `AutoProcessor` load without any code of ours, and `rt2.json` with what makes
@@ -19,7 +19,7 @@ import numpy as np
 import safetensors.numpy
 
 from rt2_jax import storage, trees
-from rt2_jax.checkpoint_meta import CheckpointMeta
+from rt2_jax.checkpoint_meta import ROBOT_FILE, CheckpointMeta
 from rt2_jax.errors import UserError
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
@@ -28,7 +28,6 @@ from rt2_jax.weights.checks import check_finite
 from rt2_jax.weights.files import INDEX, ONE_FILE, read_json
 from rt2_jax.weights.hf_names import EMBEDDING
 
-_ROBOT_FILE = "rt2.json"
 _ROBOT_FIELDS = (
   *("step", "image", "model", "prompt", "action_tokenizers"),
   "tokenizer_sha256",
@@ -88,14 +87,14 @@ def to_huggingface(
   hf_processor.write(tokenizer, config.img, folder)
   _write_json(folder / "config.json", fields)
   _write_json(folder / "generation_config.json", _generation_fields(config))
-  _write_json(folder / _ROBOT_FILE, robot_fields(config, meta, step))
+  _write_json(folder / ROBOT_FILE, robot_fields(config, meta, step))
   _write_tensors(flat, config, folder, shard_bytes)
 
 
 def robot_fields(
   config: VLMConfig, meta: Mapping[str, Any], step: int
 ) -> dict[str, Any]:
-  """rt2.json: what a policy needs beside the model, for each source."""
+  """Makes the fields of `ROBOT_FILE`: all that a policy needs but weights."""
   size = config.img.image_size
   return {
     **meta,
@@ -110,15 +109,15 @@ def robot_fields(
 
 
 def read_meta(folder: storage.Path) -> tuple[dict[str, Any], bytes, int]:
-  """What `to_huggingface` was given: meta, tokenizer and step.
+  """Reads meta, tokenizer and step, as `to_huggingface` was given them.
 
   Raises:
     UserError: a folder of another origin, or with another tokenizer.
   """
-  file = folder / _ROBOT_FILE
+  file = folder / ROBOT_FILE
   if not file.is_file():
     raise UserError(
-      f"got {folder} without {_ROBOT_FILE}, expected a folder that "
+      f"got {folder} without {ROBOT_FILE}, expected a folder that "
       "`launch/convert.py to_hf` wrote; to train a robot from these weights, "
       f"pass --config.pretrained={folder} to launch/train.py"
     )
@@ -134,13 +133,13 @@ def read_meta(folder: storage.Path) -> tuple[dict[str, Any], bytes, int]:
   if tokenizer.sha256 != meta["tokenizer_sha256"]:
     raise UserError(
       f"got {folder}/tokenizer.model with sha256 {tokenizer.sha256}, expected "
-      f"{meta['tokenizer_sha256']} as {_ROBOT_FILE} says; convert it again"
+      f"{meta['tokenizer_sha256']} as {ROBOT_FILE} says; convert it again"
     )
   return CheckpointMeta.from_dict(meta).to_dict(), tokenizer.model, step
 
 
 def _generation_fields(config: VLMConfig) -> dict[str, Any]:
-  """generation_config.json; rows that are padding must not be generated."""
+  """Makes generation_config.json, which suppresses the padding's rows."""
   vocab_size = config.llm.vocab_size
   padding = range(vocab_size, hf_names.padded_rows(vocab_size))
   return {
@@ -161,7 +160,7 @@ def _write_tensors(
   folder: pathlib.Path,
   shard_bytes: int,
 ):
-  """model.safetensors; or, when it would be too large, shards and an index."""
+  """Writes model.safetensors, or shards and an index where it is too large."""
   shards: list[list[str]] = []
   total = 0
   for tensors in _shards(flat, config, shard_bytes):
@@ -186,7 +185,7 @@ def _write_tensors(
 def _shards(
   flat: Mapping[str, Any], config: VLMConfig, shard_bytes: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The tensors of one file after another, by their names in it."""
+  """Yields the tensors of one file after another, by their names in it."""
   shard: dict[str, np.ndarray] = {}
   size = 0
   for rule in hf_names.rules(config):

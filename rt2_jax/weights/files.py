@@ -1,4 +1,4 @@
-"""Files of named arrays: what is in them, and one array at a time.
+"""Reads files of named arrays, one array at a time.
 
 Opening reads names, shapes and types only. Nothing is ever unpickled: a pickle
 can run any program.
@@ -32,7 +32,7 @@ _LENGTH = struct.Struct("<Q")  # of a safetensors header
 
 
 def open_big_vision(path: storage.Path) -> dict[str, Stored]:
-  """The parameters in an `.npz` of big_vision, with the layers stacked.
+  """Opens the parameters in an `.npz` of big_vision, and stacks the layers.
 
   Raises:
     UserError: a file that cannot be read, or a layer that is missing or of
@@ -70,7 +70,7 @@ def open_big_vision(path: storage.Path) -> dict[str, Stored]:
 
 
 def widest(dtypes: Iterable[np.dtype]) -> np.dtype:
-  """The type that holds arrays of all these types without rounding."""
+  """Returns the type that holds all these types without rounding."""
   dtypes = set(dtypes)
   if len(dtypes) == 1:
     return dtypes.pop()
@@ -86,8 +86,10 @@ def _read_rows(rows: list[Stored], shape: Shape, dtype: np.dtype) -> np.ndarray:
 
 
 def open_safetensors(folder: storage.Path) -> dict[str, Stored]:
-  """The tensors of a Hugging Face folder, from the files that transformers
-  would choose: `model.safetensors`, or else the shards of its index.
+  """Opens the tensors of a Hugging Face folder.
+
+  Reads the files that transformers would choose: `model.safetensors`, or else
+  the shards of its index.
 
   Raises:
     UserError: no such file, a missing or damaged one, quantised tensors, a
@@ -113,7 +115,7 @@ def open_safetensors(folder: storage.Path) -> dict[str, Stored]:
 
 
 def open_shard(path: storage.Path) -> dict[str, Stored]:
-  """The tensors of one safetensors file: its length, a JSON header, bytes."""
+  """Opens one safetensors file: its length, a JSON header, bytes."""
   try:
     source = File(path)
     (length,) = _LENGTH.unpack(source.read(0, _LENGTH.size))
@@ -162,7 +164,7 @@ def _find_tensor(
 def _chosen_files(
   folder: storage.Path,
 ) -> tuple[list[str], list[storage.Path]]:
-  """The tensors that an index names, if one counts, and the files to read."""
+  """Returns the tensors that an index names, if any, and the files to read."""
   if (folder / ONE_FILE).is_file():
     # An index beside it is left over from an older save.
     return [], [folder / ONE_FILE]
@@ -180,7 +182,7 @@ def _chosen_files(
 
 
 def _read_index(path: storage.Path) -> dict[str, str]:
-  """Tensor -> the shard that holds it."""
+  """Reads which shard holds each tensor."""
   weight_map = read_json(path).get("weight_map")
   good = isinstance(weight_map, dict) and all(
     isinstance(name, str) and pathlib.PurePosixPath(name).name == name
@@ -195,7 +197,7 @@ def _read_index(path: storage.Path) -> dict[str, str]:
 
 
 def read_json(path: storage.Path) -> dict:
-  """The object in a JSON file.
+  """Reads the object in a JSON file.
 
   Raises:
     UserError: another content.

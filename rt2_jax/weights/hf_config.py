@@ -1,4 +1,4 @@
-"""PaliGemma's config.json, and those of its parts: written and read."""
+"""Writes and reads config.json of PaliGemma, and reads those of its parts."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def from_part_config(
 
 
 def _part(fields: Fields, name: str, *kinds: str) -> Fields:
-  """The config of a part, which says what it is."""
+  """Returns the config of a part, with its model_type checked."""
   part = fields.get(name)
   if not isinstance(part, Mapping):
     raise UserError(f"got {name} {part!r}, expected the fields of a {kinds[0]}")

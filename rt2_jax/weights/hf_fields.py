@@ -1,4 +1,4 @@
-"""Every field that a PaliGemma's config.json may have, and what it must be.
+"""Checks every field of a PaliGemma's config.json against our model.
 
 A field is used, or must be what our model assumes, or is known not to matter;
 any other is refused by its name. A field that a file leaves out has the value
@@ -179,7 +179,7 @@ def problems(where: str, kind: str, fields: Fields) -> list[str]:
 
 
 def _expected_number(name: str, value: Any) -> str:
-  """What a field that we use must be; "" when it is."""
+  """Returns the values that a field we use may have; "" if it has one."""
   if value is None and name in _MAY_BE_NULL:
     return ""
   if name == "layer_types":
@@ -199,7 +199,7 @@ def _expected_eos(value: Any) -> str:
 
 
 def _expected_rope(value: Any) -> str:
-  """What `rope_scaling` or `rope_parameters` must be; "" when it is."""
+  """Returns the RoPE that our model assumes; "" if the fields mean it."""
   plain = {
     "rope_theta": (1e4, None),
     "rope_type": ("default", None),
@@ -222,7 +222,7 @@ _RULES = {
 
 
 def bidirectional_problems(text: Fields, wanted: bool) -> list[str]:
-  """PaliGemma reads a prompt in both directions, Gemma alone in one."""
+  """Lists a prefix that is not bidirectional (PaliGemma) or causal (Gemma)."""
   name = "use_bidirectional_attention"
   got = text.get(name)
   if got in (wanted, None):
@@ -231,7 +231,7 @@ def bidirectional_problems(text: Fields, wanted: bool) -> list[str]:
 
 
 def window_problems(text: Fields, image_positions: int) -> list[str]:
-  """A window that is shorter than images and text cuts off what we see."""
+  """Lists a sliding window that is shorter than the images and text."""
   if text["model_type"] != "gemma2":
     return []
   window = value("gemma2", text, "sliding_window")

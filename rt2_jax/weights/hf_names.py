@@ -1,8 +1,8 @@
-"""PaliGemma as Hugging Face transformers has it: names and axes.
+"""Maps our parameters to Hugging Face's: names and axes.
 
-Also its parts, SigLIP and Gemma, which have the same names behind others. One
-table says what each parameter is called on both sides and how its axes
-move. Reading and writing follow the same rows, so that they cannot disagree.
+One table holds both names of each parameter and how its axes move. Reading and
+writing follow the same rows, so that they cannot disagree. SigLIP and Gemma by
+themselves have the same names behind other prefixes.
 
 Axes in the table: d encoder or decoder width, e decoder width, f MLP size,
 n query heads, k key-value heads, h head size, t image tokens, v vocabulary;
@@ -38,7 +38,7 @@ class Rule(NamedTuple):
   axes: str
 
   def split(self, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """One of our arrays -> their names and arrays, layer by layer."""
+    """Yields their names and arrays of one of our arrays, layer by layer."""
     for name, part in self._parts(leaf):
       yield name, einops.rearrange(part, self.axes)
 
@@ -48,7 +48,7 @@ class Rule(NamedTuple):
     shape: tuple[int, ...],
     dtype: np.dtype,
   ) -> np.ndarray:
-    """The inverse of `split`, holding one of their arrays at a time.
+    """Inverts `split`, holding one of their arrays at a time.
 
     Args:
       read: their name -> their array.
@@ -64,12 +64,12 @@ class Rule(NamedTuple):
     return leaf
 
   def shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Their names and shapes, for our shape."""
+    """Returns their names and shapes, for our shape."""
     weightless = np.broadcast_to(np.int8(0), shape)
     return {name: part.shape for name, part in self.split(weightless)}
 
   def _parts(self, leaf: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Views of our array, each under the name of their tensor."""
+    """Yields views of our array, each under the name of their tensor."""
     layers = leaf if "{i}" in self.theirs[0] else leaf[None]
     for i, layer in enumerate(layers):
       parts = layer if len(self.theirs) > 1 else layer[None]
@@ -78,7 +78,7 @@ class Rule(NamedTuple):
 
 
 def rules(config: VLMConfig) -> tuple[Rule, ...]:
-  """The table, one row for each of our parameters."""
+  """Returns the table, one row for each of our parameters."""
   return (*_encoder_rules(), *_decoder_rules(config.llm))
 
 
@@ -151,28 +151,28 @@ def _decoder_rules(config: GemmaConfig) -> Iterator[Rule]:
 
 
 def padded_rows(vocab_size: int) -> int:
-  """Rows of their token table: `<image>`, one more, and a multiple of 64."""
+  """Counts their token table's rows: two more, and a multiple of 64."""
   return -(-(vocab_size + 2) // 64) * 64
 
 
 def stored_name(name: str) -> str:
-  """The name in a file, which transformers 4 and 5 both read."""
+  """Returns the name in a file, which transformers 4 and 5 both read."""
   name = name.replace("language_model.", "language_model.model.", 1)
   return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
 
 
 def table_name(stored: str) -> str:
-  """The inverse of `stored_name`, also for names that transformers 5 writes."""
+  """Inverts `stored_name`, also for names that transformers 5 writes."""
   name = stored.removeprefix("model.")
   name = name.replace("language_model.model.", "language_model.", 1)
   return name.replace("vision_tower.vision_model.", "vision_tower.", 1)
 
 
 def part_table_name(part: str, stored: str) -> str | None:
-  """The table's name of a tensor of SigLIP ("img") or Gemma ("llm") alone.
+  """Returns the table's name of a tensor of SigLIP ("img") or Gemma ("llm").
 
-  None for what PaliGemma has no use for: SigLIP's text tower, its scale and
-  its pooling head.
+  None for tensors that PaliGemma does not have: SigLIP's text tower, its scale
+  and its pooling head.
   """
   if part == "llm":
     own = stored.removeprefix("model.")

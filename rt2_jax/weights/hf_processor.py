@@ -1,4 +1,4 @@
-"""Text and images as Hugging Face's AutoProcessor reads them.
+"""Writes the files of Hugging Face's AutoProcessor for text and images.
 
 A SentencePiece model is rewritten for the `tokenizers` library: the same pieces
 with the same ids, then `<loc>`, `<seg>` and, as the first id behind our
@@ -105,7 +105,7 @@ def _check_unused(proto: Proto):
 
 
 def _byte_pairs(proto: Proto) -> tokenizers.Tokenizer:
-  """Byte pairs of ordinary pieces; a user's own are cut out before.
+  """Makes a BPE model of ordinary pieces; added tokens are cut out before.
 
   Raises:
     UserError: pieces that are not in the order of their scores, which is the
@@ -137,7 +137,7 @@ def _byte_pairs(proto: Proto) -> tokenizers.Tokenizer:
 
 
 def _unigram(proto: Proto) -> tokenizers.Tokenizer:
-  """The pieces with the scores that `Tokenizer` adds, too.
+  """Makes a unigram model, with the scores that `Tokenizer` adds.
 
   Raises:
     UserError: a piece across the place where `<0x41>`, which stands for a
@@ -174,7 +174,7 @@ def _unigram(proto: Proto) -> tokenizers.Tokenizer:
 
 
 def _added_tokens(proto: Proto) -> Iterator[AddedToken]:
-  """Tokens that are cut out of the text first, by increasing id.
+  """Yields the tokens that are cut out of the text first, by id.
 
   SentencePiece cuts a user's own pieces out of byte pairs, once spaces are
   written as "▁"; in a unigram model they have scores like all others.
@@ -192,7 +192,7 @@ def _added_tokens(proto: Proto) -> Iterator[AddedToken]:
 
 
 def _tokenizer_fields(backend: tokenizers.Tokenizer) -> dict[str, Any]:
-  """tokenizer_config.json."""
+  """Makes the fields of tokenizer_config.json."""
   added = {
     str(i): {
       "content": token.content,
@@ -219,7 +219,7 @@ def _tokenizer_fields(backend: tokenizers.Tokenizer) -> dict[str, Any]:
 
 
 def _image_fields(config: SiglipConfig) -> dict[str, Any]:
-  """preprocessor_config.json: our image path as PIL has it, in whole levels."""
+  """Makes preprocessor_config.json: our image path, rounded by PIL."""
   return {
     "image_processor_type": "SiglipImageProcessor",
     "processor_class": "PaliGemmaProcessor",

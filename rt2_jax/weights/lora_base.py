@@ -1,4 +1,4 @@
-"""The base of a LoRA run: frozen weights that its checkpoints name.
+"""Reads and verifies the base of a LoRA run: the weights it does not train.
 
 A checkpoint holds what trains; `meta.base` says where the rest came from,
 with a hash and the checksum of every array. Whatever reads the base compares it
@@ -156,7 +156,7 @@ def restore_whole(checkpoint: StoredCheckpoint) -> dict[str, Any]:
 
 
 def _as_trained(x: Any, kept: Mapping[str, str]) -> Any:
-  """In bfloat16, where the adapters were trained beside a rounded array."""
+  """Returns the type and sharding in which the adapters met an array."""
   rounded = kept.keys() == {"bfloat16"}
   dtype = "bfloat16" if rounded else x.dtype
   return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
@@ -172,7 +172,7 @@ def _sums(frozen: Any) -> dict[str, dict[str, str]]:
 
 
 def _hash(sums: Mapping[str, Mapping[str, str]]) -> str:
-  """Sixteen hex digits that name a base, in whatever type it is held."""
+  """Hashes a base to sixteen hex digits, equal in float32 and bfloat16."""
   rounded = {name: kinds["bfloat16"] for name, kinds in sums.items()}
   text = json.dumps(rounded, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Adapters merged into their matrices: `w + alpha / rank * a b`, in float32."""
+"""Merges adapters into their matrices: `w + alpha / rank * a b`, in float32."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def merge(params: Any, config: VLMConfig) -> dict:
 
 
 def _product(name: str, a: Any, b: Any, ndim: int) -> np.ndarray:
-  """`a` times `b`, with the axes of the matrices `name`."""
+  """Multiplies `a` by `b`, and orders the axes as the matrices `name`."""
   axes = parameters.row(name).matrix
   a, b = (np.asarray(x, np.float32) for x in (a, b))
   inputs = a.shape[-1 - len(axes.inputs) : -1]

@@ -33,7 +33,7 @@ _DAMAGE = (
 
 
 def open_npz(path: storage.Path) -> dict[str, Stored]:
-  """The arrays of an `.npz` file; two bytes without a type are bfloat16.
+  """Opens an `.npz` file; two bytes without a type are bfloat16.
 
   Raises:
     UserError: not a whole `.npz` file, or anything but floats in it.
@@ -108,7 +108,7 @@ def _read_member(
 
 
 def _content_offset(head: bytes) -> int:
-  """Where a member's content begins, behind its own header in the archive."""
+  """Finds where a member's content begins in the archive."""
   return _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack_from(head))
 
 
@@ -118,7 +118,7 @@ def _parse_header(file: io.BytesIO) -> tuple[Shape, np.dtype]:
 
 
 def _parse_whole_header(file: io.BytesIO) -> tuple[Shape, bool, np.dtype]:
-  """Shape, Fortran order and type of an `.npy` file."""
+  """Reads shape, Fortran order and type of an `.npy` file."""
   version = np.lib.format.read_magic(file)
   if version == (1, 0):
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)

@@ -1,4 +1,4 @@
-"""Adapters as PEFT has them: adapter_config.json, adapter_model.safetensors.
+"""Writes and reads adapters in PEFT's format, as a folder.
 
 PEFT loads the folder onto stock transformers' PaliGemma, whose matrices are
 those of `hf_names`. It holds `lora_A` [rank, inputs] and `lora_B` [outputs,
@@ -162,6 +162,6 @@ def _check(path: storage.Path, fields: dict[str, Any], size: LoraConfig):
 
 
 def _one(config: VLMConfig) -> LoraConfig:
-  """The adapters' size, which PEFT has once for all."""
+  """Returns the adapters' size, which PEFT stores once for both parts."""
   assert config.img.lora == config.llm.lora, config
   return config.llm.lora

@@ -1,11 +1,9 @@
-"""Weights in: public checkpoints as a parameter tree, leaf by leaf.
+"""Loads public checkpoints into a parameter tree, leaf by leaf.
 
 Reads big_vision's `.npz` (layers stacked or one by one; float32, float16 or
 bfloat16) and Hugging Face folders of safetensors, of PaliGemma or of SigLIP and
 Gemma. The host holds one parameter at a time; each goes straight to where
 its sharding says.
-
-Shapes: n image tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,14 +16,12 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import numpy as np
-import scipy.ndimage
 
 from rt2_jax import storage, trees
 from rt2_jax.errors import UserError
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import abstract_params
-from rt2_jax.weights import hf_config, hf_names
+from rt2_jax.weights import fitting, hf_config, hf_names
 from rt2_jax.weights.checks import (
   check_config,
   check_finite,
@@ -48,7 +44,6 @@ from rt2_jax.weights.stored_arrays import Path, Shape, Stored
 _POOLING, _PROJECTION = "img/MAPHead_0/", ("img/head/kernel", "img/head/bias")
 # Gemma's own token table ends in 128 rows that no token uses.
 _GEMMA_ROWS, _GEMMA_TOKENS = 256_128, 256_000
-_NEW_ROW_STD = 0.02  # as in big_vision
 
 
 def load(
@@ -83,8 +78,8 @@ def load(
   """
   weights = _open(source, config, seed)
   fit = {
-    POSITIONS: _resample,
-    EMBEDDING: functools.partial(_add_rows, seed=seed),
+    POSITIONS: fitting.resample,
+    EMBEDDING: functools.partial(fitting.add_rows, seed=seed),
   }
   flat, placements = {}, trees.flatten(shardings)
   shapes = parameter_shapes(config)
@@ -105,14 +100,14 @@ def load(
 
 
 def _name(source: Path | Mapping[str, Path]) -> str:
-  """Of the source, for error messages."""
+  """Names the source in error messages."""
   if isinstance(source, Mapping):
     return " and ".join(map(str, source.values()))
   return str(source)
 
 
 def read_config(folder: Path, image_positions: int = 0) -> VLMConfig:
-  """The model in a Hugging Face folder.
+  """Reads the model's config in a Hugging Face folder.
 
   Args:
     folder: of PaliGemma.
@@ -139,7 +134,7 @@ def _read_config(folder: Path, read: Callable[[Mapping[str, Any]], Any]) -> Any:
 
 
 def read_dtype(folder: Path) -> str:
-  """The type of the tensors in a Hugging Face folder.
+  """Reads the type of the tensors in a Hugging Face folder.
 
   Raises:
     UserError: there is more than one.
@@ -156,7 +151,7 @@ def read_dtype(folder: Path) -> str:
 
 @functools.lru_cache(maxsize=8)
 def parameter_shapes(config: VLMConfig) -> Mapping[str, Shape]:
-  """The name and shape of every parameter of a model."""
+  """Returns the name and shape of every parameter of a model."""
   flat = trees.flatten(abstract_params(config))
   shapes = {name: leaf.shape for name, leaf in flat.items()}
   return MappingProxyType(shapes)
@@ -165,7 +160,7 @@ def parameter_shapes(config: VLMConfig) -> Mapping[str, Shape]:
 def _open(
   source: Path | Mapping[str, Path], config: VLMConfig, seed: int
 ) -> dict[str, Stored]:
-  """All parameters under our names, checked, in the shapes of the file."""
+  """Opens all parameters under our names, checked, in the file's shapes."""
   if isinstance(source, Mapping):
     weights = _open_parts(source, config, seed)
   else:
@@ -177,9 +172,9 @@ def _open(
 
 
 def _open_file(path: storage.Path, config: VLMConfig) -> dict[str, Stored]:
-  """An `.npz` of PaliGemma 1 or 2."""
+  """Opens an `.npz` of PaliGemma 1 or 2."""
   weights = open_big_vision(path)
-  stored = _as_stored(path, weights, config)
+  stored = fitting.as_stored(path, weights, config)
   check_names(path, weights, parameter_shapes(stored))
   return weights
 
@@ -197,7 +192,7 @@ def _existing(source: Path) -> storage.Path:
 def _open_parts(
   paths: Mapping[str, Path], config: VLMConfig, seed: int
 ) -> dict[str, Stored]:
-  """SigLIP and Gemma, each by itself; the projection between them is drawn."""
+  """Opens a SigLIP and a Gemma; the projection between them is random."""
   if set(paths) != {"img", "llm"}:
     raise UserError(
       f"got weights of {sorted(paths)}, expected the paths of 'img' and 'llm'"
@@ -208,9 +203,9 @@ def _open_parts(
     open_part = _open_part_folder if path.is_dir() else _open_part_file
     weights |= open_part(path, part, config)
   origin = _name(paths)
-  shapes = parameter_shapes(_as_stored(origin, weights, config))
+  shapes = parameter_shapes(fitting.as_stored(origin, weights, config))
   for name in _PROJECTION:
-    weights[name] = _drawn(shapes[name], seed)
+    weights[name] = fitting.drawn(shapes[name], seed)
   check_names(origin, weights, shapes)
   return weights
 
@@ -218,7 +213,7 @@ def _open_parts(
 def _open_part_file(
   path: storage.Path, part: str, config: VLMConfig
 ) -> dict[str, Stored]:
-  """An `.npz` of SigLIP or Gemma; names are checked with the other part's."""
+  """Opens an `.npz` of SigLIP or Gemma, without checking names."""
   del config
   found = open_big_vision(path)
   if any(name.startswith(f"{part}/") for name in found):
@@ -233,15 +228,15 @@ def _open_part_file(
 
 
 def _without_idle_rows(table: Stored) -> Stored:
-  """Gemma's own table without the rows that no token uses."""
+  """Cuts the rows that no token uses off Gemma's own table."""
   idle = table.shape[0] == _GEMMA_ROWS
-  return _first_rows(table, _GEMMA_TOKENS) if idle else table
+  return fitting.first_rows(table, _GEMMA_TOKENS) if idle else table
 
 
 def _open_part_folder(
   folder: storage.Path, part: str, config: VLMConfig
 ) -> dict[str, Stored]:
-  """A Hugging Face folder of SigLIP, with or without its text, or of Gemma."""
+  """Opens a Hugging Face folder of SigLIP (text tower or not), or of Gemma."""
   read = functools.partial(
     hf_config.from_part_config,
     part,
@@ -259,24 +254,8 @@ def _open_part_folder(
   return _our_names(folder, tensors, config, names, _without_idle_rows)
 
 
-def _first_rows(table: Stored, rows: int) -> Stored:
-  return Stored(
-    (rows, *table.shape[1:]), table.dtype, lambda: table.read()[:rows]
-  )
-
-
-def _drawn(shape: Shape, seed: int) -> Stored:
-  """As in a new model: a kernel that keeps the scale, or a bias of zero."""
-  std = shape[0] ** -0.5 if len(shape) > 1 else 0.0
-
-  def read() -> np.ndarray:
-    return std * np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-  return Stored(shape, np.dtype(np.float32), read)
-
-
 def _open_folder(folder: storage.Path, config: VLMConfig) -> dict[str, Stored]:
-  """A folder of PaliGemma 1 or 2."""
+  """Opens a Hugging Face folder of PaliGemma 1 or 2."""
   found = read_config(folder, config.num_image_tokens)
   check_config(folder, found, config)
   tensors = {
@@ -289,7 +268,7 @@ def _open_folder(folder: storage.Path, config: VLMConfig) -> dict[str, Stored]:
     if table.shape[0] <= tokens:
       return table
     check_padding(folder, tokens, table.shape[0])
-    return _first_rows(table, tokens)
+    return fitting.first_rows(table, tokens)
 
   return _our_names(folder, tensors, config, parameter_shapes(config), unpadded)
 
@@ -301,7 +280,7 @@ def _our_names(
   names: Iterable[str],
   unpadded: Callable[[Stored], Stored],
 ) -> dict[str, Stored]:
-  """The parameters `names`, made of tensors by the table's names, checked.
+  """Joins tensors, by the table's names, into the parameters `names`.
 
   `unpadded` takes the rows off the token table that stand for no token.
   """
@@ -315,7 +294,7 @@ def _our_names(
     for ours, theirs in ((EMBEDDING, table), (POSITIONS, positions))
     if theirs in tensors
   }
-  shapes = parameter_shapes(_as_stored(folder, sizes, config))
+  shapes = parameter_shapes(fitting.as_stored(folder, sizes, config))
   shapes = {name: shapes[name] for name in names}
   expected = {}
   for name, shape in shapes.items():
@@ -333,47 +312,3 @@ def _joined(
   return Stored(
     shape, dtype, lambda: rule.join(lambda n: tensors[n].read(), shape, dtype)
   )
-
-
-# Fitting what is stored to what is asked for.
-
-
-def _as_stored(
-  origin: Path, weights: Mapping[str, Stored], config: VLMConfig
-) -> VLMConfig:
-  """`config` with the image size and the vocabulary of a file.
-
-  Raises:
-    UserError: more rows than the model's vocabulary has.
-  """
-  img, llm = config.img, config.llm
-  if POSITIONS in weights:
-    side = math.isqrt(weights[POSITIONS].shape[-2])
-    img = dataclasses.replace(img, image_size=side * img.patch_size)
-  if EMBEDDING in weights:
-    rows = weights[EMBEDDING].shape[0]
-    if rows > llm.vocab_size:
-      raise UserError(
-        f"{origin}: got a vocabulary of {rows} tokens, expected at most the "
-        f"model's {llm.vocab_size}; use the tokenizer of these weights"
-      )
-    llm = dataclasses.replace(llm, vocab_size=rows)
-  return dataclasses.replace(config, img=img, llm=llm)
-
-
-def _resample(leaf: np.ndarray, shape: Shape) -> np.ndarray:
-  """Positions dtype[1, n, D] for another image size, linearly (big_vision)."""
-  old, new = math.isqrt(leaf.shape[1]), math.isqrt(shape[1])
-  grid = leaf.reshape(old, old, -1).astype(np.float32)
-  grid = scipy.ndimage.zoom(grid, (new / old, new / old, 1), order=1)
-  return grid.reshape(shape).astype(leaf.dtype)
-
-
-def _add_rows(leaf: np.ndarray, shape: Shape, seed: int) -> np.ndarray:
-  """The token table dtype[V, D] with new random rows at its end."""
-  rows = len(leaf)
-  random = np.random.default_rng(seed)
-  new = random.standard_normal((shape[0] - rows, shape[1]), np.float32)
-  table = np.empty(shape, leaf.dtype)
-  table[:rows], table[rows:] = leaf, new * _NEW_ROW_STD
-  return table

@@ -1,4 +1,4 @@
-"""Whether an exported folder's own processor reads texts and pictures as we do.
+"""Compares an exported folder's own processor with our text and image path.
 
 The processor is what AutoProcessor loads from the folder, without our code.
 
@@ -61,7 +61,7 @@ class ProcessorAgreement:
 
   @property
   def holds(self) -> bool:
-    """Whether the processor gives the model what we give it."""
+    """Tells whether the processor's outputs are our model's inputs."""
     return (
       not self.different and self.resized <= 2.0 and self.untouched <= UNTOUCHED
     )
@@ -109,7 +109,7 @@ def _different(
   img: SiglipConfig,
   num_images: int,
 ) -> str:
-  """The first text that gets other ids than ours, behind the image's."""
+  """Finds a text that gets other ids than ours; "" if there is none."""
   side = img.image_size
   pictures = np.zeros((_BATCH, num_images, side, side, 3), np.uint8)
   image_ids = [prompt.tokenizer.vocab_size] * (num_images * img.num_tokens)
@@ -127,7 +127,7 @@ def _different(
 def as_processed(
   processor: Any, pictures: np.ndarray, questions: Sequence[str]
 ) -> dict[str, Any]:
-  """What a processor makes of uint8[Q, F, H, W, 3] and Q questions, in PyTorch.
+  """Calls a processor on uint8[Q, F, H, W, 3] and Q questions, for PyTorch.
 
   A user's own call: PIL images, and `<image>` once for each before the text.
   """
@@ -143,7 +143,7 @@ def as_processed(
 
 
 def _texts(prompt: Prompt) -> Iterator[str]:
-  """Robot and web prompts, and texts of random tokens."""
+  """Yields robot and web prompts, and texts of random tokens."""
   yield from map(prompt.robot_question, INSTRUCTIONS)
   yield from QUESTIONS
   random = np.random.default_rng(0)
@@ -160,7 +160,7 @@ def _texts(prompt: Prompt) -> Iterator[str]:
 
 
 def _pictures(side: int) -> Iterator[np.ndarray]:
-  """uint8[H, W, 3]: of the encoder's size, and odd, smaller and larger ones."""
+  """Yields pictures uint8[H, W, 3] of the encoder's size and of others."""
   random = np.random.default_rng(0)
   for height, width in (
     *((side, side), (side, 2 * side + 1), (side + 5, side - 3)),

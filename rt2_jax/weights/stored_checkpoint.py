@@ -1,4 +1,4 @@
-"""A checkpoint as it lies on disk: looked at, read, averaged, written anew.
+"""Describes, reads, averages and writes checkpoints on disk.
 
 For programs that change or describe a checkpoint without training or acting.
 """
@@ -18,6 +18,7 @@ from rt2_jax import storage, trees
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
+from rt2_jax.models.variants import VLMConfig
 from rt2_jax.weights.checks import check_finite
 
 
@@ -66,6 +67,10 @@ class StoredCheckpoint:
   def step(self) -> int:
     return int(self.folder.name)
 
+  @property
+  def model(self) -> VLMConfig:
+    return VLMConfig.from_dict(self.meta["model"])
+
   def check_merged(self):
     """Checks that the parameters are those of a whole model.
 
@@ -92,7 +97,7 @@ class StoredCheckpoint:
       )
 
   def read_params(self) -> dict:
-    """The parameters in the types in which they are stored, on one device.
+    """Reads the parameters in their stored types, onto one device.
 
     Raises:
       UserError: a parameter that is not finite.
@@ -136,10 +141,9 @@ def _check_finite(folder: storage.Path, params: dict):
 
 
 def average(checkpoints: Sequence[StoredCheckpoint]) -> dict:
-  """The mean of several checkpoints' parameters, in their types.
+  """Averages the parameters of several checkpoints, in their types.
 
-  The sum is float32, whatever the type of the parameters, and takes the place
-  of one of them in memory.
+  The sum is float32; two checkpoints are in memory at a time.
 
   Args:
     checkpoints: of one model.

@@ -1,4 +1,4 @@
-"""A model that is too large to run in PyTorch: its first and last layers."""
+"""Loads the first and last layers of a model too large to run in PyTorch."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_prefill_and_extend_equal_the_call(config, inputs, logits, blocks):
     config, *inputs.prompt, method="prefill", answer_len=SUFFIX
   )
   first = apply(config, hidden, method="logits")
-  np.testing.assert_allclose(first, logits[:, 0], atol=ATOL)
+  np.testing.assert_allclose(first, logits[:, :1], atol=ATOL)
   start = 0
   for size in blocks:
     tokens = inputs.suffix[:, start : start + size]
@@ -127,6 +127,30 @@ def test_prefill_and_extend_equal_the_call(config, inputs, logits, blocks):
   assert state.mask_input.sum(axis=1).tolist() == (real + 4).tolist()
 
 
+def test_a_draft_is_read_with_the_prompt_and_not_kept():
+  config = CONFIGS["gemma2"]
+  inputs = make_inputs(config)
+  logits = apply(config, *inputs)
+  right = inputs.suffix[:, :-1]
+
+  def prefill(draft):
+    return apply(
+      config,
+      *(*inputs.prompt, None, draft),
+      method="prefill",
+      answer_len=SUFFIX,
+    )
+
+  def assert_right(hidden):
+    found = apply(config, hidden, method="logits")
+    np.testing.assert_allclose(found, logits, atol=ATOL)
+
+  assert_right(prefill(right)[0])
+  hidden, state = prefill((right + 1) % 40)
+  following, _ = apply(config, right, state, method="extend")
+  assert_right(jnp.concatenate([hidden[:, :1], following], 1))
+
+
 def test_logits_of_in_a_scan_over_the_state(config, inputs, logits):
   """As masked decoding runs: one loop, and the rows of a few tokens."""
   ids = jnp.array([5, 39, 7])
@@ -137,11 +161,8 @@ def test_logits_of_in_a_scan_over_the_state(config, inputs, logits):
   def decode(suffix):
     def step(carry, token):
       hidden, state = carry
-      some = model.apply(params, hidden, ids, method="logits_of")
-      hidden, state = model.apply(
-        params, token[:, None], state, method="extend"
-      )
-      return (hidden[:, 0], state), some
+      some = model.apply(params, hidden[:, 0], ids, method="logits_of")
+      return model.apply(params, token[:, None], state, method="extend"), some
 
     start = model.apply(
       params, *inputs.prompt, answer_len=SUFFIX, method="prefill"

@@ -10,7 +10,7 @@ from rt2_jax.actions import ActionTokenizer
 from rt2_jax.decode import Prompts, decode_plans_and_actions
 from rt2_jax.models.vlm import VLM
 from rt2_jax.prompt import Prompt
-from rt2_jax.pytorch import decode
+from rt2_jax.pytorch.decode import decode
 from rt2_jax.pytorch.policy import TorchPolicy
 from rt2_jax.tokenizer import EOS, PAD
 from rt2_jax.weights import export
@@ -33,8 +33,8 @@ class Pair:
     meta = tiny_models.meta(config, tokenizer)
     export.to_huggingface(self.params, config, meta, tokenizer.model, folder)
     self.torch = TorchPolicy.from_folder(folder)
-    actions = ActionTokenizer.from_dict(meta["action_tokenizers"]["kitchen"])
-    self.grammar = actions.grammar
+    stored = meta["action_tokenizers"]["kitchen"]
+    self.actions = ActionTokenizer.from_dict(stored)
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (ROBOTS, 1, 4, 5, 3), np.uint8)
     self.images = coarse.repeat(12, axis=2).repeat(12, axis=3)
@@ -44,37 +44,36 @@ class Pair:
     )
 
   def in_jax(self, end):
+    drafts = np.tile(self.actions.draft(None), (ROBOTS, 1))
+
     @jax.jit
     def run(params, *inputs):
+      prompts = Prompts(*inputs), drafts
       return decode_plans_and_actions(
-        self.model, params, Prompts(*inputs), self.grammar, end, LENGTH
+        self.model, params, *prompts, self.actions.grammar, end, LENGTH
       )
 
     images = augment.prepare(self.images, 32)
-    plans, actions, finite = run(self.params, images, *self.prompts)
-    assert finite.all()
-    return np.asarray(plans), np.asarray(actions)
+    plans, actions = run(self.params, images, *self.prompts)
+    assert actions.finite.all()
+    return np.asarray(plans), np.asarray(actions.ids)
 
   @torch.inference_mode()
   def in_torch(self, end):
     pixels = self.torch.prepare(self.images, ROBOTS)
     shown = self.torch.shown(self.images)
     inputs = self.torch.inputs(shown, *self.prompts)
-    context = decode.prefill(self.torch.model, inputs, pixels)
-    plans, context = decode.decode_plans(self.torch.model, context, end, LENGTH)
-    actions, finite = decode.decode_actions(
-      self.torch.model, context, self.grammar
+    plans, actions, finite = decode(
+      self.torch.model, inputs, pixels, self.actions.grammar, end, LENGTH
     )
     assert finite.all()
     return plans, actions
 
   def assert_equal(self, end):
-    """Also what stands behind the longest plan; returns the plans."""
+    """Returns the plans."""
     plans, actions = self.in_jax(end)
     found, found_actions = self.in_torch(end)
-    longest = found.shape[1]
-    np.testing.assert_array_equal(found, plans[:, :longest])
-    assert (plans[:, longest:] == PAD).all()
+    np.testing.assert_array_equal(found, plans)
     np.testing.assert_array_equal(found_actions, actions)
     return found
 

@@ -150,10 +150,20 @@ def test_a_policy_has_a_control_rate():
   done = run("launch/estimate.py", CONFIG, "--program=decode", "--json")
   assert done.returncode == 0, done.stderr[-2000:]
   found = json.loads(done.stdout)
-  assert list(found) == ["config", "config_hash", *KEYS, "hz"]
+  assert list(found) == ["config", "config_hash", *KEYS, "passes", "hz"]
   assert found["topology"] == "v5e:1x1" and found["chips"] == 1
   assert found["fits"] and found["batch_size"] == 1
   assert found["hz"] == pytest.approx(1 / found["step_s"], rel=0.02)
+  assert found["passes"] == control_rate.PASSES
+
+
+def test_every_pass_over_an_action_takes_its_time(tiny):
+  one, two, four = (
+    control_rate.predict(tiny, "v5e:1x1", "fast", passes=n).cost.step_s
+    for n in (1, 2, 4)
+  )
+  # A tiny model's pass takes little beside its images.
+  assert four - two == pytest.approx(2 * (two - one)) and two > 1.01 * one
 
 
 def test_one_chip_of_the_same_generation_acts():
