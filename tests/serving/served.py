@@ -16,7 +16,7 @@ from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.observation import Batched, Observation, ObservationSpec
 from rt2_jax.prompt import Prompt
-from rt2_jax.robot_policy import RobotPolicy
+from rt2_jax.robot_policy import Decoded, RobotPolicy
 from rt2_jax.serving import server
 from rt2_jax.serving.batcher import Batcher
 from rt2_jax.serving.description import describe
@@ -51,7 +51,7 @@ class MarkedPolicy(RobotPolicy):
     self.enter, self.entered = threading.Event(), threading.Event()
     self.enter.set()
 
-  def _plans_and_ids(self, seen):
+  def _decode(self, seen, drafts):
     self.entered.set()
     assert self.enter.wait(20)
     self.rows.append(len(seen.image))
@@ -62,7 +62,9 @@ class MarkedPolicy(RobotPolicy):
       self.action_tokenizer.encode_bins(marker(image[-1]))
       for image in seen.image
     ]
-    return np.empty((len(ids), 0), np.int32), np.stack(ids)
+    count = len(ids)
+    plans, passes = np.empty((count, 0), np.int32), np.ones(count, np.int32)
+    return Decoded(plans, np.stack(ids), passes)
 
 
 def marker(image: np.ndarray) -> np.ndarray:
