@@ -90,7 +90,7 @@ INSIDE = {
   "pytorch": [{"decode", "random_model"}, {"policy"}, {"train_step"}],
   "weights": [
     {"stored_arrays", "hf_names", "hf_fields", "hf_processor"},
-    {"npz"},
+    {"npz", "fitting"},
     {"files"},
     {"hf_config", "checks"},
     {"pretrained", "export", "stored_checkpoint", "torch_ends"}
