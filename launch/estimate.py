@@ -207,7 +207,12 @@ def details(estimate: Estimate, config: TrainConfig) -> Iterator[str]:
     "tpu.train_step.useful_flops"
   )
   if "*" in estimate.topology:
-    yield "  the network between slices is not modelled: the time is a bound"
+    cost, network = estimate.cost, chip_of(estimate.topology).dcn_bytes_per_s
+    yield (
+      f"  between slices: {cost.dcn_bytes / 1e9:.3g} GB per chip over the data "
+      f"centre's network, {cost.exposed_dcn_s:.3f} s of it exposed; "
+      f"{network / 1e9:.3g} GB/s per chip are assumed, see tpu/hlo_cost.py"
+    )
   if estimate.cost.unknown_trip_counts:
     yield (
       f"  {estimate.cost.unknown_trip_counts} loops were counted once: nothing "

@@ -1,7 +1,8 @@
 """Peaks of TPU chips, and bandwidth and latency between chips of a slice.
 
 Sources: Google Cloud's pages on v5e, v5p and v6e (peaks, memory, links);
-"How to Scale Your Model" (links per torus axis and where an axis is a ring).
+"How to Scale Your Model" (links per torus axis, where an axis is a ring, and
+the data centre's network per chip).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 _LATENCY_S = 1e-6  # per hop
+# Between slices: assumed, a few switches and two hosts' network stacks.
+_DCN_LATENCY_S = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Chip:
     ring_every: an axis of a multiple of this many chips closes to a ring.
     clock_hz: cycles per second, peak_flops over the FLOP of one cycle (v5e: 4
       units of 128 x 128; v5p: 8 of them; v6e: 4 of 256 x 256).
+    dcn_bytes_per_s: what one chip may send over the data centre's network
+      (DCN): its share of the host's network cards at their nominal speed.
   """
 
   peak_flops: float
@@ -34,13 +39,14 @@ class Chip:
   axis_bytes_per_s: float
   ring_every: int
   clock_hz: float
+  dcn_bytes_per_s: float
 
 
 CHIPS: Mapping[str, Chip] = MappingProxyType(
   {
-    "v5e": Chip(197e12, 819e9, 15.75 * 2**30, 90e9, 16, 1.50e9),
-    "v5p": Chip(459e12, 2765e9, 95.73 * 2**30, 180e9, 4, 1.75e9),
-    "v6e": Chip(918e12, 1640e9, 31.24 * 2**30, 180e9, 16, 1.75e9),
+    "v5e": Chip(197e12, 819e9, 15.75 * 2**30, 90e9, 16, 1.50e9, 3.125e9),
+    "v5p": Chip(459e12, 2765e9, 95.73 * 2**30, 180e9, 4, 1.75e9, 6.25e9),
+    "v6e": Chip(918e12, 1640e9, 31.24 * 2**30, 180e9, 16, 1.75e9, 12.5e9),
   }
 )
 
@@ -102,6 +108,15 @@ class Torus:
       latency += _LATENCY_S * spanned / (2 if ring else 1)
     # Chips of several slices may share their places.
     return bandwidth or self.chip.axis_bytes_per_s / 2, latency or _LATENCY_S
+
+  @property
+  def slices(self) -> int:
+    """Slices of the program: chips of several of them share their places."""
+    return len(self.coords) // len(set(self.coords))
+
+  def network(self) -> tuple[float, float]:
+    """Bandwidth of a chip and latency between slices, one way."""
+    return self.chip.dcn_bytes_per_s, _DCN_LATENCY_S
 
   def hop(self) -> tuple[float, float]:
     """Returns bandwidth and latency between neighbours, one way."""

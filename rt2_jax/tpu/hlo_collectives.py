@@ -70,6 +70,42 @@ class Collective:
     return "forward" if target > source else "backward"
 
 
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+  """A host transfer that is one chip's side of a collective between slices.
+
+  The compiler writes a `send` of the chip's data to the host, which runs the
+  collective over the data centre's network, and a `recv` of the result.
+
+  Attributes:
+    kind: e.g. "all-reduce".
+    rendezvous: name that `send` and `recv` share.
+    instruction: the `send` or `recv`.
+  """
+
+  kind: str
+  rendezvous: str
+  instruction: Instruction
+
+  def volume(self, slices: int) -> float:
+    """Bytes that a chip sends to others, in a ring of the slices."""
+    size = self.instruction.arrays[0].bytes
+    part = size * (slices - 1) / slices
+    whole = {"all-reduce": 2 * part, "all-gather": size * (slices - 1)}
+    return whole.get(self.kind, part)
+
+
+def transfer(i: Instruction) -> Transfer | None:
+  """Finds what an instruction does between slices, if anything."""
+  if i.opcode not in ("send", "recv"):
+    return None
+  kind = i.find(r'_xla_megascale_transfer_type="(\w+)"')
+  rendezvous = i.find(r'_xla_host_transfer_rendezvous="([^"]+)"')
+  if kind is None or rendezvous is None:
+    return None
+  return Transfer(kind.lower().replace("_", "-"), rendezvous, i)
+
+
 def find(module: Module, i: Instruction) -> Collective | None:
   """Finds the collective that an instruction is or holds."""
   kind = i.opcode.removesuffix("-start")

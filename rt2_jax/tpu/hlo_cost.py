@@ -19,13 +19,19 @@ clock:
     all-to-all        input * (n - 1) / n / 4 (2 for a pair)
     permute           output, over one direction of one axis
   An all-reduce whose result is sliced at once is a reduce-scatter.
+* A collective between S slices runs on the hosts, over the data centre's
+  network (DCN). Each chip sends 2 * input * (S - 1) / S bytes of an all-reduce,
+  as in a ring, at its share of the host's network cards (`chips.Chip`), plus
+  100 us. It starts with the chip's `send`, and what waits for its `recv-done`
+  waits for all of it. Both numbers are assumptions: nobody has measured them
+  for this program.
 * A synchronous collective moves the clock. An asynchronous one takes its link,
   and moves the clock only where its end is waited for: what it stalls is the
   exposed communication.
 * The body of a loop is walked once and counted as often as it runs.
 * A Pallas kernel carries no estimate: 50% of peak at the FLOP that it declares.
 
-Not modelled: the host, input, the network between slices, contention on links,
+Not modelled: the host, input, contention on links and in the network,
 stragglers, prefetches from HBM into VMEM, collectives on SparseCores (which
 cost nothing here: such figures are lower bounds). Call what comes out
 "compiler-predicted".
@@ -39,11 +45,12 @@ import re
 
 from rt2_jax.tpu import hlo_collectives, hlo_counts
 from rt2_jax.tpu.chips import Torus
-from rt2_jax.tpu.hlo_collectives import Collective
+from rt2_jax.tpu.hlo_collectives import Collective, Transfer
 from rt2_jax.tpu.hlo_text import Instruction, Module, parse
 
 _MXU_EFFICIENCY, _HBM_EFFICIENCY, _PALLAS_EFFICIENCY = 0.87, 0.80, 0.50
 
+_DCN = "DCN"
 _FREE = (
   "after-all",
   "async-update",
@@ -65,11 +72,12 @@ class Cost:
     step_s: from the first instruction to the last.
     exposed_comm_s: part of it in which only communication runs.
     comm_s: all communication, hidden or not.
+    exposed_dcn_s: the part of `exposed_comm_s` that waits for other slices.
     by_source: seconds of computation by (kind, instruction, place in the
       program).
     exposed_by_source: seconds of exposed communication, likewise.
-    collectives: by kind, with "async" where it may overlap: how many, bytes
-      per chip, seconds.
+    collectives: by kind, with "async" where it may overlap and "DCN" between
+      slices: how many, bytes per chip, seconds.
     kept_bytes: what the loops of the forward pass write, one slice per turn,
       for the backward pass.
     unknown_trip_counts: loops of which nothing tells how often they run.
@@ -78,6 +86,7 @@ class Cost:
   step_s: float = 0.0
   exposed_comm_s: float = 0.0
   comm_s: float = 0.0
+  exposed_dcn_s: float = 0.0
   by_source: collections.Counter = dataclasses.field(
     default_factory=collections.Counter
   )
@@ -93,6 +102,12 @@ class Cost:
   @property
   def compute_s(self) -> float:
     return self.step_s - self.exposed_comm_s
+
+  @property
+  def dcn_bytes(self) -> float:
+    """Bytes that each chip sends to other slices."""
+    between = (e for kind, e in self.collectives.items() if _DCN in kind)
+    return sum(volume for _, volume, _ in between)
 
   def by_kind(self) -> dict[str, float]:
     """Seconds of each kind of computation, the largest first."""
@@ -181,7 +196,9 @@ class _Walk:
     self.repeats = repeats  # how often the computation runs in a step
     self.now = 0.0
     self.link_free = collections.defaultdict(float)
-    self.flying: dict[str, tuple[float, Collective]] = {}  # until when
+    # Until when.
+    self.flying: dict[str, tuple[float, Collective | Transfer]] = {}
+    self.results: dict[str, str] = {}  # recv -> rendezvous
     self.carried: set[str] = set()  # keys of collectives met in the middle
 
   def run(self, computation: str) -> float:
@@ -197,6 +214,8 @@ class _Walk:
         self.flying[i.name] = self.flying.pop(i.operands[0])
       elif i.opcode.endswith("-done"):
         self._wait(i.operands[0])
+      elif transfer := hlo_collectives.transfer(i):
+        self._exchange(transfer)
       elif collective := hlo_collectives.find(self.program.module, i):
         self._communicate(computation, i, collective)
       elif i.opcode not in _FREE and not i.opcode.endswith("-start"):
@@ -260,12 +279,34 @@ class _Walk:
       entry[k] += value * self.repeats
     self.program.cost.comm_s += seconds * self.repeats
 
+  def _exchange(self, t: Transfer):
+    """Between slices: the data leave with `send`; `recv` names the result."""
+    if t.instruction.opcode == "recv":
+      self.results[t.instruction.name] = t.rendezvous
+      return
+    torus, cost = self.program.torus, self.program.cost
+    volume = t.volume(torus.slices)
+    bandwidth, latency = torus.network()
+    link_free = max(self.now, self.link_free[_DCN]) + volume / bandwidth
+    self.link_free[_DCN] = link_free
+    self.flying[t.rendezvous] = link_free + latency, t
+    seconds = volume / bandwidth + latency
+    entry = cost.collectives[f"{t.kind} {_DCN}"]
+    for k, value in enumerate((1, volume, seconds)):
+      entry[k] += value * self.repeats
+    cost.comm_s += seconds * self.repeats
+
   def _wait(self, key: str):
+    key = self.results.get(key, key)
     if key not in self.flying:  # a copy or slice that is not modelled
       return
     end, c = self.flying.pop(key)
     stall = max(0.0, end - self.now)
-    source = (c.kind, c.instruction.name, c.instruction.source)
+    between = isinstance(c, Transfer)
+    kind = f"{c.kind} {_DCN}" if between else c.kind
+    source = (kind, c.instruction.name, c.instruction.source)
     self.program.cost.exposed_by_source[source] += stall * self.repeats
     self.program.cost.exposed_comm_s += stall * self.repeats
+    if between:
+      self.program.cost.exposed_dcn_s += stall * self.repeats
     self.now += stall

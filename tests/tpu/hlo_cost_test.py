@@ -19,6 +19,7 @@ CHIP = Chip(
   axis_bytes_per_s=1e9,
   ring_every=4,
   clock_hz=1e9,
+  dcn_bytes_per_s=1e6,
 )
 HOP = 1e-6
 
@@ -281,6 +282,45 @@ def test_two_collectives_share_a_link():
     )
   )
   assert cost.step_s == pytest.approx(2 * (16000 * 15 / 16 / 2e9 + 4 * HOP))
+
+
+def between_slices(cycles: int, kind: str = "ALL_REDUCE") -> str:
+  """Work beside a collective of 4,000 bytes over the data centre's network."""
+  attributes = (
+    "is_host_transfer=true, frontend_attributes={"
+    '_xla_host_transfer_rendezvous="x_0",_xla_megascale_target="{1,2}x{0:3}",'
+    f'_xla_megascale_transfer_type="{kind}"}}'
+  )
+  end = "is_host_transfer=true"
+  return module(
+    f"""
+  %t = token[] after-all()
+  %r = (f32[1000]{{0}}, u32[], token[]) recv(%t), channel_id=1, {attributes}
+  %s = (f32[1000]{{0}}, u32[], token[]) send(%x, %t), channel_id=2, {attributes}
+  %w = f32[] fusion(%x), kind=kLoop, calls=%none, backend_config={{"estimated_cycles":"{cycles}"}}
+  %u = token[] send-done(%s), channel_id=2, {end}
+  %d = (f32[1000]{{0}}, token[]) recv-done(%r), channel_id=1, {end}
+""",
+    "none\n  %x = f32[] iota()",
+  )
+
+
+def test_an_all_reduce_between_slices_takes_the_network():
+  two_slices = Torus(CHIP, [(0, 0), (0, 1)] * 2)
+  # Both halves of 4,000 bytes at 1 MB/s, and the network's latency.
+  seconds = 4e-3 + 1e-4
+  shown = predict(between_slices(1_000_000), two_slices)
+  assert shown.step_s == pytest.approx(seconds)
+  assert shown.exposed_dcn_s == pytest.approx(seconds - 1e-3)
+  assert shown.exposed_comm_s == shown.exposed_dcn_s
+  assert shown.dcn_bytes == 4000
+  hidden = predict(between_slices(6_000_000), two_slices)
+  assert hidden.step_s == pytest.approx(6e-3)
+  assert hidden.exposed_dcn_s == 0 and hidden.comm_s == pytest.approx(seconds)
+  four = Torus(CHIP, [(0, 0), (0, 1)] * 4)
+  assert predict(between_slices(0), four).dcn_bytes == 4000 * 2 * 3 / 4
+  gather = predict(between_slices(0, "ALL_GATHER"), four)
+  assert gather.dcn_bytes == 4000 * 3
 
 
 GATHER = "all-gather(%p), channel_id=7, replica_groups=[1,16]<=[16]"

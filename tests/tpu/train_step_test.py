@@ -89,6 +89,15 @@ def test_an_unknown_slice_lists_the_known_ones(tiny):
   assert "did you mean 'v5e:16x16'?" in str(info.value)
 
 
+def test_slices_reduce_their_gradients_over_the_network(tiny):
+  """In a ring of two, each chip sends as many bytes as its part has."""
+  config = dataclasses.replace(tiny, mesh=train_step.parse_mesh("2x1x4x1"))
+  cost = (found := train_step.estimate(config, "v5e:2x2*2", "fast")).cost
+  assert 1 <= cost.dcn_bytes / found.facts["parameters"] < 1.1
+  assert 0 < cost.exposed_dcn_s < cost.exposed_comm_s
+  assert cost.exposed_dcn_s < cost.dcn_bytes / 3.125e9 + 0.1
+
+
 def test_a_mesh_that_does_not_multiply_is_refused(tiny):
   wrong = dataclasses.replace(tiny, mesh=train_step.parse_mesh("1x2x2x1"))
   with pytest.raises(ValueError, match="expected axes that multiply to 8 dev"):
