@@ -8,10 +8,12 @@ JAX.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import time
 
 import jax
+from jax._src import clusters  # JAX has no public name for its detection
 
 from rt2_jax.errors import UserError
 
@@ -31,19 +33,49 @@ def join(
 
   Args:
     coordinator: host:port of process 0; None, as for the next two: from the
-      environment (TPU pods, Slurm, Open MPI), without the rendezvous.
+      environment (TPU pods, GKE, Slurm, Open MPI).
     num_processes: how many there are.
     process_id: which of them this is, from 0.
     timeout: seconds to wait for the others.
 
   Raises:
-    UserError: some do not come, or one comes twice; says which.
+    UserError: some do not come, or one comes twice; says which. Or the
+      environment names no other processes.
   """
-  if None not in (coordinator, num_processes, process_id):
-    call_roll(coordinator, num_processes, process_id, timeout)
+  if None in (coordinator, num_processes, process_id):
+    coordinator, num_processes, process_id = detected(
+      coordinator, num_processes, process_id, timeout
+    )
+  call_roll(coordinator, num_processes, process_id, timeout)
   jax.distributed.initialize(
     coordinator, num_processes, process_id, initialization_timeout=timeout
   )
+
+
+def detected(
+  coordinator: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+  timeout: int,
+) -> tuple[str, int, int]:
+  """Fills in what is None from the environment; arguments as in `join`.
+
+  Raises:
+    UserError: the environment is none that JAX knows.
+  """
+  detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+  found = detect(coordinator, num_processes, process_id, None, None, timeout)
+  names = ("--coordinator", "--num_processes", "--process_id")
+  missing = [
+    name for name, value in zip(names, found[:3], strict=True) if value is None
+  ]
+  if missing:
+    raise UserError(
+      f"got --multihost without {' and '.join(missing)}, expected a TPU pod, "
+      "GKE, Slurm or Open MPI, which say where the other processes are; pass "
+      "these flags, or start them with launch/pod.py"
+    )
+  return found[:3]
 
 
 def call_roll(
@@ -125,11 +157,21 @@ def _missing(present, num_processes: int, timeout: float) -> str:
 
 
 def _server(port: int) -> socket.socket:
-  if socket.has_dualstack_ipv6():
-    return socket.create_server(
-      ("", port), family=socket.AF_INET6, dualstack_ipv6=True
-    )
-  return socket.create_server(("", port))
+  try:
+    if socket.has_dualstack_ipv6():
+      return socket.create_server(
+        ("", port), family=socket.AF_INET6, dualstack_ipv6=True
+      )
+    return socket.create_server(("", port))
+  except OSError as error:
+    if error.errno != errno.EADDRINUSE:
+      raise
+    raise UserError(
+      f"got coordinator port {port}, which another program of this host uses, "
+      "perhaps an earlier start of this training; expected a free one: end "
+      "that program, or choose another port with --coordinator or "
+      "JAX_COORDINATOR_PORT"
+    ) from error
 
 
 def _connect(host: str, port: int, deadline: float) -> socket.socket:

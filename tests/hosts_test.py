@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from rt2_jax import hosts
+from rt2_jax.errors import UserError
 
 
 @pytest.fixture
@@ -65,3 +66,31 @@ def test_one_that_comes_twice(coordinator):
 def test_wrong_values(address, process_id, message):
   with pytest.raises(ValueError, match=message):
     hosts.call_roll(address, 2, process_id, 1)
+
+
+def test_a_port_in_use_is_named(coordinator):
+  port = int(coordinator.partition(":")[2])
+  with (
+    socket.create_server(("", port)),
+    pytest.raises(UserError, match=f"got coordinator port {port}, which anoth"),
+  ):
+    hosts.call_roll(coordinator, 2, 0, timeout=1)
+
+
+def test_slurm_says_where_the_others_are(monkeypatch):
+  slurm = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_STEP_NODELIST": "gpu[03-06]",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+  }
+  for name, value in slurm.items():
+    monkeypatch.setenv(name, value)
+  assert hosts.detected(None, None, None, 1) == ("gpu03:61457", 8, 5)
+  assert hosts.detected("a:1", None, None, 1) == ("a:1", 8, 5)
+
+
+def test_without_any_cluster_the_missing_flags_are_named():
+  with pytest.raises(UserError, match="without --coordinator and --process_id"):
+    hosts.detected(None, 2, None, 1)

@@ -18,6 +18,8 @@ from rt2_jax.errors import UserError
 # Exit code of a training that was told to leave (SIGTERM, a preemption notice)
 # and has saved its state on all hosts.
 PREEMPTED_CODE = 42
+# Exit code of a training that misses one of its processes, or hangs.
+LOST_CODE = 43
 # A shell's exit code of a program that signal n killed is 128 + n.
 FIRST_SIGNAL_CODE = 128
 
@@ -113,7 +115,8 @@ def outcome_of(
   """Reads how a start ended from its processes' exit codes.
 
   A process that a signal killed outweighs all others: the rest of them end with
-  errors only because it is missing.
+  errors only because it is missing. So does an error of one's own outweigh
+  `LOST_CODE`.
 
   Args:
     codes: number or name of a process -> exit code as a shell gives it.
@@ -131,6 +134,8 @@ def outcome_of(
     return Outcome(Ending.LOST, f"killed: {', '.join(killed)}")
   if failed(codes):
     return None
+  if LOST_CODE in codes.values():
+    return Outcome(Ending.LOST, "a process is missing or hangs, see its log")
   if PREEMPTED_CODE in codes.values():
     return Outcome(Ending.PREEMPTED, "told to leave, and saved its state")
   return Outcome(Ending.DONE)
@@ -138,4 +143,5 @@ def outcome_of(
 
 def failed(codes: Mapping[Any, int]) -> list:
   """Lists the processes that ended with an error of their own."""
-  return [n for n, code in codes.items() if code not in (0, PREEMPTED_CODE)]
+  expected = (0, PREEMPTED_CODE, LOST_CODE)
+  return [n for n, code in codes.items() if code not in expected]

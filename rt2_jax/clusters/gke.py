@@ -2,8 +2,8 @@
 
 `xpk` makes the cluster's node pools, puts the code into a container image and
 creates a JobSet, one pod for each host. The JobSet restarts all pods after exit
-code 42, after a killed process and after a lost node; any other code fails it.
-So the run goes on without this program.
+codes 42 and 43, after a killed process and after a lost node; any other code
+fails it. So the run goes on without this program.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rt2_jax.clusters.cluster import Cluster, Ending, Job, Outcome
+from rt2_jax.clusters.cluster import (
+  LOST_CODE,
+  Cluster,
+  Ending,
+  Job,
+  Outcome,
+)
 from rt2_jax.clusters.commands import CommandError, Commands
 from rt2_jax.errors import UserError
 
@@ -107,6 +113,7 @@ class Gke(Cluster):
         f"--base-docker-image={self.image}",
         f"--script-dir={code}",
         f"--max-restarts={job.max_restarts}",
+        f"--restart-on-exit-codes={LOST_CODE}",
         f"--command={self.command(job)}",
       )
     if not self.commands.dry_run:

@@ -94,7 +94,9 @@ def test_an_error_of_the_training_ends_it():
     ((0, 42), Ending.PREEMPTED),
     ((1, 137, 42), Ending.LOST),  # the others miss the killed one
     ((143, 0), Ending.LOST),
+    ((43, 0), Ending.LOST),
     ((42, 1), None),
+    ((43, 1), None),  # what the others miss is the one with an error
     ((2, 0), None),
   ],
 )
