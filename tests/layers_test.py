@@ -40,7 +40,7 @@ FLOORS = [
 ]
 INSIDE = {
   "clusters": [
-    {"code", "commands", "log_lines"},
+    {"code", "commands", "log_lines", "worker_scripts"},
     {"cluster"},
     {"gke", "local", "restarts", "slurm", "tpu_vm"},
   ],

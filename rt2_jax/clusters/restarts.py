@@ -12,6 +12,7 @@ from rt2_jax.clusters.cluster import (
   Outcome,
   Unavailable,
 )
+from rt2_jax.clusters.commands import CommandError
 from rt2_jax.errors import UserError
 
 _FIRST_DELAY_S = 5.0
@@ -30,6 +31,7 @@ def run(
   """Starts a job on a cluster until it is done or was stopped.
 
   A start that was preempted or has lost a process is followed by another one.
+  So is, after the first, one that the cluster's program refuses for now.
   The pause before it doubles from 5 s to 10 min while starts last less than 10
   min.
 
@@ -44,7 +46,7 @@ def run(
         cluster.recover()
       cluster.start(job)
       outcome = cluster.wait()
-    except Unavailable as error:
+    except (CommandError, Unavailable) as error:
       if not restarts:  # nothing has worked yet
         raise
       outcome = Outcome(Ending.LOST, str(error))

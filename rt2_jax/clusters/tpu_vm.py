@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rt2_jax.clusters import worker_scripts
 from rt2_jax.clusters.cluster import (
   Cluster,
   Ending,
@@ -56,61 +57,14 @@ ADVICE: Mapping[str, str] = {
   "not reach every worker: allow port 22 in the network's firewall, check "
   "`gcloud compute config-ssh`, and look at the nodes with `pod.py status`",
 }
-# Images of TPU VMs bring Python 3.10, which is too old.
-SETUP = (
-  "python3 -m pip install --quiet --user uv && "
-  "~/.local/bin/uv venv --quiet --allow-existing --python=3.11 ~/rt2_jax/venv "
-  "&& . ~/rt2_jax/venv/bin/activate && "
-  "~/.local/bin/uv pip install --quiet -c constraints.txt -e '.[tpu,gcs]'"
-)
-
 _SSH_LOST = 255  # ssh's own exit code
 _TRIES = 4  # of a command on the workers
+_LOOKS = 10  # at workers that do not answer, before they are lost
 _POLLS = 4  # for the others to end after worker 0
+_GONE_FOR_GOOD = ("PREEMPTED", "TERMINATED", "STOPPED", "FAILED")  # nodes
 _WAITING = ("ACCEPTED", "PROVISIONING", "CREATING", "WAITING_FOR_RESOURCES")
 _MISSING = "missing"
 _GONE = 128 + 9  # as if a signal had killed it: the worker was started anew
-
-# The trap lets bash write `ended` after SIGTERM; its child gets the default.
-_START = """\
-set -e
-cd ~/rt2_jax/{name}
-{unless_stopped}
-if [[ -f pid ]]; then kill -KILL -- -$(cat pid) 2>/dev/null || true; fi
-if [[ -f log ]]; then cat log >> log.before; fi
-rm -rf code ended stopped log
-mkdir code && tar -xzf code.tar.gz -C code
-cat > train.sh <<'EOF'
-cd ~/rt2_jax/{name}/code || exit 1
-export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
-{setup} || exit 1
-exec {command}
-EOF
-setsid nohup bash -c 'trap : TERM; bash train.sh; echo $? > ended' \
-  > log 2>&1 < /dev/null &
-echo $! > pid
-"""
-_UNLESS_STOPPED = "if [[ -f stopped ]]; then exit 0; fi"
-_REPORT = """\
-mkdir -p ~/rt2_jax/{name} && cd ~/rt2_jax/{name}
-if [[ -f stopped ]]; then state=stopped
-elif [[ ! -f pid ]]; then state=idle
-elif [[ -f ended ]]; then state=$(cat ended)
-elif kill -0 $(cat pid) 2> /dev/null; then state=runs
-else state=gone; fi
-echo "RT2 $(hostname) $state"
-"""
-# The complete lines of the log from one on.
-_NEW_LINES = """\
-sed -n "{line},$(wc -l < ~/rt2_jax/{name}/log)p" ~/rt2_jax/{name}/log
-"""
-_LAST_LINES = """\
-echo "== $(hostname)"; tail -n {count} ~/rt2_jax/{name}/log
-"""
-_STOP = """\
-cd ~/rt2_jax/{name} && touch stopped && kill -TERM -- -$(cat pid)
-"""
-_STATE = re.compile(r"^RT2 (\S+) (\S+)$", re.MULTILINE)
 
 
 @dataclasses.dataclass
@@ -140,7 +94,7 @@ class TpuVm(Cluster):
   project: str = ""
   num_slices: int = 1
   options: Sequence[str] = ()
-  setup: str = SETUP
+  setup: str = worker_scripts.SETUP
   poll_s: float = 30.0
   say: Callable[[str], None] = print
 
@@ -163,9 +117,9 @@ class TpuVm(Cluster):
     self._check_nodes()
 
   def start(self, job: Job):
-    stopping = _UNLESS_STOPPED if self._started else ""
+    stopping = worker_scripts.UNLESS_STOPPED if self._started else ""
     command = shlex.join((job.program, *job.arguments, "--multihost"))
-    script = _START.format(
+    script = worker_scripts.START.format(
       name=self.name,
       unless_stopped=stopping,
       setup=self.setup,
@@ -186,25 +140,37 @@ class TpuVm(Cluster):
     self._line = 1
 
   def wait(self) -> Outcome:
+    failures = 0
     while True:
-      state, _ = self._state()
-      if state != "ACTIVE":
-        return Outcome(Ending.LOST, f"the queued resource is {state}")
       try:
+        state, _ = self._state()
+        if state != "ACTIVE":
+          return Outcome(Ending.LOST, f"the queued resource is {state}")
         (first,) = self._reports(first_only=True).values()
         self._print_new_lines()
-      except CommandError as error:
-        return Outcome(Ending.LOST, f"worker 0 does not answer: {error.said}")
-      if first != "runs":
-        return self._ended()
+        if first != "runs":
+          return self._ended()
+        failures = 0
+      except (CommandError, Unavailable) as error:
+        # The training does not need this connection.
+        failures += 1
+        self.say(f"no answer, look {failures} of {_LOOKS}: {error}")
+        if failures == _LOOKS:
+          return Outcome(Ending.LOST, "worker 0 does not answer")
       time.sleep(self.poll_s)
 
   def recover(self):
     """Queues again where the slice was preempted or has failed."""
     state, _ = self._state()
-    if state == "ACTIVE":
+    nodes = [self._node_state(n) for n in self.nodes] * (state == "ACTIVE")
+    broken = [node for node in nodes if node in _GONE_FOR_GOOD]
+    if state == "ACTIVE" and not broken:
+      self._check_nodes()
       return
-    self.say(f"{self.name} is {state}: it is deleted and queued again")
+    self.say(
+      f"{self.name} is {' '.join([state, *broken])}: it is deleted and queued "
+      "again"
+    )
     if state != _MISSING:
       self.delete()
     self.create()
@@ -218,10 +184,14 @@ class TpuVm(Cluster):
     return "\n".join(lines)
 
   def logs(self):
-    self.say(self._on_workers(_LAST_LINES.format(name=self.name, count=20)))
+    self.say(
+      self._on_workers(
+        worker_scripts.LAST_LINES.format(name=self.name, count=20)
+      )
+    )
 
   def stop(self):
-    self._on_workers(_STOP.format(name=self.name))
+    self._on_workers(worker_scripts.STOP.format(name=self.name))
 
   def delete(self):
     self._queued("delete", "--force", "--quiet")
@@ -325,11 +295,13 @@ class TpuVm(Cluster):
 
   def _reports(self, first_only: bool = False) -> dict[str, str]:
     """Worker -> "idle", "runs", "gone", "stopped" or its exit code."""
-    script = _REPORT.format(name=self.name)
-    return dict(_STATE.findall(self._on_workers(script, first_only)))
+    script = worker_scripts.REPORT.format(name=self.name)
+    return dict(
+      worker_scripts.STATE.findall(self._on_workers(script, first_only))
+    )
 
   def _print_new_lines(self):
-    script = _NEW_LINES.format(name=self.name, line=self._line)
+    script = worker_scripts.NEW_LINES.format(name=self.name, line=self._line)
     lines = self._on_workers(script, first_only=True).splitlines()
     self._line += len(lines)
     for line in lines:
@@ -351,7 +323,9 @@ class TpuVm(Cluster):
     }
     outcome = outcome_of(codes, "worker")
     if outcome is None:
-      words = self._on_workers(_LAST_LINES.format(name=self.name, count=12))
+      words = self._on_workers(
+        worker_scripts.LAST_LINES.format(name=self.name, count=12)
+      )
       raise UserError(
         f"got exit code {codes[failed(codes)[0]]} from worker "
         f"{', '.join(failed(codes))}, which another start would meet again; "

@@ -6,7 +6,7 @@ change at any time:
   creations   for each `create`: the states of the resource, one per `describe`
               (the last one stays), or {"error": message} to refuse it
   failure     the cloud's reason for the state FAILED
-  node        the state of every TPU VM
+  node        the state of every TPU VM; a new one is not PREEMPTED
   lost        how many of the next connections break
   workers     of each node
 
@@ -55,6 +55,8 @@ def create(name: str):
   states = plan["creations"][min(made, len(plan["creations"]) - 1)]
   if isinstance(states, dict):
     fail(states["error"])
+  if plan.get("node") == "PREEMPTED":
+    write("plan", plan | {"node": "READY", "lost": 0})
   count = int(option("node-count", "1"))
   nodes = [f"{name}-{n}" for n in range(count)] if count > 1 else [name]
   for node in nodes:

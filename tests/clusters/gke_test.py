@@ -152,7 +152,6 @@ def test_the_pods_training_gets_sigterm_and_its_exit_code_counts(
   pod = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE)
   while not starts(job, 0):
     time.sleep(0.05)
-  time.sleep(0.5)  # until it listens to SIGTERM
   pod.send_signal(signal.SIGTERM)
   out, _ = pod.communicate(timeout=30)
   assert pod.returncode == 42 and b"saved" in out

@@ -92,7 +92,6 @@ def test_stop_lets_the_processes_save(cluster, make_job, said):
   cluster.start(job)
   while not all(starts(job, n) for n in range(2)):
     time.sleep(0.1)
-  time.sleep(0.5)  # until it listens to SIGTERM
   cluster.stop()
   while cluster.wait().ending.value != "stopped":
     pass

@@ -204,7 +204,6 @@ def test_stop_ends_the_run_after_it_has_saved(tpu, cloud, make_job, said):
   tpu.create()
   tpu.start(job)
   until(lambda: all(starts(job, f"run-w-{n}") for n in range(2)))
-  time.sleep(0.5)  # until they listen to SIGTERM
   assert tpu.status().count("runs") == 2
   tpu.stop()
   until(lambda: len(list(cloud.folder.glob("homes/*/*/*/ended"))) == 2)
@@ -224,6 +223,25 @@ def test_a_lost_connection_is_tried_again(tpu, cloud, make_job, said):
   cloud.plan(lost=100)
   with pytest.raises(UserError, match="port 22 exited.*\n.*firewall"):
     restarts.run(tpu, job, said.append)
+
+
+def test_a_node_that_is_gone_is_replaced(tpu, cloud, make_job, said):
+  """Although its queued resource is still ACTIVE."""
+  job = make_job({"others": "hang"}, {"others": "exit 0"})
+  tpu.poll_s = 0.01
+  tpu.create()
+
+  def preempt():
+    until(lambda: starts(job, "run-w-0"))
+    cloud.plan(node="PREEMPTED", lost=1000)
+
+  thread = threading.Thread(target=preempt)
+  thread.start()
+  restarts.run(tpu, job, said.append, lambda _: None)
+  thread.join()
+  assert len(cloud.calls("create")) == 2
+  assert "run: lost (worker 0 does not answer)" in said
+  assert said[-1] == "run: done after 1 restarts"
 
 
 def test_several_slices(tpu, cloud, make_job, said):
