@@ -65,6 +65,7 @@ class Local(Cluster):
   def __post_init__(self):
     self._children: list[subprocess.Popen] = []
     self._started = False
+    self._told = 0  # signals since a start
     self._log = log_lines.Follower(self._log_of(0))
 
   def create(self):
@@ -96,7 +97,8 @@ class Local(Cluster):
   def wait(self) -> Outcome:
     if not self._children:
       return Outcome(Ending.STOPPED)
-    with self._passing_signals_on():
+    self._told = 0
+    with self._noting_signals():
       codes = self._exit_codes()
     self._children = []
     outcome = outcome_of(codes)
@@ -201,8 +203,9 @@ class Local(Cluster):
     have none, for they wait for a process that will not come. A process that is
     killed for this has no code.
     """
-    deadline = None
+    deadline, told = None, 0
     while True:
+      told = self._pass_on(told)
       codes = {
         n: FIRST_SIGNAL_CODE - code if code < 0 else code
         for n, child in enumerate(self._children)
@@ -230,30 +233,40 @@ class Local(Cluster):
     )
 
   @contextlib.contextmanager
-  def _passing_signals_on(self) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop the run; the second one kills it."""
-    told = False
-
-    def stop(*_):
-      nonlocal told
-      if told:
-        self._kill_children()
-        return
-      told = True
-      self.say("stopping: the processes save first; Ctrl-C again kills them")
-      self._remember(stopped=True)
-      for child in self._children:
-        child.terminate()
-
+  def _noting_signals(self) -> Iterator[None]:
+    """Counts Ctrl-C and SIGTERM, for `_pass_on`; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
       yield
       return
-    before = {n: signal.signal(n, stop) for n in _STOPPING}
+
+    def note(*_):
+      self._told += 1
+
+    before = {n: signal.signal(n, note) for n in _STOPPING}
     try:
       yield
     finally:
       for number, handler in before.items():
         signal.signal(number, handler)
+
+  def _pass_on(self, told: int) -> int:
+    """Stops the run at the first signal, and kills it at the second.
+
+    Args:
+      told: how many signals were passed on before.
+
+    Returns:
+      How many there are now.
+    """
+    if self._told > told == 0:
+      self.say("stopping: the processes save first; Ctrl-C again kills them")
+      self._remember(stopped=True)
+      for child in self._children:
+        child.terminate()
+      return 1
+    if self._told > told:
+      self._kill_children()
+    return self._told
 
   def _kill_children(self):
     for child in self._children:
