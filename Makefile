@@ -37,7 +37,7 @@ INSTALL_DRAWING := { apt-get -qq update && apt-get -qq install -y \
 # The tests start a Slurm cluster of their own.
 SLURM := which slurmctld munged > /dev/null
 INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
-  slurm-wlm munge; }
+  --no-install-recommends slurm-wlm munge; }
 
 .PHONY: quickstart mini test test-newest cluster-tests lint format bench \
   estimates rehearsal gpu-check docs colabs load-test libero clean
