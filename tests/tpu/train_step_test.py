@@ -90,11 +90,16 @@ def test_an_unknown_slice_lists_the_known_ones(tiny):
 
 
 def test_slices_reduce_their_gradients_over_the_network(tiny):
-  """In a ring of two, each chip sends as many bytes as its part has."""
+  """In a ring of two, each chip sends as many bytes as its gradients have.
+
+  And more: the compiler sends those of the two uses of the token table apart,
+  and its pipelined loop over 4 layers exchanges 5 times.
+  """
   config = dataclasses.replace(tiny, mesh=train_step.parse_mesh("2x1x4x1"))
-  cost = (found := train_step.estimate(config, "v5e:2x2*2", "fast")).cost
-  assert 1 <= cost.dcn_bytes / found.facts["parameters"] < 1.1
-  assert 0 < cost.exposed_dcn_s < cost.exposed_comm_s
+  found = train_step.estimate(config, "v5e:2x2*2", "fast")
+  cost, gradients = found.cost, found.facts["parameters"]
+  assert 1 <= cost.dcn_bytes / gradients < 1.7
+  assert 0 < cost.exposed_dcn_s <= cost.exposed_comm_s
   assert cost.exposed_dcn_s < cost.dcn_bytes / 3.125e9 + 0.1
 
 
