@@ -120,7 +120,9 @@ bench: .venv/installed-extras
 estimates: .venv/installed-extras
 	mkdir -p runs/bench
 	($(ESTIMATE_3B) --mode=full && $(ESTIMATE_3B) --mode=full --batch_size=8192 && \
-	  $(ESTIMATE_3B) --topology=v6e:16x16,v5p:8x8x8 && $(ESTIMATE_55B) && \
+	  $(ESTIMATE_3B) --topology=v6e:16x16,v5p:8x8x8 && \
+	  $(ESTIMATE_3B) --topology='v5e:16x16*2' --batch_size=4096 && \
+	  $(ESTIMATE_55B) && \
 	  $(ESTIMATE_55B) --config.model.remat=dots && \
 	  $(ESTIMATE_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1) \
 	  | tee runs/bench/estimates.jsonl

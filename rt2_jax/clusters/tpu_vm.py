@@ -53,8 +53,7 @@ ADVICE: Mapping[str, str] = {
   "credentials|gcloud auth": "log in with `gcloud auth login`",
   "accelerator.?type|runtime.?version|INVALID_ARGUMENT": "see `gcloud compute "
   "tpus accelerator-types list --zone=…` and `… versions list --zone=…`",
-  _CONNECTION: "ssh does "
-  "not reach every worker: allow port 22 in the network's firewall, check "
+  _CONNECTION: "ssh does not reach every worker: allow port 22 in the network's firewall, check "
   "`gcloud compute config-ssh`, and look at the nodes with `pod.py status`",
 }
 _SSH_LOST = 255  # ssh's own exit code
@@ -243,7 +242,8 @@ class TpuVm(Cluster):
 
   def _refused(self, state: str, reason: str) -> UserError:
     later = state == "SUSPENDED" or re.search(_NO_CAPACITY, reason, re.I)
-    kind = Unavailable if later else UserError
+    quota = re.search(_QUOTA, reason, re.I)
+    kind = Unavailable if later and not quota else UserError
     return kind(
       f"got queued resource {self.name!r} in state {state}: "
       f"{reason or 'no reason given'}; expected ACTIVE; `pod.py delete` it, "

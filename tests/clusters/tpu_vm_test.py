@@ -115,9 +115,9 @@ def test_create_waits_until_the_slice_is_there(tpu, cloud, said):
       "Quota limit.*\n.*in the console .IAM",
     ),
     (
-      {"creations": [["FAILED"]], "failure": "Quota 'X' has been exceeded"},
+      {"creations": [["FAILED"]], "failure": "RESOURCE_EXHAUSTED: Quota 'X'"},
       UserError,
-      "state FAILED: Quota 'X' has.*delete. it.*in the console",
+      "state FAILED: .*Quota 'X'.*delete. it.*in the console",
     ),
     (
       {
