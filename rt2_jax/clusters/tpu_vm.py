@@ -53,8 +53,9 @@ ADVICE: Mapping[str, str] = {
   "credentials|gcloud auth": "log in with `gcloud auth login`",
   "accelerator.?type|runtime.?version|INVALID_ARGUMENT": "see `gcloud compute "
   "tpus accelerator-types list --zone=…` and `… versions list --zone=…`",
-  _CONNECTION: "ssh does not reach every worker: allow port 22 in the network's firewall, check "
-  "`gcloud compute config-ssh`, and look at the nodes with `pod.py status`",
+  _CONNECTION: "ssh does not reach every worker: allow port 22 in the "
+  "network's firewall, check `gcloud compute config-ssh`, and look at the nodes "
+  "with `pod.py status`",
 }
 _SSH_LOST = 255  # ssh's own exit code
 _TRIES = 4  # of a command on the workers
