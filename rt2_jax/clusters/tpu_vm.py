@@ -54,7 +54,7 @@ ADVICE: Mapping[str, str] = {
   "accelerator.?type|runtime.?version|INVALID_ARGUMENT": "see `gcloud compute "
   "tpus accelerator-types list --zone=…` and `… versions list --zone=…`",
   _CONNECTION: "ssh does not reach every worker: allow port 22 in the "
-  "network's firewall, check `gcloud compute config-ssh`, and look at the nodes "
+  "network's firewall, check `gcloud compute config-ssh`, look at the nodes "
   "with `pod.py status`",
 }
 _SSH_LOST = 255  # ssh's own exit code
