@@ -25,6 +25,7 @@ from absl import app, flags
 
 from launch import experiment_flag, program
 from launch import train as _train  # noqa: F401 (its flags are taken here)
+from rt2_jax import storage
 from rt2_jax.clusters import code, gke, restarts, slurm, tpu_vm
 from rt2_jax.clusters.cluster import Cluster, Job
 from rt2_jax.clusters.commands import Commands
@@ -110,7 +111,7 @@ def main(command):
 
 def make_cluster(name: str) -> Cluster:
   """Reads the backend's flags."""
-  folder = pathlib.Path(_FOLDER.value).expanduser().resolve() / name
+  folder = storage.locate(_FOLDER.value, "--folder").resolve() / name
   num_processes = flags.FLAGS.num_processes
   if _BACKEND.value == "local":
     return Local(folder, num_processes or 1, _DRY_RUN.value)
@@ -195,14 +196,14 @@ def workdir() -> str:
     UserError: a folder on this machine, for hosts that share no disk.
   """
   path = flags.FLAGS["workdir"].value
-  if "://" in path:
+  if storage.is_url(path):
     return path
   if _BACKEND.value in ("tpu_vm", "gke"):
     raise UserError(
       f"got --workdir={path!r}, expected a bucket such as gs://my-bucket/run: "
       "the hosts of a TPU slice share no disk, and lose theirs"
     )
-  return str(pathlib.Path(path).expanduser().resolve())
+  return str(storage.locate(path, "--workdir").resolve())
 
 
 def train_arguments(argv: list[str]) -> list[str]:
