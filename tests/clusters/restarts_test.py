@@ -5,8 +5,11 @@ import pathlib
 
 import pytest
 
+from rt2_jax import errors, watchdog
 from rt2_jax.clusters import restarts
 from rt2_jax.clusters.cluster import (
+  LOST_CODE,
+  PREEMPTED_CODE,
   Cluster,
   Ending,
   Job,
@@ -63,11 +66,11 @@ def run(cluster: Scripted, max_restarts: int) -> tuple[list[float], list[str]]:
 
 def test_pauses_double_while_starts_are_short_and_have_a_limit():
   short, long = (30.0, LOST), (3600.0, PREEMPTED)
-  cluster = Scripted([short] * 3 + [long] + [short] * 9 + [(1.0, DONE)])
-  pauses, said = run(cluster, 13)
+  scripted = Scripted([short] * 3 + [long] + [short] * 9 + [(1.0, DONE)])
+  pauses, said = run(scripted, 13)
   assert pauses[:4] == [5, 10, 20, 0]
   assert pauses[4:] == [5, 10, 20, 40, 80, 160, 320, 600, 600]
-  assert cluster.calls == ["start"] + ["recover", "start"] * 13
+  assert scripted.calls == ["start"] + ["recover", "start"] * 13
   assert said[-1] == "x: done after 13 restarts"
 
 
@@ -103,3 +106,8 @@ def test_an_error_of_the_training_ends_it():
 def test_how_a_start_ended_follows_from_its_exit_codes(codes, ending):
   outcome = outcome_of(dict(enumerate(codes)))
   assert (outcome and outcome.ending) == ending
+
+
+def test_exit_codes_are_those_of_the_training():
+  assert PREEMPTED_CODE == errors.STOPPED
+  assert LOST_CODE == watchdog.LOST
