@@ -109,5 +109,5 @@ def test_how_a_start_ended_follows_from_its_exit_codes(codes, ending):
 
 
 def test_exit_codes_are_those_of_the_training():
-  assert PREEMPTED_CODE == errors.STOPPED
+  assert PREEMPTED_CODE == errors.START_AGAIN
   assert LOST_CODE == watchdog.LOST
