@@ -136,6 +136,7 @@ class Load:
     with contextlib.suppress(OSError):
       while not self.ending:
         writer.write(_masked(self._frames[0]))
+        await writer.drain()  # raises once the service has closed it
         await asyncio.sleep(0.05)
     writer.close()
 
