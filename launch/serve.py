@@ -30,7 +30,7 @@ from rt2_jax.serving import server
 from rt2_jax.serving.batcher import Batcher
 from rt2_jax.serving.description import TOKEN_VARIABLE, describe
 from rt2_jax.serving.reading import Reader, Size
-from rt2_jax.serving.service import Service, make_call
+from rt2_jax.serving.service import Service
 
 _LOOPBACK = "127.0.0.1"
 
@@ -99,7 +99,7 @@ def make_service(opened: served_policy.Opened) -> Service:
     opened.identity,
   )
   batcher = Batcher(
-    make_call(policy),
+    policy.decide,
     spec.history,
     batch_sizes(_BATCH_SIZES.value),
     _DEADLINE.value / 1000,

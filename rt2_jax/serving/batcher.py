@@ -25,11 +25,11 @@ import numpy as np
 from rt2_jax.errors import UserError
 from rt2_jax.observation import History, Observation
 
-# (B observations, B drafts) -> (B plans, float32[B, H, D]). A draft is the
-# robot's last chunk, float32[H, D], or None before its first one.
+# `RobotPolicy.decide`: B observations and B drafts -> B plans, actions
+# float32[B, H, D], passes int32[B]. A draft is the robot's last chunk, or None.
 Call = Callable[
   [Sequence[Observation], Sequence[np.ndarray | None]],
-  tuple[Sequence[str], np.ndarray],
+  tuple[Sequence[str], np.ndarray, np.ndarray],
 ]
 
 _RECENT_S = 1.0  # a robot that asked so long ago will ask again
@@ -50,6 +50,7 @@ class Answer(NamedTuple):
     queue_s: seconds from the request to the device call.
     call_s: seconds of the device call.
     rows: robots that shared it.
+    passes: of the decoder over the answer; few where the draft was good.
   """
 
   actions: np.ndarray
@@ -57,6 +58,7 @@ class Answer(NamedTuple):
   queue_s: float
   call_s: float
   rows: int
+  passes: int
 
 
 class Session:
@@ -252,9 +254,7 @@ class Batcher:
     loop = asyncio.get_running_loop()
     start = loop.time()
     try:
-      plans, chunks, call_s = await loop.run_in_executor(
-        self._thread, self._run, batch
-      )
+      rows, call_s = await loop.run_in_executor(self._thread, self._run, batch)
     except Exception as error:
       if len(batch) > 1:
         for request in batch:
@@ -265,22 +265,27 @@ class Batcher:
       if not batch[0].answer.done():
         batch[0].answer.set_exception(error)
       return
-    for request, plan, chunk in zip(batch, plans, chunks, strict=True):
+    for request, (plan, chunk, passes) in zip(batch, rows, strict=True):
       if request.session.episode == request.episode:
         request.session.last_chunk = chunk
       if not request.answer.done():
+        queue_s = start - request.arrived
         request.answer.set_result(
-          Answer(chunk, plan, start - request.arrived, call_s, len(batch))
+          Answer(chunk, plan, queue_s, call_s, len(batch), int(passes))
         )
 
-  def _run(self, batch: list[_Request]) -> tuple[list[str], np.ndarray, float]:
-    """Calls the policy with the next larger number of rows, in the thread."""
+  def _run(self, batch: list[_Request]) -> tuple[list[tuple], float]:
+    """Calls the policy with the next larger number of rows, in the thread.
+
+    Returns:
+      (plan, chunk, passes) of each request, and the seconds of the call.
+    """
     start = time.monotonic()
     missing = next(s for s in self._sizes if s >= len(batch)) - len(batch)
     rows = batch + batch[:1] * missing
-    plans, chunks = self._call(
+    decision = self._call(
       [request.observation for request in rows],
       [request.session.last_chunk for request in rows],
     )
     seconds = time.monotonic() - start
-    return list(plans[: len(batch)]), chunks[: len(batch)], seconds
+    return list(zip(*decision, strict=True))[: len(batch)], seconds

@@ -113,6 +113,7 @@ async def _act(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     "timing": {
       "queue_ms": 1000 * answer.queue_s,
       "call_ms": 1000 * answer.call_s,
+      "passes": answer.passes,
     },
   }
 

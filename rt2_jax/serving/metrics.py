@@ -12,6 +12,7 @@ from rt2_jax.serving.batcher import Answer, UnavailableError
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_PASSES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -45,6 +46,12 @@ class Metrics:
       buckets=_ROWS,
       registry=self._registry,
     )
+    self._passes = prometheus_client.Histogram(
+      "rt2_passes",
+      "Passes of the decoder over an answer",
+      buckets=_PASSES,
+      registry=self._registry,
+    )
     for name, help_, count in (
       ("rt2_waiting", "Requests in the queue", num_waiting),
       ("rt2_sessions", "Robots that are remembered", num_sessions),
@@ -74,6 +81,7 @@ class Metrics:
     self._seconds["call"].observe(answer.call_s)
     self._seconds["request"].observe(seconds)
     self._rows.observe(answer.rows)
+    self._passes.observe(answer.passes)
 
   def text(self) -> bytes:
     """Writes all numbers in Prometheus' text format."""

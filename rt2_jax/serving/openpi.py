@@ -108,6 +108,7 @@ class _Connection:
       "infer_ms": 1000 * (time.monotonic() - start),
       "queue_ms": 1000 * answer.queue_s,
       "call_ms": 1000 * answer.call_s,
+      "passes": answer.passes,
     }
     if self._previous_s is not None:
       timing["prev_total_ms"] = 1000 * self._previous_s

@@ -7,12 +7,11 @@ import contextlib
 import functools
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rt2_jax.errors import UserError
 from rt2_jax.observation import Observation
-from rt2_jax.robot_policy import RobotPolicy
 from rt2_jax.serving.batcher import Answer, Batcher, Session, UnavailableError
 from rt2_jax.serving.description import check_claims
 from rt2_jax.serving.metrics import Metrics
@@ -143,12 +142,3 @@ class Service:
     if any(isinstance(picture, bytes) for picture in pictures.values()):
       return await asyncio.to_thread(read)
     return read()
-
-
-def make_call(policy: RobotPolicy) -> Callable:
-  """Makes the batcher's call of a policy."""
-
-  def call(observations, drafts):
-    return policy.plan_and_act(observations, drafts)
-
-  return call

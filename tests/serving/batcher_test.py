@@ -31,7 +31,8 @@ class Recorder:
     self.drafts.append(list(drafts))
     if any(frames[-1] == 255 for frames in seen):
       raise UserError("got a marked picture")
-    return [""] * len(seen), np.float32([[frames] for frames in seen])
+    passes = [1 if draft is None else 2 for draft in drafts]
+    return [""] * len(seen), np.float32([[f] for f in seen]), passes
 
 
 def frame(mark: int) -> Observation:
@@ -148,13 +149,15 @@ def test_only_the_robot_whose_request_fails_gets_the_error():
 def test_a_session_keeps_frames_and_the_draft_until_its_reset():
   async def check(batcher, policy):
     robot = batcher.open_session()
-    for mark in (1, 2, 3):
-      await batcher.submit(robot, frame(mark))
-    robot.reset()
-    await batcher.submit(robot, frame(4))
+    passes = []
+    for mark in (1, 2, 3, 4):
+      if mark == 4:
+        robot.reset()
+      passes.append((await batcher.submit(robot, frame(mark))).passes)
     # Before there are three frames the first is repeated.
     frames = [[1, 1, 1], [1, 1, 2], [1, 2, 3], [4, 4, 4]]
     assert policy.calls == [[each] for each in frames]
+    assert passes == [1, 2, 2, 1]
     drafts = [d if d is None else d.tolist() for (d,) in policy.drafts]
     assert drafts == [None, [[1, 1, 1]], [[1, 1, 2]], None]
 

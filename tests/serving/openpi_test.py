@@ -68,6 +68,7 @@ def test_an_answer_is_the_policys(socket, policy):
     assert answer["actions"].dtype == np.float32
     timing = answer["server_timing"]
     assert timing["infer_ms"] >= timing["call_ms"] > 0
+    assert timing["passes"] == 1
     assert ("prev_total_ms" in timing) == (seed > 0)
 
 

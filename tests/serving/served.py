@@ -21,7 +21,7 @@ from rt2_jax.serving import server
 from rt2_jax.serving.batcher import Batcher
 from rt2_jax.serving.description import describe
 from rt2_jax.serving.reading import Reader
-from rt2_jax.serving.service import Service, make_call
+from rt2_jax.serving.service import Service
 from rt2_jax.tokenizer import Tokenizer
 from tests import tiny_models
 from tests.conftest import ROOT
@@ -97,7 +97,7 @@ def make_service(policy: RobotPolicy, **batching) -> Service:
   identity = {"checkpoint": "tiny", "checkpoint_sha256": "0" * 64}
   metadata = describe(policy.action_tokenizer, spec, sizes, 5.0, identity)
   batcher = Batcher(
-    make_call(policy),
+    policy.decide,
     spec.history,
     batching.pop("sizes", BATCH_SIZES),
     **batching,
