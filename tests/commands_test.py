@@ -192,3 +192,6 @@ def test_every_link_of_a_page_leads_somewhere(page):
   for target in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\":]+)\"", text):
     (name,) = filter(None, target)
     assert (folder / name).exists(), name
+  ours = r"`((?:rt2_jax|launch|data|tests|configs)/[\w/.-]+)`"
+  for name in set(re.findall(ours, text)):
+    assert (ROOT / name).exists(), name

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -179,6 +180,13 @@ def test_every_module_stands_on_one_of_eight_floors():
   tops = {module.with_suffix("").parts[0] for module in modules()}
   assert tops == set().union(*FLOORS, {"errors"})
   assert len(FLOORS) <= 8
+
+
+def test_workspace_draws_these_floors():
+  page = (ROOT / "WORKSPACE.md").read_text()
+  rows = re.findall(r"^\| \d [^|]*\| ([^|]*) \|$", page, re.M)
+  drawn = [set(row.replace("/", "").replace("`", "").split()) for row in rows]
+  assert drawn == FLOORS
 
 
 def python_files():
