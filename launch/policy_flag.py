@@ -280,7 +280,7 @@ def _check_fit(
       f"trained for {benchmark.title or 'this benchmark'}"
     )
   runner.check_spec(spec, benchmark.spec)
-  prompt = described.make_prompt(text)
+  prompt = described.make_prompt(text, source)
   state = [0] * (len(spec.state) if spec.state else 0)
   for trial in trials:
     prompt.robot_prefix(trial.instruction, state)

@@ -84,11 +84,11 @@ def run_ours(
   if not whole:
     model, params = agreement.ends(model, params)
   meta = CheckpointMeta.from_dict(checkpoint.meta)
-  prompt = meta.make_prompt(Tokenizer(checkpoint.tokenizer))
+  text = Tokenizer(checkpoint.tokenizer)
   params = jax.tree.map(lambda leaf: leaf.astype("float32"), params)
   model = agreement.as_float32(model)
   policies = [
-    Policy(model, params, prompt, *meta.robot(name))
+    Policy(model, params, meta.make_prompt(text, name), *meta.robot(name))
     for name in agreement.sources(checkpoint.meta["action_tokenizers"])
   ]
   inputs = agreement.fixed_inputs(policies[0])

@@ -132,6 +132,18 @@ def augment(
   return _recolour(resized, noise[..., 4:] * scale)
 
 
+def row_fractions(
+  fractions: Sequence[float], source: jax.Array
+) -> jax.Array | None:
+  """Looks up each row's `fraction` by its source, int32[B].
+
+  Without a source of its own fraction a program is that of all of it.
+  """
+  if set(fractions) <= {1.0}:
+    return None
+  return jnp.asarray(fractions, jnp.float32)[source]
+
+
 def _noise(key: jax.Array, batch: int, cameras: int) -> jax.Array:
   """Draws float32[B, C, 7] in [-1, 1): 4 numbers for a crop, 3 for colours.
 

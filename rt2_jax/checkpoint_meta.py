@@ -35,6 +35,7 @@ class CheckpointMeta:
     config: fields of the experiment's config file.
     model: sizes of the model.
     prompt: the fields of `Prompt`, without its tokenizer.
+    prompts: fields that differ for a robot source, by its name.
     action_tokenizers: how each robot source writes actions.
     observation: cameras and history that the model reads.
     observations: what it reads of each robot source.
@@ -56,6 +57,9 @@ class CheckpointMeta:
   tokenizer_sha256: str
   statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  prompts: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
   base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   format: int = FORMAT
@@ -117,18 +121,28 @@ class CheckpointMeta:
     Raises:
       UserError: no such source.
     """
+    name = self._source_name(source)
+    if not name:
+      return None, self.observation
+    return self.action_tokenizers[name], self.observations[name]
+
+  def make_prompt(
+    self, tokenizer: Tokenizer, source: str | None = None
+  ) -> Prompt:
+    """Builds the prompts of a source as in training; see `robot`."""
+    own = self.prompts.get(self._source_name(source), {})
+    return Prompt(tokenizer, **{**self.prompt, **own})
+
+  def _source_name(self, source: str | None) -> str:
+    """Finds the source to act as; "" where there is none."""
     known = self.action_tokenizers
     if source is None and not known:
-      return None, self.observation
+      return ""
     if source is None and len(known) == 1:
       source = next(iter(known))
     if source not in known:
       raise unknown_name("the source to act as", str(source), known)
-    return known[source], self.observations[source]
-
-  def make_prompt(self, tokenizer: Tokenizer) -> Prompt:
-    """Builds prompts as in training."""
-    return Prompt(tokenizer, **self.prompt)
+    return source
 
 
 def _dicts(named: Mapping[str, Any]) -> dict[str, dict]:

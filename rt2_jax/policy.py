@@ -120,7 +120,7 @@ class Policy(RobotPolicy):
       step,
     )
     checkpoints.close()
-    prompt = meta.make_prompt(Tokenizer(model_file))
+    prompt = meta.make_prompt(Tokenizer(model_file), source)
     return cls(meta.model, params, prompt, action_tokenizer, observation, mesh)
 
   def answer(

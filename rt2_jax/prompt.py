@@ -38,11 +38,6 @@ class PromptConfig:
   template: str = ROBOT_TEMPLATE
   plan_length: Annotated[int, at_least(0)] = 0
 
-  @property
-  def writes_state(self) -> bool:
-    """Tells whether the template has a field for a robot's state."""
-    return STATE_FIELD in self.template
-
 
 def question_ids(tokenizer: Tokenizer, question: str) -> list[int]:
   """Tokenizes `[bos] question [newline]`, of any length."""

@@ -28,7 +28,8 @@ from rt2_jax.weights import lora_base
 _LOG = logging.getLogger(__name__)
 
 # What a run that goes on may not change.
-_SAME = ("model", "action_tokenizers", "observation", "observations")
+_SAME = ("model", "prompts", "action_tokenizers", "observation")
+_SAME += ("observations",)
 
 
 def restore_or_init(

@@ -21,13 +21,14 @@ from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.fields import Schema, construct
 from rt2_jax.input_pipeline import web
 from rt2_jax.input_pipeline.loader import LoaderConfig
+from rt2_jax.input_pipeline.mixture import weigh
 from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import abstract_params
 from rt2_jax.objectives import OBJECTIVES
 from rt2_jax.observation import ObservationConfig, ObservationSpec
 from rt2_jax.optimizer import OptimizerConfig, make_optimizer
-from rt2_jax.prompt import Prompt, PromptConfig
+from rt2_jax.prompt import STATE_FIELD, Prompt, PromptConfig
 from rt2_jax.ranges import at_least, between
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.train_state import Trainer
@@ -170,13 +171,7 @@ class TrainConfig:
     for axis in self.mesh:
       if axis not in sharding.MESH_AXES:
         raise unknown_name("an axis of config.mesh", axis, sharding.MESH_AXES)
-    if self.observation.state != self.prompt.writes_state:
-      raise UserError(
-        f"got config.observation.state = {self.observation.state} with "
-        f"config.prompt.template = {self.prompt.template!r}, expected the "
-        "field '{state}' in the template of a model that reads a robot's "
-        "state, and in no other; change one of them"
-      )
+    self._check_sources()
     if self.model.adapted and not self.pretrained:
       raise UserError(
         "got config.model.lora_rank above 0 with config.pretrained = '', "
@@ -188,6 +183,17 @@ class TrainConfig:
         "expected config.evaluation.every above 0, or keep_best = ''"
       )
     self._check_objective()
+
+  def _check_sources(self):
+    own = [s.template for s in self.sources.values() if s.template]
+    for template in [self.prompt.template, *own]:
+      if self.observation.state != (STATE_FIELD in template):
+        raise UserError(
+          f"got config.observation.state = {self.observation.state} with the "
+          f"template {template!r}, expected the field '{{state}}' in each "
+          "template of a model that reads a robot's state, and in no other; "
+          "change one of them"
+        )
 
   def _check_objective(self):
     if self.objective not in OBJECTIVES:
@@ -224,17 +230,15 @@ class TrainConfig:
     """Lists robot sources, then web sources: the order of `Batch.source`."""
     return (*self.sources, *self.web)
 
-  def weights(self) -> tuple[float, ...]:
-    """Computes the fraction of a batch of each source in `source_names`."""
-    shares = (self.robot_share, 1.0 - self.robot_share)
-    weights = []
-    for share, group in zip(shares, (self.sources, self.web), strict=True):
-      total = sum(source.weight for source in group.values())
-      weights += [s.weight / total * share for s in group.values()]
-    return tuple(weights)
+  def weights(self, sizes: Sequence[int]) -> tuple[float, ...]:
+    """Computes each source's fraction of a batch, given their examples."""
+    groups = self.sources.values(), self.web.values()
+    return weigh(groups, (self.robot_share, 1.0 - self.robot_share), sizes)
 
-  def make_prompt(self) -> Prompt:
-    return Prompt(self.tokenizer, **dataclasses.asdict(self.prompt))
+  def make_prompt(self, source: str = "") -> Prompt:
+    """Makes the prompt of a robot source, or that of the web."""
+    own = self.sources[source].prompt if source else {}
+    return Prompt(self.tokenizer, **dataclasses.asdict(self.prompt) | own)
 
   def make_mesh(self, devices: Sequence[jax.Device]) -> Mesh:
     """Makes the mesh over these devices, its -1 chosen for the model.
@@ -258,6 +262,9 @@ class TrainConfig:
       model=self.model,
       optimizer=make_optimizer(self.optimizer, self.num_steps),
       augmentation=self.augmentation,
+      fractions=tuple(
+        s.augmentation for s in (*self.sources.values(), *self.web.values())
+      ),
       action_tokenizers=tuple(
         action_tokenizers.get(name) for name in self.source_names
       ),
@@ -280,7 +287,10 @@ class TrainConfig:
     route = self.tokenizer.action_route(self.actions.route)
     return {
       name: ActionTokenizer(
-        source.space, route, self.actions.rt1_compat, self.actions.horizon
+        source.space,
+        route,
+        self.actions.rt1_compat,
+        source.horizon or self.actions.horizon,
       )
       for name, source in self.sources.items()
     }

@@ -33,7 +33,7 @@ def make_loader(
       source,
       source.split,
       action_tokenizers[name],
-      prompt,
+      config.make_prompt(name),
       specs[name],
       *reading,
       state_dropout=dropout,
@@ -47,9 +47,10 @@ def make_loader(
     )
     for source in config.web.values()
   ]
+  sizes = tuple(len(e) for e in robots + webs)
   order = mixture.Mixture(
-    sizes=tuple(len(e) for e in robots + webs),
-    weights=config.weights(),
+    sizes=sizes,
+    weights=config.weights(sizes),
     seed=config.seed,
   )
   return loader.Loader(

@@ -70,7 +70,8 @@ class Trainer:
   Attributes:
     model: sizes of the model.
     optimizer: from `optimizer.make_optimizer`.
-    augmentation: how training images are changed.
+    augmentation: how training images are changed; of each source's images by
+      its part of `fractions`, see `augment.row_fractions`.
     action_tokenizers: of each source, None for a web source.
     seed: of the parameters and the augmentation.
     mesh: where everything lives.
@@ -105,18 +106,17 @@ class Trainer:
   module: type[VLM] = VLM
   skips_bad_steps: bool = False
   largest_gradient: float = math.inf
+  fractions: tuple[float, ...] = ()
 
   def abstract_state(self) -> TrainState:
     """ShapeDtypeStructs with shardings; allocates nothing.
 
     Raises:
-      UserError: a frozen pattern that no name holds, or a parameter that the
-        mesh cannot split.
+      UserError: a frozen pattern without a name, or a mesh that cannot split.
     """
     shapes = jax.eval_shape(self._init)
-    return sharding.abstract(
-      shapes, sharding.state_shardings(shapes, self.mesh)
-    )
+    shardings = sharding.state_shardings(shapes, self.mesh)
+    return sharding.abstract(shapes, shardings)
 
   def init_state(self) -> TrainState:
     """Draws a fresh state on the devices where it will live."""
@@ -198,6 +198,7 @@ class Trainer:
       key,
       batch.image_size,
       [camera not in spec.uncropped for camera in spec.cameras],
+      augment.row_fractions(self.fractions, batch.source),
     )
 
   def train_step(

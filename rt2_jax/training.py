@@ -286,6 +286,11 @@ def make_meta(
     config=dict(fields),
     model=config.model,
     prompt=dataclasses.asdict(config.prompt),
+    prompts={
+      name: source.prompt
+      for name, source in config.sources.items()
+      if source.prompt
+    },
     action_tokenizers=action_tokenizers,
     observation=config.observation.spec,
     observations=config.observation_specs(),

@@ -37,7 +37,7 @@ def test_every_config_is_read_whole(name, monkeypatch):
   config = TrainConfig.from_dict(fields)
   optimizer.learning_rate(config.optimizer, config.num_steps)
   make_optimizer(config.optimizer, config.num_steps)
-  assert math.isclose(sum(config.weights()), 1.0)
+  assert math.isclose(sum(config.weights([1] * len(config.source_names))), 1.0)
   for source in config.sources.values():
     assert source.space and source.eval_split
 

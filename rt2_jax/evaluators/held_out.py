@@ -115,15 +115,15 @@ class Evaluation:
     """
     self._limits = config.evaluation
     self._held_out = HeldOut(config.loader, config.evaluation.batch_size, at)
-    prompt, specs = config.make_prompt(), config.observation_specs()
+    prompt, specs = config.make_prompt, config.observation_specs()
     self._policies = {
       name: Policy(
-        config.model, None, prompt, action_tokenizer, specs[name], mesh
+        config.model, None, prompt(name), action_tokenizer, specs[name], mesh
       )
       for name, action_tokenizer in action_tokenizers.items()
     }
     self._answering = Policy(
-      config.model, None, prompt, None, config.observation.spec, mesh
+      config.model, None, prompt(), None, config.observation.spec, mesh
     )
     self._steps = {
       name: self._held_out.open_steps(source, self._policies[name])

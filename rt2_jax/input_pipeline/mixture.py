@@ -10,15 +10,55 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from rt2_jax.errors import UserError
+from rt2_jax.errors import UserError, unknown_name
 
 _WEIGHT_BITS = 20  # shares are kept in 2**-20ths: exact integer arithmetic
 _ROUNDS = 6  # Feistel rounds; 4 already give a good permutation
+
+
+# What a source's weight is multiplied by, as a power of its size.
+_POWERS = {"": 0.0, "root_size": 0.5, "size": 1.0}
+
+
+class Weighed(Protocol):
+  """The fields of a source that give its fraction of a batch."""
+
+  weight: float
+  weight_by: str
+
+
+def weigh(
+  groups: Sequence[Collection[Weighed]],
+  fractions: Sequence[float],
+  sizes: Sequence[int],
+) -> tuple[float, ...]:
+  """Divides a batch among sources.
+
+  Args:
+    groups: the sources, such as those of robots and those of the web.
+    fractions: of a batch, for each group.
+    sizes: examples of each source, group by group.
+
+  Returns:
+    The fraction of each source.
+
+  Raises:
+    UserError: an unknown `weight_by`.
+  """
+  left, weights = iter(sizes), []
+  for fraction, group in zip(fractions, groups, strict=True):
+    own = []
+    for source in group:
+      if source.weight_by not in _POWERS:
+        raise unknown_name("weight_by", source.weight_by, _POWERS)
+      own.append(source.weight * next(left) ** _POWERS[source.weight_by])
+    weights += [weight / sum(own) * fraction for weight in own]
+  return tuple(weights)
 
 
 class Drawn(NamedTuple):

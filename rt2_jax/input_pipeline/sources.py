@@ -27,7 +27,7 @@ from rt2_jax.input_pipeline.datasets import DATASETS, RobotDataset
 from rt2_jax.input_pipeline.filters import Filters, make_filters
 from rt2_jax.input_pipeline.step_index import StepIndex, StepSource
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
-from rt2_jax.ranges import at_least, more_than
+from rt2_jax.ranges import at_least, between, more_than
 from rt2_jax.storage import locate
 
 _COMPARED: set[str] = set()  # hashes of functions that this process has too
@@ -46,9 +46,15 @@ class SourceConfig:
     split: split to train on, or a part of its episodes such as "train[:99%]",
       see `splits.Part`.
     eval_split: split to evaluate on.
-    weight: share of the mixture, relative to the other robot sources.
+    weight: fraction of the mixture, relative to the other robot sources.
+    weight_by: "size" multiplies the weight by the source's number of steps,
+      "root_size" by the root of it; "" takes it as it is.
     cameras: by the model's name of a camera another one of the dataset, or an
       image feature; "" hides the camera.
+    template: the robot's question, as `prompt.template`; "" for that one.
+    horizon: actions of an answer; 0 for `actions.horizon`.
+    augmentation: fraction of `config.augmentation` by which this source's
+      images are changed.
     stride: recorded steps that make one step, see `resampling.resample`.
     bounds: [low, high] in physical units for dimensions whose bins should
       span another range than the action space's own; or "q01_q99", those that
@@ -64,6 +70,10 @@ class SourceConfig:
   split: str = "train"
   eval_split: str = "train"
   weight: Annotated[float, more_than(0)] = 1.0
+  weight_by: str = ""
+  template: str = ""
+  horizon: Annotated[int, at_least(0)] = 0
+  augmentation: Annotated[float, between(0, 1)] = 1.0
   cameras: Mapping[str, str] = dataclasses.field(default_factory=dict)
   stride: Annotated[int, at_least(1)] = 1
   bounds: Mapping[str, Sequence[float]] | str = dataclasses.field(
@@ -97,6 +107,11 @@ class SourceConfig:
     cameras = {**known.cameras, **chosen}
     shown = {name: feature for name, feature in cameras.items() if feature}
     return dataclasses.replace(known, cameras=shown)
+
+  @property
+  def prompt(self) -> dict[str, str]:
+    """The fields of `Prompt` that are this source's own."""
+    return {"template": self.template} if self.template else {}
 
   @property
   def space(self) -> ActionSpace:

@@ -24,7 +24,7 @@ from rt2_jax.input_pipeline.code_hash import code_hash
 from rt2_jax.input_pipeline.growing_columns import GrowingColumns
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.prompt import answer_ids, question_ids
-from rt2_jax.ranges import more_than
+from rt2_jax.ranges import between, more_than
 from rt2_jax.storage import locate
 from rt2_jax.tokenizer import Tokenizer
 
@@ -38,13 +38,17 @@ class WebConfig:
     split: what to train on: a split, or a part of its examples such as
       "train[:99%]", see `splits.Part`.
     eval_split: what to evaluate on; "" evaluates nothing.
-    weight: share of the mixture, relative to the other web sources.
+    weight: fraction of the mixture, relative to the other web sources.
+    weight_by: as in `SourceConfig`; the size is the number of examples.
+    augmentation: as in `SourceConfig`.
   """
 
   path: str
   split: str = "train"
   eval_split: str = ""
   weight: Annotated[float, more_than(0)] = 1.0
+  weight_by: str = ""
+  augmentation: Annotated[float, between(0, 1)] = 1.0
 
   @property
   def folder(self) -> str:

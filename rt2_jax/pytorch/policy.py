@@ -94,7 +94,9 @@ class TorchPolicy(RobotPolicy):
     meta = CheckpointMeta.from_dict(robot)
     action_tokenizer, observation = meta.robot(source)
     text = Tokenizer.from_file(file.parent / "tokenizer.model")
-    return cls(model, meta.make_prompt(text), action_tokenizer, observation)
+    return cls(
+      model, meta.make_prompt(text, source), action_tokenizer, observation
+    )
 
   @torch.inference_mode()
   def image_tokens(
