@@ -316,7 +316,7 @@ def test_one_image_is_no_observation_of_two_cameras(policies):
       {"cameras": ["primary", "hand"], "uncropped": []},
       r"no source has \['hand'\]",
     ),
-    ({"state": False}, "state = False with config.prompt.template"),
+    ({"state": False}, "state = False with the template"),
     ({"uncropped": ["hand"]}, r"uncropped cameras \['hand'\]"),
     ({"history": 0}, "config.observation.history = 0"),
     ({"wrong": 1}, "wrong"),
