@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from rt2_jax import images, sharding, train_data
 from rt2_jax.benchmarks import meters
 from rt2_jax.input_pipeline import sources
 from rt2_jax.input_pipeline.loader import Loader
+from rt2_jax.input_pipeline.mixture import by_source
 from rt2_jax.train_config import TrainConfig
 
 _SETTLING_BATCHES = 300  # until the allocator has met every thread
@@ -91,12 +91,10 @@ def throughput(iterator: Iterator, num_batches: int) -> tuple[float, float]:
 
 def python_ms(batches: Loader, num_batches: int = 20) -> float:
   """Milliseconds per example of drawing and writing; files are read before."""
-  place = batches.rows, batches.batch_size
 
   def parts(step: int) -> Iterator[tuple]:
-    drawn = batches.mixture.draw(step, *place)
-    for s in np.unique(drawn.source):
-      mine = drawn.source == s
+    drawn = batches.draw(step)
+    for s, mine in by_source(drawn.source):
       yield batches.examples[s], drawn.example[mine], drawn.epoch[mine]
 
   def read(examples, numbers) -> list[list[bytes]]:

@@ -7,6 +7,7 @@ canvas on which images of all sizes lie, P and S columns of the text.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Annotated
@@ -19,13 +20,14 @@ from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.damage import Damage
 from rt2_jax.input_pipeline.examples import Examples, Rows
 from rt2_jax.input_pipeline.frames import canvas_for, place_frames
-from rt2_jax.input_pipeline.mixture import Mixture
+from rt2_jax.input_pipeline.mixture import Drawn, Mixture, by_source
 from rt2_jax.input_pipeline.read_ahead import read_ahead
 from rt2_jax.ranges import at_least
 
 _LOG = logging.getLogger(__name__)
 
 _PREFETCH = 2  # batches decoded ahead of the step that uses them
+_DRAWN_ROWS = 2048  # rows that are drawn together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Loader:
     self.num_threads = num_threads
     self.resolution = resolution
     self.num_images = num_images
+    self._steps_at_once = max(1, _DRAWN_ROWS // len(self.rows))
+    self._draw_block = functools.lru_cache(4)(self._draw_steps)
     self.damage = Damage(max_skipped)
     for each in examples:
       for loss in each.skipped:
@@ -108,12 +112,11 @@ class Loader:
 
   def _load(self, step: int) -> Batch:
     """Reads and decodes the batch of a step."""
-    drawn = self._draw(step)
+    drawn = self.draw(step)
     pixels = self._black_canvas(len(self.rows))
     sizes = np.zeros((len(self.rows), self.num_images, 2), np.int32)
     columns: list[np.ndarray] = []
-    for s in np.unique(drawn.source):
-      mine = np.flatnonzero(drawn.source == s)
+    for s, mine in by_source(drawn.source):
       examples, numbers = self.examples[s], drawn.example[mine]
       images, *text = self._read(examples, numbers, drawn.epoch[mine])
       columns = columns or [
@@ -134,8 +137,19 @@ class Loader:
     own = [[next(data) for _ in each] for each in requests]
     return examples.rows(numbers, epochs, own)
 
-  def _draw(self, step: int):
-    return self.mixture.draw(step, self.rows, self.batch_size)
+  def draw(self, step: int) -> Drawn:
+    """Draws this host's examples of a step."""
+    block, i = divmod(step, self._steps_at_once)
+    here = slice(i * len(self.rows), (i + 1) * len(self.rows))
+    return Drawn(*(column[here] for column in self._draw_block(block)))
+
+  def _draw_steps(self, block: int) -> Drawn:
+    """Draws some steps together: a small batch costs what a large one does."""
+    first = block * self._steps_at_once
+    steps = np.arange(first, first + self._steps_at_once)
+    rows = np.tile(self.rows, len(steps))
+    steps = np.repeat(steps, len(self.rows))
+    return self.mixture.draw(steps, rows, self.batch_size)
 
   def _load_carefully(self, step: int) -> Batch:
     """Loads a batch with a damaged example row by row, to name it.
@@ -143,7 +157,7 @@ class Loader:
     A damaged example gives way to the next one of its source; all other rows
     are what they would have been.
     """
-    drawn = self._draw(step)
+    drawn = self.draw(step)
     rows = [self._next_good_row(*row) for row in zip(*drawn, strict=True)]
     pixels, size, *columns = map(np.stack, zip(*rows, strict=True))
     return Batch(pixels, size, *columns, drawn.source)

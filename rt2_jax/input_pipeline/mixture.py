@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -111,15 +111,18 @@ class Mixture:
         "source or raise its weight"
       )
 
-  def draw(self, step: int, rows: np.ndarray, batch_size: int) -> Drawn:
+  def draw(
+    self, step: int | np.ndarray, rows: np.ndarray, batch_size: int
+  ) -> Drawn:
     """Draws the examples of some rows of the global batch.
 
     Args:
-      step: training step, from 0.
+      step: training step, from 0; or int[n], that of each row.
       rows: int[n], rows of the global batch, 0 <= row < batch_size.
       batch_size: rows of the global batch.
     """
-    position = np.int64(step) * batch_size + np.asarray(rows, np.int64)
+    step, rows = np.asarray(step, np.int64), np.asarray(rows, np.int64)
+    position = step * batch_size + rows
     source, visit = self._sources(position)
     size = np.asarray(self.sizes, np.int64)[source]
     epoch, index = np.divmod(visit, size)
@@ -154,6 +157,13 @@ class Mixture:
       rank = np.where(is_open, np.where(taken, before, rank - before), rank)
       is_open &= ~taken
     return source, rank
+
+
+def by_source(source: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields each source of a batch, int32[n], with its rows."""
+  order = np.argsort(source, kind="stable")
+  present, starts = np.unique(source[order], return_index=True)
+  yield from zip(present.tolist(), np.split(order, starts[1:]), strict=True)
 
 
 def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:

@@ -193,6 +193,8 @@ class RobotText:
     """Gathers the bins of n chunks, int32[n, H, D]."""
     steps, is_past = self._source.following(numbers, self._tokenizer.horizon)
     bins = self._bins[steps].astype(np.int32)
+    if not is_past.any():
+      return bins
     ends = np.where(self._is_held, bins, self._end)
     return np.where(is_past[..., None], ends, bins)
 

@@ -221,9 +221,10 @@ class StepSource:
     """
     index, steps = self.index, np.asarray(numbers, np.int64)
     episode = index.episode[steps]
-    back = np.arange(1 - self.history, 1)
-    frames = index.frame[steps].astype(np.int64)[:, None] + back
-    frames = np.maximum(frames, index.start[episode][:, None])
+    frames = index.frame[steps].astype(np.int64)[:, None]
+    if self.history > 1:
+      frames = frames + np.arange(1 - self.history, 1)
+      frames = np.maximum(frames, index.start[episode][:, None])
     places = [
       column[frames].swapaxes(1, 2).reshape(len(steps), -1).tolist()
       for column in (index.offset, index.length, index.checksum)
@@ -246,6 +247,8 @@ class StepSource:
       bool[n, H], whether the end is past.
     """
     first = np.asarray(numbers, np.int64)[:, None]
+    if horizon == 1:
+      return first, np.zeros(first.shape, bool)
     ahead = np.arange(horizon)
     steps = np.minimum(first + ahead, len(self) - 1)
     episode = self.index.episode
