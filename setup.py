@@ -40,6 +40,8 @@ EXTRAS = {
     "vla-eval>=0.8,<0.9",
     "websockets>=15.0",
   ],
+  # Videos, tables and HDF5 files of other robot data.
+  "import": ["av>=14.0", "h5py>=3.12", "pyarrow>=18.0"],
   "lint": ["ruff>=0.12"],
 }
 # Alone, all that the tests import.
@@ -48,6 +50,7 @@ EXTRAS["test"] = [
   *EXTRAS["gcs"],
   *EXTRAS["estimate"],
   *EXTRAS["serve"],
+  *EXTRAS["import"],
   *EXTRAS["sim"],
   *EXTRAS["torch"],
   *EXTRAS["colabs"],

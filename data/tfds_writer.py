@@ -5,12 +5,13 @@ import contextlib
 import io
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from rt2_jax.differences import differing, to_json
 from rt2_jax.errors import UserError
 
 SPLITS = ("train", "val")
@@ -70,6 +71,47 @@ def write_quietly(builder: tfds.core.DatasetBuilder) -> None:
     builder.download_and_prepare(download_dir=nothing_to_download)
 
 
+def describe_folder(
+  folder: Path,
+  name: str,
+  features: tfds.features.FeaturesDict,
+  lengths: Mapping[str, Sequence[int]],
+  num_bytes: Mapping[str, int],
+  settings: Mapping[str, Any],
+) -> None:
+  """Writes the files that describe shards which are there already.
+
+  Args:
+    folder: holds `{name}-{split}.tfrecord-00000-of-000NN`.
+    name: of the data set.
+    features: of an example.
+    lengths: examples of each shard, by split.
+    num_bytes: of all examples of a split.
+    settings: are kept in the folder, see `check_settings`.
+  """
+  template = tfds.core.ShardedFileTemplate(
+    data_dir=folder, dataset_name=name, filetype_suffix="tfrecord"
+  )
+  splits = [
+    tfds.core.SplitInfo(
+      name=split,
+      shard_lengths=list(lengths[split]),
+      num_bytes=num_bytes[split],
+      filename_template=template.replace(split=split),
+    )
+    for split in lengths
+  ]
+  tfds.folder_dataset.write_metadata(
+    data_dir=folder,
+    features=features,
+    split_infos=splits,
+    version="1.0.0",
+    filename_template=template,
+    check_data=False,
+    metadata=tfds.core.MetadataDict(settings),
+  )
+
+
 def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
   """Compares the settings with those that a folder was written with.
 
@@ -78,8 +120,12 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
   """
   path = folder / "metadata.json"  # where TFDS keeps a dataset's metadata
   found = json.loads(path.read_text()) if path.exists() else None
-  if found != settings:
+  wanted = to_json(settings)
+  if found != wanted:
+    told = "data of another program"
+    if found:
+      changes = list(differing(found, wanted, "settings"))
+      told = f"data made otherwise: {'; '.join(changes[:3])}"
     raise UserError(
-      f"{folder}: got data made with {found or 'another program'}, expected "
-      f"{settings}; pass another --output_dir, or remove the folder"
+      f"{folder}: got {told}; pass another --output_dir, or remove the folder"
     )

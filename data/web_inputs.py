@@ -1,19 +1,24 @@
 """Reads formats of image-text data for data/make_web_records.py.
 
-Each reader gives the examples one after the other with the place of each, for
-error messages:
+Each reader says where the examples are, one after the other; an example itself
+is read when it is asked for, so that one that cannot be read is no reason to
+stop:
 
   read_jsonl  lines of JSON beside an image folder, as big_vision and PaliGemma
               fine-tune on
   read_tfds   a TFDS version folder, e.g. coco_captions
-  read_tars   WebDataset: KEY.jpg or .png beside KEY.json or KEY.txt
+
+LLaVA's and COCO's JSON are read in data/web_json.py, tars of WebDataset and
+img2dataset in data/web_tars.py.
 """
 
+from __future__ import annotations
+
+import codecs
+import functools
 import glob
-import itertools
 import json
-import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,15 +29,17 @@ from rt2_jax import local_copies, storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.web import WebExample
 
-FORMATS = ("jsonl", "tfds", "webdataset")
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class Found(NamedTuple):
-  """An example and where it was found, for error messages."""
+  """Where an example is, for error messages, and how it is read.
+
+  `load` raises UserError where it cannot be; the message names no place.
+  """
 
   where: str
-  example: WebExample
+  load: Callable[[], WebExample]
 
 
 class Defaults(NamedTuple):
@@ -46,34 +53,41 @@ class Defaults(NamedTuple):
 def read_jsonl(
   path: str | Path, image_folder: str | Path, defaults: Defaults
 ) -> Iterator[Found]:
-  """Reads a JSONL file. Raises UserError naming a bad line."""
+  """Yields the lines of a JSONL file in UTF-8, or in UTF-16 with a mark."""
   path = storage.locate(path, "--input")
   images = storage.locate(image_folder, "--image_folder")
   if not path.is_file():
     raise UserError(f"got --input={path}, expected a file with JSON lines")
-  with (
-    local_copies.of(path) as local,
-    local.open(encoding="utf-8") as lines,
-  ):
-    for number, line in enumerate(lines, 1):
-      line = line.strip()
-      if not line:
-        continue
-      where = f"{path}, line {number}"
-      fields = parse_json(line, where)
-      image = images / str(fields.get("image", ""))
-      if not image.is_file():
-        raise UserError(
-          f"{where}: got image {str(image)!r}, which is no file; correct the "
-          "line or pass another --image_folder"
-        )
-      yield Found(where, from_fields(fields, image.read_bytes(), defaults))
+  with local_copies.of(path) as local:
+    for number, line in enumerate(_lines(local), 1):
+      if line.strip():
+        load = functools.partial(_from_line, line, images, defaults)
+        yield Found(f"{path}, line {number}", load)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+  """Yields lines in UTF-8: a line that is not is one bad line, not the end."""
+  with path.open("rb") as file:
+    start = file.read(3)
+    if start[:2] in _UTF16:
+      with path.open(encoding="utf-16") as lines:
+        yield from (line.encode(errors="surrogatepass") for line in lines)
+      return
+    file.seek(len(codecs.BOM_UTF8) if start == codecs.BOM_UTF8 else 0)
+    yield from file
+
+
+def _from_line(
+  line: bytes, folder: storage.Path, defaults: Defaults
+) -> WebExample:
+  fields = parse_json(line)
+  return from_fields(fields, read_image(folder, fields.get("image")), defaults)
 
 
 def read_tfds(
   folder: str | Path, split: str, answers: str, defaults: Defaults
 ) -> Iterator[Found]:
-  """Reads a TFDS dataset, in the order of its shards.
+  """Yields the examples of a TFDS dataset, in the order of its shards.
 
   Args:
     folder: version folder, e.g. `…/coco_captions/2014/1.1.0`.
@@ -89,116 +103,99 @@ def read_tfds(
       read_config=tfds.ReadConfig(interleave_cycle_length=1),
     )
     for number, fields in enumerate(tfds.as_numpy(data)):
-      texts = np.atleast_1d(feature(fields, answers))
-      answer = tuple(text.decode() for text in texts)
-      yield Found(
-        f"{folder}, split {split!r}, example {number}",
-        WebExample(
-          fields["image"],
-          defaults.question,
-          answer,
-          defaults.task,
-          defaults.language,
-        ),
+      texts = np.atleast_1d(feature(fields, answers)).tolist()
+      load = functools.partial(
+        from_fields, {"suffix": texts}, fields["image"], defaults
       )
+      yield Found(f"{folder}, split {split!r}, example {number}", load)
 
 
-def read_tars(pattern: str, defaults: Defaults) -> Iterator[Found]:
-  """Reads the tars that match, sorted by name."""
-  paths = find(pattern)
-  if not paths:
-    raise UserError(f"got --input={pattern}, which no tar matches")
-  for path in paths:
-    try:
-      with local_copies.of(path) as local, tarfile.open(local) as tar:
-        for key, files in samples(tar):
-          where = f"{path}, {key}"
-          yield Found(where, from_sample(files, where, defaults))
-    except tarfile.ReadError as error:
-      raise UserError(
-        f"{path}: got a damaged tar ({error}); copy it again"
-      ) from error
-
-
-def find(pattern: str) -> list[storage.Path]:
-  """Returns the files that match, by name."""
-  place = storage.locate(pattern, "--input")
-  if isinstance(place, storage.Url):
-    return sorted(place.parent.glob(place.name))
-  return sorted(map(Path, glob.glob(str(place))))
-
-
-def samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
-  """Groups neighbouring files by key: (key, contents by extension)."""
-  files = (
-    (*split_name(member.name), member) for member in tar if member.isfile()
-  )
-  for key, group in itertools.groupby(files, key=lambda file: file[0]):
-    yield (
-      key,
-      {
-        extension: tar.extractfile(member).read()
-        for _, extension, member in group
-      },
-    )
-
-
-def split_name(name: str) -> tuple[str, str]:
-  """Splits `"a/b.c.JPG"` into `("a/b", "c.jpg")`, as WebDataset does."""
-  folder, slash, file = name.rpartition("/")
-  stem, _, extension = file.partition(".")
-  return folder + slash + stem, extension.lower()
-
-
-def from_sample(
-  files: Mapping[str, bytes], where: str, defaults: Defaults
-) -> WebExample:
-  """Parses a WebDataset sample: an image beside .json or .txt."""
-  images = [files[e] for e in IMAGE_EXTENSIONS if e in files]
-  if len(images) != 1 or not {"json", "txt"} & files.keys():
-    raise UserError(
-      f"{where}: got files with the extensions {', '.join(sorted(files))}, "
-      f"expected one image ({', '.join(IMAGE_EXTENSIONS)}) and .json or .txt"
-    )
-  if "json" in files:
-    fields = parse_json(files["json"], where)
-  else:
-    fields = {"prefix": defaults.question, "suffix": files["txt"].decode()}
-  return from_fields(fields, images[0], defaults)
-
-
-def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-  """Parses a JSON object. Raises UserError for other text."""
+def parse_json(text: bytes) -> dict[str, Any]:
+  """Reads a JSON object; raises UserError for anything else."""
   try:
-    fields = json.loads(text)
+    fields = json.loads(text.decode())
   except ValueError as error:
     raise UserError(
-      f"{where}: got text that is not JSON ({error}); repair it"
+      f"got text that is not JSON in UTF-8 ({error}); repair it"
     ) from error
   if not isinstance(fields, dict):
     raise UserError(
-      f"{where}: got {text!r:.80}, expected an object such as "
+      f"got {text.decode().strip()!r:.80}, expected an object such as "
       '{"image": …, "prefix": …, "suffix": …}'
     )
   return fields
 
 
+def read_image(folder: storage.Path, name: Any) -> bytes:
+  """Reads the picture of an example; raises UserError if there is none."""
+  path = folder / str(name or "")
+  try:
+    with storage.named_in_errors(path, verb="read"):
+      return path.read_bytes()
+  except (OSError, UserError) as error:
+    raise UserError(
+      f"got image {str(path)!r}, which is no file; correct the example or pass "
+      "another --image_folder"
+    ) from error
+
+
 def from_fields(
   fields: Mapping[str, Any], image: bytes, defaults: Defaults
 ) -> WebExample:
-  """Makes an example of big_vision's fields: prefix asks, suffix answers."""
+  """Makes an example in big_vision's words: prefix is asked, suffix answered.
+
+  A field that is null is as good as none, a number is written out, and white
+  space around texts is no part of them.
+
+  Raises:
+    UserError: no question, an answer that is no text, or one that is empty.
+  """
   suffix = fields.get("suffix")
+  answers = suffix if isinstance(suffix, list) else [suffix]
+  asked = fields.get("prefix")
+  prefix = defaults.question if asked is None else asked
   return WebExample(
     image,
-    fields.get("prefix"),
-    tuple(suffix) if isinstance(suffix, list) else (suffix,),
-    fields.get("task", defaults.task),
-    fields.get("language", defaults.language),
+    _checked_texts("question (prefix)", [prefix])[0],
+    _checked_texts("answer (suffix)", answers),
+    _text(fields.get("task") or defaults.task) or "",
+    _text(fields.get("language") or defaults.language) or "",
   )
 
 
+def _checked_texts(name: str, values: Sequence[Any]) -> tuple[str, ...]:
+  texts = tuple(map(_text, values))
+  if not texts or not all(texts):
+    raise UserError(
+      f"got {list(values)} as {name}, expected text that is not empty; repair "
+      "or remove this example"
+    )
+  return texts
+
+
+def _text(value: Any) -> str | None:
+  """Reads a text; None where there is none.
+
+  Raises:
+    UserError: bytes that are not UTF-8, or half a character.
+  """
+  if isinstance(value, int | float) and not isinstance(value, bool):
+    return str(value)
+  try:
+    if isinstance(value, bytes):
+      value = value.decode("utf-8-sig")
+    if not isinstance(value, str):
+      return None
+    value.encode()
+  except UnicodeError as error:
+    raise UserError(
+      f"got a text that is not UTF-8 ({error}); repair or remove this example"
+    ) from error
+  return value.replace("\r\n", "\n").strip("\ufeff \t\r\n")
+
+
 def feature(fields: Mapping[str, Any], path: str) -> Any:
-  """Looks up the value at `path`, e.g. "captions/text"."""
+  """Finds the value at `path`, e.g. "captions/text"."""
   value = fields
   for name in path.split("/"):
     if not isinstance(value, Mapping) or name not in value:
@@ -208,3 +205,11 @@ def feature(fields: Mapping[str, Any], path: str) -> Any:
       )
     value = value[name]
   return value
+
+
+def find(pattern: str) -> list[storage.Path]:
+  """Returns the files that match, by name."""
+  place = storage.locate(pattern, "--input")
+  if isinstance(place, storage.Url):
+    return sorted(place.parent.glob(place.name))
+  return sorted(map(Path, glob.glob(str(place))))

@@ -16,7 +16,9 @@ import os
 import pathlib
 import re
 import shutil
+import tempfile
 import uuid
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -175,6 +177,20 @@ def output_folder(path: str | os.PathLike, name: str) -> Path:
   with named_in_errors(folder, name):
     folder.mkdir(parents=True, exist_ok=True)
   return folder
+
+
+def unfinished_folder(output: Path, name: str) -> pathlib.Path:
+  """Names where a program's unfinished files lie, to go on with: locally.
+
+  Args:
+    output: gets the finished ones. A bucket's unfinished files lie in this
+      machine's folder of temporary files.
+    name: of what is made.
+  """
+  if not isinstance(output, Url):
+    return output / f".{name}.unfinished"
+  place = zlib.crc32(str(output).encode())
+  return pathlib.Path(tempfile.gettempdir()) / f"{name}-{place:08x}.unfinished"
 
 
 def write(path: Path, content: str | bytes):

@@ -49,7 +49,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def flags_of(path: pathlib.Path) -> set[str]:
-  """The flags that a program and the modules of launch/ it imports define."""
+  """The flags that a program defines; importers share some."""
   tree = ast.parse(path.read_text())
   defined = {
     node.args[0].value
@@ -60,9 +60,10 @@ def flags_of(path: pathlib.Path) -> set[str]:
     and isinstance(node.args[0], ast.Constant)
   }
   for node in ast.walk(tree):
-    if isinstance(node, ast.ImportFrom) and node.module == "launch":
+    if isinstance(node, ast.ImportFrom) and node.module in ("launch", "data"):
       for name in node.names:
-        defined |= flags_of(ROOT / "launch" / f"{name.name}.py")
+        beside = ROOT / node.module / f"{name.name}.py"
+        defined |= flags_of(beside) if beside != path else set()
   return defined | EVERYWHERE
 
 

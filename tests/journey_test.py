@@ -283,7 +283,10 @@ def test_evaluate_prints_a_table_and_draws(whole):
     text=True,
     check=True,
   )
-  assert done.stderr == ""
+  # RT-1's bounds are wide for these small motions, and that is said.
+  assert not [
+    x for x in done.stderr.splitlines() if "bounds do not fit" not in x
+  ]
   assert "mean teacher-forced token accuracy" in done.stdout
   for name in ("terminate", "dx", "dyaw", "gripper"):
     assert f"\n{name}" in done.stdout

@@ -57,7 +57,7 @@ INSIDE = {
   "input_pipeline": [
     {"mixture", "frames", "damage", "image_size"}
     | {"unusable", "code_hash", "grippers", "growing_columns"}
-    | {"dataset_info", "read_ahead"},
+    | {"dataset_info", "read_ahead", "bounds_fit"},
     {"records", "splits", "kept_index"},
     {"episodes", "index"},
     {"step_index", "filters", "resampling"},

@@ -9,8 +9,14 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data import make_web_records, tfds_writer, web_inputs
-from data.make_web_records import detection_answer
+from data import (
+  make_web_records,
+  tfds_writer,
+  web_inputs,
+  web_json,
+  web_tars,
+)
+from data.detection import detection_answer
 from data.web_inputs import Defaults
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import frames, records, web
@@ -55,9 +61,14 @@ def write_jsonl(folder, lines, images=None):
   for name, data in images.items():
     (folder / name).write_bytes(data)
   path = folder / "data.jsonl"
-  lines = [x if isinstance(x, str) else json.dumps(x) for x in lines]
-  path.write_text("\n".join(lines) + "\n")
+  path.write_bytes(b"\n".join(map(as_bytes, lines)) + b"\n")
   return web_inputs.read_jsonl(path, folder, DEFAULTS)
+
+
+def as_bytes(line) -> bytes:
+  if isinstance(line, bytes):
+    return line
+  return (line if isinstance(line, str) else json.dumps(line)).encode()
 
 
 def write_tar(path, files):
@@ -87,7 +98,7 @@ def test_jsonl_round_trip(tmp_path, tokenizer):
 
   source = web.open_source(web.WebConfig(str(tmp_path / "out")), tokenizer)
   rows = WebExamples(source, Prompt(tokenizer, 24, 16))
-  for epoch, answer in enumerate(["hier", "dort", "hier"]):
+  for epoch, answer in enumerate(["dort", "hier", "dort"]):
     row = tiny_datasets.row(
       rows, 1, epoch, source.storage.read(source.requests([1])[0])
     )
@@ -162,7 +173,7 @@ def test_webdataset_round_trip(tmp_path):
     tmp_path / "0.tar",
     {"0.jpg": picture(file_format="jpeg"), "0.txt": b"a caption"},
   )
-  found = web_inputs.read_tars(str(tmp_path / "*.tar"), DEFAULTS)
+  found = web_tars.read_tars(str(tmp_path / "*.tar"), DEFAULTS)
   make_web_records.make(found, tmp_path / "out", "wds")
   caption, detection = read(tmp_path / "out")
   assert caption[1:3] == (DEFAULTS.question, ("a caption",))
@@ -192,7 +203,7 @@ def test_examples_are_dealt_to_shards_in_turn(tmp_path):
   ],
 )
 def test_images_that_training_cannot_use_are_written_again(image, size):
-  written = make_web_records.prepare_image(image, 100, "here")
+  written = make_web_records.prepare_image(image, 100)
   with Image.open(io.BytesIO(written)) as again:
     assert (again.format, again.size) == ("JPEG", size)
     red, _, blue = again.convert("RGB").getpixel((3, 3))
@@ -208,7 +219,7 @@ def test_drawings_and_16_bit_pictures_are_what_they_show(max_side):
   for pixels, top, middle in ((drawing, 255, 0), (ramp, 0, 128)):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
-    kept = make_web_records.prepare_image(file.getvalue(), max_side, "here")
+    kept = make_web_records.prepare_image(file.getvalue(), max_side)
     shown = frames.decode_image(kept, "")
     side = min(max_side, 64)
     assert shown.shape == (side, side, 3)
@@ -216,11 +227,30 @@ def test_drawings_and_16_bit_pictures_are_what_they_show(max_side):
     assert abs(shown[side // 2, side // 2].mean() - middle) < 6
 
 
-def test_a_32_bit_picture_is_named(tmp_path):
+@pytest.mark.parametrize(
+  ("values", "shown"),
+  [
+    (np.linspace(0, 1, 64, dtype=np.float32), np.linspace(0, 255, 64)),
+    (np.linspace(0, 0.5, 64, dtype=np.float32), np.linspace(0, 127.5, 64)),
+    (np.linspace(-3, 9, 64, dtype=np.float32), np.linspace(0, 255, 64)),
+    (np.linspace(5, 9e4, 64).astype(np.int32), np.linspace(0, 255, 64)),
+  ],
+)
+def test_pictures_of_32_bits_are_scaled(values, shown):
+  """Floats of 0 to 1 as such, others from their least to their largest."""
   file = io.BytesIO()
-  Image.fromarray(np.ones((64, 64), np.float32)).save(file, "tiff")
-  with pytest.raises(ValueError, match="^here: got an image of mode 'F'"):
-    make_web_records.prepare_image(file.getvalue(), 100, "here")
+  Image.fromarray(values.repeat(64).reshape(64, 64)).save(file, "tiff")
+  kept = make_web_records.prepare_image(file.getvalue(), 100)
+  pixels = frames.decode_image(kept, "")[:, 32, 0].astype(float)
+  assert np.abs(pixels - shown).max() < 4
+
+
+def test_a_picture_that_is_not_finite_is_refused():
+  file = io.BytesIO()
+  values = np.full((64, 64), np.nan, np.float32)
+  Image.fromarray(values).save(file, "tiff")
+  with pytest.raises(UserError, match="not finite"):
+    make_web_records.prepare_image(file.getvalue(), 100)
 
 
 @pytest.mark.parametrize(
@@ -231,11 +261,22 @@ def test_a_32_bit_picture_is_named(tmp_path):
     (
       {**QUESTION, "image": "b.png"},
       None,
-      r"line 2: got image '.*b.png', which is no file; correct the line or pa",
+      r"line 2: got image '.*b.png', which is no file; correct the example or",
     ),
     ({**QUESTION, "suffix": " "}, None, r"line 2: got \[' '\] as answer"),
     ({**QUESTION, "suffix": []}, None, r"line 2: got \[\] as answer"),
-    ({**QUESTION, "suffix": 3}, None, r"line 2: got \[3\] as answer"),
+    ({**QUESTION, "suffix": True}, None, r"line 2: got \[True\] as answer"),
+    ({**QUESTION, "suffix": {}}, None, r"line 2: got \[{}\] as answer"),
+    (
+      '{"image": "a.png", "prefix": "a", "suffix": "\\ud83d"}',
+      None,
+      r"line 2: got a text that is not UTF-8",
+    ),
+    (
+      b'{"image": "a.png", "prefix": "a", "suffix": "caf\xe9"}',
+      None,
+      r"line 2: got text that is not JSON in UTF-8",
+    ),
     ({**QUESTION, "prefix": ""}, None, r"line 2: got \[''\] as question"),
     (
       {**QUESTION, "image": "b.png"},
@@ -254,14 +295,14 @@ def test_a_32_bit_picture_is_named(tmp_path):
     ),
   ],
 )
-def test_a_bad_line_is_named_and_nothing_is_written(
+def test_too_many_bad_lines_are_named_and_nothing_is_written(
   tmp_path, line, images, message
 ):
   images = {"a.png": picture(), **(images or {})}
   found = write_jsonl(tmp_path, [QUESTION, line], images)
   with pytest.raises(ValueError, match=message):
     make_web_records.make(found, tmp_path / "out", "n")
-  assert not list((tmp_path / "out").iterdir())
+  assert not list((tmp_path / "out").glob("[!.]*"))
 
 
 def test_written_images_decode_as_in_training(tmp_path):
@@ -289,23 +330,205 @@ def test_every_shard_holds_an_example(tmp_path):
 @pytest.mark.parametrize(
   ("files", "message"),
   [
-    ({"0.png": b""}, r"0.tar, 0: got files with the extensions png, expected"),
-    ({"0.txt": b"a"}, r"0.tar, 0: got files with the extensions txt, expect"),
-    ({"0.json": b"{", "0.png": b""}, r"0.tar, 0: got text that is not JSON"),
+    ({"0.png": b""}, r"^got files with the extensions png, expected"),
+    ({"0.txt": b"a"}, r"^got files with the extensions txt, expect"),
+    ({"0.json": b"{", "0.png": b""}, r"^got text that is not JSON"),
+    ({"0.txt": b"caf\xe9", "0.png": b""}, r"^got a text that is not UTF-8"),
   ],
 )
 def test_a_bad_sample_of_a_tar_is_named(tmp_path, files, message):
   write_tar(tmp_path / "0.tar", files)
-  with pytest.raises(ValueError, match=message):
-    list(web_inputs.read_tars(str(tmp_path / "*.tar"), DEFAULTS))
+  (found,) = web_tars.read_tars(str(tmp_path / "*.tar"), DEFAULTS)
+  assert found.where.endswith("0.tar, 0")
+  with pytest.raises(UserError, match=message):
+    found.load()
 
 
-def test_a_damaged_tar_is_named(tmp_path):
-  with pytest.raises(ValueError, match="which no tar matches"):
-    next(web_inputs.read_tars(str(tmp_path / "*.tar"), DEFAULTS))
-  (tmp_path / "0.tar").write_bytes(b"no tar" * 100)
-  with pytest.raises(ValueError, match="0.tar: got a damaged tar"):
-    next(web_inputs.read_tars(str(tmp_path / "0.tar"), DEFAULTS))
+def test_a_damaged_tar_is_one_bad_example(tmp_path):
+  with pytest.raises(UserError, match="which no tar matches"):
+    next(web_tars.read_tars(str(tmp_path / "*.tar"), DEFAULTS))
+  files = {f"{i}.{kind}": picture() for i in range(3) for kind in ("png",)}
+  files |= {f"{i}.txt": b"a" for i in range(3)}
+  write_tar(tmp_path / "0.tar", dict(sorted(files.items())))
+  whole = (tmp_path / "0.tar").read_bytes()
+  (tmp_path / "0.tar").write_bytes(whole[: 512 * 5])
+  (tmp_path / "1.tar").write_bytes(b"no tar" * 100)
+  *found, last = web_tars.read_tars(str(tmp_path / "*.tar"), DEFAULTS)
+  assert found[0].load().answers == ("a",)
+  for bad in (found[-1], last):
+    with pytest.raises(UserError, match="got a .*tar"):
+      bad.load()
+
+
+def test_img2dataset_tars_are_read_as_they_come(tmp_path):
+  """Its JSON says where a picture is from; macOS and indexes add files."""
+  about = json.dumps({"url": "x", "caption": None, "width": 40}).encode()
+  write_tar(
+    tmp_path / "0.tar",
+    {
+      "00.jpg": picture(file_format="jpeg"),
+      "01.jpg": picture(file_format="jpeg"),
+      "._00.jpg": b"of macOS",
+      "__index__.json": b"{}",
+      "00.txt": b"\xef\xbb\xbfa red cup \r\n",
+      "00.json": about,
+      "01.json": about,
+      "01.txt": "ein Löffel\n".encode(),
+    },
+  )
+  found = list(web_tars.read_tars(str(tmp_path / "*.tar"), DEFAULTS))
+  assert [each.load().answers for each in found] == [
+    ("a red cup",),
+    ("ein Löffel",),
+  ]
+  assert found[0].load().question == DEFAULTS.question
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_jsonl_in_other_encodings(tmp_path, encoding):
+  """A mark at the start, Windows' line ends, nulls and numbers."""
+  lines = [
+    {**QUESTION, "task": None, "language": None, "suffix": 3},
+    {**QUESTION, "suffix": ["drei  ", 2.5]},
+  ]
+  text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+  mark = "\ufeff" if encoding == "utf-16-be" else ""
+  (tmp_path / "data.jsonl").write_bytes((mark + text).encode(encoding))
+  (tmp_path / "a.png").write_bytes(picture())
+  found = web_inputs.read_jsonl(tmp_path / "data.jsonl", tmp_path, DEFAULTS)
+  first, second = (each.load() for each in found)
+  assert first[1:] == ("answer en where?", ("3",), "", "en")
+  assert second.answers == ("drei", "2.5")
+
+
+def test_llava(tmp_path):
+  (tmp_path / "a.png").write_bytes(picture())
+  turns = [
+    {"from": "human", "value": "<image>\nWhat is left?"},
+    {"from": "gpt", "value": "Red.\nOnly red."},
+    {"from": "human", "value": "And right?"},
+    {"from": "gpt", "value": "Blue."},
+  ]
+  entries = [
+    {"id": "0", "image": "a.png", "conversations": turns},
+    {"id": "1", "conversations": turns},  # text alone
+    {"id": "2", "image": "a.png", "conversations": turns[:1]},
+  ]
+  (tmp_path / "llava.json").write_text(json.dumps(entries))
+  *found, bad = web_json.read_llava(tmp_path / "llava.json", tmp_path, DEFAULTS)
+  assert [each.load()[1:3] for each in found] == [
+    ("What is left?", ("Red.\nOnly red.",)),
+    ("And right?", ("Blue.",)),
+  ]
+  assert bad.where.endswith("entry 2, turn 0")
+  with pytest.raises(UserError, match="expected a question and an answer"):
+    bad.load()
+
+
+def coco(tmp_path, **fields):
+  """COCO's JSON about one picture of 40 x 30, read."""
+  image = {"id": 7, "file_name": "a.png", "height": 30, "width": 40}
+  (tmp_path / "a.png").write_bytes(picture())
+  content = {"images": [image]} | fields
+  (tmp_path / "coco.json").write_text(json.dumps(content))
+  return list(web_json.read_coco(tmp_path / "coco.json", tmp_path, DEFAULTS))
+
+
+def test_coco_captions_and_boxes(tmp_path):
+  captions = [
+    {"image_id": 7, "caption": "Two colours. "},
+    {"image_id": 8, "caption": "Of a picture that is not there"},
+    {"image_id": 7, "caption": "A flag."},
+  ]
+  found, bad = coco(tmp_path, annotations=captions)
+  assert found.load()[1:3] == (
+    DEFAULTS.question,
+    ("Two colours.", "A flag."),
+  )
+  with pytest.raises(UserError, match="not among the images"):
+    bad.load()
+  boxes = [
+    {"image_id": 7, "category_id": 3, "bbox": [0, 0, 20, 30]},
+    {"image_id": 7, "category_id": 1, "bbox": [20, 15, 20.01, 15]},
+    {"image_id": 7, "category_id": 3, "bbox": [10, 0, 10, 15]},
+  ]
+  names = [{"id": 1, "name": "blue"}, {"id": 3, "name": "red"}]
+  (found,) = coco(tmp_path, annotations=boxes, categories=names)
+  example = found.load()
+  assert example[1:4] == (
+    "detect red ; blue",
+    (
+      "<loc0000><loc0000><loc1023><loc0512> red ; "
+      "<loc0512><loc0512><loc1023><loc1023> blue ; "
+      "<loc0000><loc0256><loc0512><loc0512> red",
+    ),
+    "detect",
+  )
+  (found,) = coco(tmp_path, annotations=boxes, categories=names[:1])
+  with pytest.raises(UserError, match="cannot be read"):
+    found.load()
+  with pytest.raises(UserError, match="expected COCO's images"):
+    coco(tmp_path, annots=[])
+
+
+def test_one_bad_line_among_many_is_counted_and_named(tmp_path, capsys):
+  lines = [QUESTION] * 150
+  lines[70] = "{"
+  found = write_jsonl(tmp_path, lines)
+  make_web_records.make(found, tmp_path / "out", "a")
+  assert len(read(tmp_path / "out")) == 149
+  said = capsys.readouterr().out
+  assert "1 of 150 examples were left out" in said and "line 71" in said
+  (told,) = (tmp_path / "out").glob("*.skipped.txt")
+  assert "line 71" in told.read_text()
+
+
+def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
+  """The same bytes as at one go; what is on the disk is not read again."""
+  monkeypatch.setattr(make_web_records, "CHUNK", 4)
+  monkeypatch.setattr(make_web_records, "SAVED", 8)
+  lines = [{**QUESTION, "suffix": str(i)} for i in range(30)]
+  lines[5] = "{"
+  settings = {"num_shards": 3, "max_skipped": 0.2}
+  whole = make_web_records.make(
+    write_jsonl(tmp_path, lines), tmp_path / "whole", "n", **settings
+  )
+  loaded = []
+
+  def stops_at(number, found):
+    for i, each in enumerate(found):
+      if i == number:
+        raise KeyboardInterrupt
+
+      def load(each=each, i=i):
+        loaded.append(i)
+        return each.load()
+
+      yield each._replace(load=load)
+
+  out = tmp_path / "out"
+  for number in (13, 22, 99):
+    found = stops_at(number, write_jsonl(tmp_path, lines))
+    if number == 99:
+      paths = make_web_records.make(found, out, "n", **settings)
+    else:
+      with pytest.raises(KeyboardInterrupt):
+        make_web_records.make(found, out, "n", **settings)
+  for path, expected in zip(paths, whole, strict=True):
+    assert path.read_bytes() == expected.read_bytes()
+  # 8 were kept of the first run, 16 of the second.
+  assert sorted(loaded) == sorted([*range(12), *range(8, 20), *range(16, 30)])
+  assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
+
+
+def test_another_input_begins_anew(tmp_path, monkeypatch):
+  monkeypatch.setattr(make_web_records, "SAVED", 1)
+  bad = write_jsonl(tmp_path, [QUESTION, "{"])
+  with pytest.raises(UserError, match="1 of 2 examples"):
+    make_web_records.make(bad, tmp_path / "out", "n", source=1)
+  good = write_jsonl(tmp_path, [QUESTION, QUESTION, QUESTION])
+  make_web_records.make(good, tmp_path / "out", "n", source=2)
+  assert len(read(tmp_path / "out")) == 3
 
 
 def test_boxes_become_locations(tokenizer):

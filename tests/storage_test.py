@@ -231,3 +231,12 @@ def test_a_file_that_changes_while_it_is_read_is_named(folder):
   storage.write(path, safetensors.numpy.save({"x": np.ones(4, np.float32)}))
   with pytest.raises(UserError, match="which changed while it was read"):
     tensor.read()
+
+
+def test_unfinished_files_are_local_and_found_again(tmp_path):
+  assert storage.unfinished_folder(tmp_path, "a").parent == tmp_path
+  bucket = storage.locate("memory://bucket/x", "x")
+  found = storage.unfinished_folder(bucket, "a")
+  assert not storage.is_url(found)
+  assert found == storage.unfinished_folder(bucket, "a")
+  assert found != storage.unfinished_folder(bucket / "y", "a")

@@ -18,7 +18,7 @@ import numpy as np
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.byte_ranges import Request, Storage
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import records, unusable, web
+from rt2_jax.input_pipeline import bounds_fit, records, unusable, web
 from rt2_jax.input_pipeline.robot_text import (
   RobotText,
   Texts,
@@ -203,6 +203,7 @@ def open_robot(
     config, split, spec, index_folder or None, max_skipped=max_skipped
   )
   report_blank(source, config.path)
+  bounds_fit.warn(config.path, action_tokenizer.space, source.index.action)
   examples = RobotExamples(
     source, action_tokenizer, prompt, spec, state_dropout, max_skipped
   )
@@ -278,13 +279,15 @@ class WebExamples:
   ) -> Rows:
     """Makes n examples, as `Examples.rows`.
 
-    Each epoch takes the next answer of an example.
+    Each epoch takes the next answer of an example. Examples begin with
+    different ones, so that a run of less than an epoch meets all of them.
     """
     examples = self.parse(numbers, data)
+    turns = (np.asarray(numbers, np.int64) + epochs).tolist()
     encode = self._prompt.tokenizer.encode
     answers = [
-      self._prompt.suffix(encode(e.answers[epoch % len(e.answers)]))
-      for e, epoch in zip(examples, epochs.tolist(), strict=True)
+      self._prompt.suffix(encode(e.answers[turn % len(e.answers)]))
+      for e, turn in zip(examples, turns, strict=True)
     ]
     shown = self._spec.history
     missing = (None,) * (self._spec.num_images - shown)

@@ -74,7 +74,7 @@ def read_records(
     content = bytes(data[start:end])
     checksum = google_crc32c.value(content)
     record = Record(path, start, content, number, checksum)
-    if _CHECKSUM.unpack_from(data, end) == (_masked(checksum),):
+    if _CHECKSUM.unpack_from(data, end) == (masked_checksum(checksum),):
       yield record
     else:
       problem = f"a record at byte {start} whose checksum is wrong"
@@ -100,7 +100,8 @@ def _find_data(data: memoryview, offset: int) -> Span:
   start = end = offset + _HEADER.size
   if start <= len(data):
     length, checksum = _HEADER.unpack_from(data, offset)
-    if checksum != _masked(google_crc32c.value(bytes(data[offset:][:8]))):
+    stated = google_crc32c.value(bytes(data[offset:][:8]))
+    if checksum != masked_checksum(stated):
       raise UserError(
         f"a corrupt record length at byte {offset}, from where on all is lost, "
         "expected a TFRecord file"
@@ -115,7 +116,7 @@ def _find_data(data: memoryview, offset: int) -> Span:
   return start, end
 
 
-def _masked(crc: int) -> int:
+def masked_checksum(crc: int) -> int:
   """Masks a checksum as TFRecords do (TensorFlow, core/lib/hash/crc32c.h)."""
   return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 

@@ -67,7 +67,7 @@ def draw_success(rows: Mapping[str, Mapping[str, Any]]) -> str:
   axes.set_ylabel("success, %")
   axes.spines[["top", "right"]].set_visible(False)
   figure.legend(loc="outside upper center", ncols=min(len(policies), 4))
-  return _svg(figure)
+  return to_svg(figure)
 
 
 def draw_outcomes(
@@ -106,10 +106,10 @@ def draw_outcomes(
   figure.supxlabel("% of trials", fontsize="medium")
   handles, labels = panels[0].get_legend_handles_labels()
   figure.legend(handles, labels, loc="outside upper center", ncols=3)
-  return _svg(figure)
+  return to_svg(figure)
 
 
-def _svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
   """Returns the <svg> element alone; the same drawing gives the same text."""
   figure.set_layout_engine("constrained")
   text = io.StringIO()

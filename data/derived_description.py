@@ -1,0 +1,154 @@
+"""robot.json as an importer derives it from what was recorded.
+
+Shapes: N steps, n numbers of each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data.recordings import Column, Layout
+from rt2_jax.errors import UserError, unknown_name
+
+AS_RECORDED = "as recorded"  # the unit of numbers whose unit nobody states
+_MIN_SPAN = 1e-3  # of bounds: bins over less would tell noise apart
+_BEYOND = 0.1  # of a gripper's range that recordings may go beyond it
+
+
+def state_units(
+  layout: Layout, unit: str, units: Sequence[str], grippers: Sequence[str]
+) -> Layout:
+  """Adds to the columns what flags say of them.
+
+  Args:
+    layout: of the data set.
+    unit: of all numbers whose unit the format does not state; "" for none.
+    units: `NAME=UNIT` or `NAME=UNIT*SCALE` of single numbers.
+    grippers: `NAME=OPEN:CLOSED`, the numbers of an open and a closed gripper.
+
+  Raises:
+    UserError: no such number, or a flag of another form.
+  """
+  changes: dict[str, dict[str, Any]] = {}
+  for text in units:
+    name, _, value = text.partition("=")
+    name_of_unit, _, scale = value.partition("*")
+    if not name_of_unit:
+      raise UserError(
+        f"got --units={text!r}, expected e.g. elbow=rad*0.0174533"
+      )
+    changes[name] = {"unit": name_of_unit, "scale": _number(text, scale or "1")}
+  for text in grippers:
+    name, _, value = text.partition("=")
+    ends = value.split(":")
+    if len(ends) != 2:
+      raise UserError(f"got --gripper={text!r}, expected e.g. gripper=100:0")
+    opened, closed = (_number(text, end) for end in ends)
+    changes[name] = {"gripper": (opened, closed)}
+  columns = (*layout.action, *layout.state)
+  for name in changes:
+    if name not in (names := [c.name for c in columns]):
+      raise unknown_name("a number of the action or state", name, names)
+
+  def changed(column: Column) -> Column:
+    found = {} if column.unit or column.gripper else {"unit": unit}
+    return dataclasses.replace(column, **found | changes.get(column.name, {}))
+
+  return dataclasses.replace(
+    layout,
+    action=tuple(map(changed, layout.action)),
+    state=tuple(map(changed, layout.state)),
+  )
+
+
+def _number(text: str, value: str) -> float:
+  try:
+    return float(value)
+  except ValueError as error:
+    raise UserError(f"got {value!r} in {text!r}, expected a number") from error
+
+
+def derive(
+  layout: Layout, name: str, action: np.ndarray, state: np.ndarray
+) -> dict[str, Any]:
+  """Describes records of that layout.
+
+  Bounds are the 1st and 99th percentile of what was recorded. The ends of a
+  gripper are moved to what was recorded where that goes a little beyond.
+
+  Args:
+    layout: of the data set.
+    name: of the robot's action space.
+    action: float32[N, A] of the training split.
+    state: float32[N, S].
+
+  Returns:
+    The fields of a robot.json.
+
+  Raises:
+    UserError: a gripper whose numbers lie far from its ends.
+  """
+  described: dict[str, Any] = {
+    "name": name,
+    "rate_hz": layout.rate_hz,
+    "cameras": {camera: f"observation/{camera}" for camera in layout.cameras},
+    "instruction": "language_instruction",
+    "action": [
+      _describe(c, "action", i, action[:, i])
+      for i, c in enumerate(layout.action)
+    ],
+    "terminate": {"feature": "is_last"},
+  }
+  if layout.state:
+    described["state"] = [
+      _describe(c, "observation/state", i, state[:, i])
+      for i, c in enumerate(layout.state)
+    ]
+  return described
+
+
+def _describe(
+  column: Column, feature: str, position: int, values: np.ndarray
+) -> Mapping[str, Any]:
+  place = {"name": column.name, "feature": feature, "column": position}
+  if column.gripper:
+    opened, closed = _ends(column, values)
+    return place | {"gripper": {"open": opened, "closed": closed}}
+  scale = {} if column.scale == 1 else {"scale": column.scale}
+  q01, q99 = np.quantile(column.scale * values.astype(np.float64), [0.01, 0.99])
+  centre = (q01 + q99) / 2
+  # Also after rounding, where a large number hardly varies.
+  least = max(_MIN_SPAN, 1e-4 * abs(centre))
+  if q99 - q01 < least:
+    q01, q99 = centre - least / 2, centre + least / 2
+  bounds = {"low": _rounded(q01), "high": _rounded(q99)}
+  return place | {"unit": column.unit or AS_RECORDED} | scale | bounds
+
+
+def _ends(column: Column, values: np.ndarray) -> tuple[float, float]:
+  """Moves the ends of a gripper so that all values lie within.
+
+  Raises:
+    UserError: values far beyond them.
+  """
+  opened, closed = column.gripper
+  least, most = float(values.min()), float(values.max())
+  low, high = sorted((opened, closed))
+  room = _BEYOND * (high - low)
+  if least < low - room or most > high + room:
+    raise UserError(
+      f"got {least:g} to {most:g} for gripper {column.name!r}, expected "
+      f"numbers between open = {opened:g} and closed = {closed:g}; correct "
+      f"--gripper={column.name}=OPEN:CLOSED"
+    )
+  low, high = min(low, _rounded(least)), max(high, _rounded(most))
+  return (high, low) if opened > closed else (low, high)
+
+
+def _rounded(value: float) -> float:
+  """Rounds to six digits, more than any robot's numbers have."""
+  return float(f"{value:.6g}")

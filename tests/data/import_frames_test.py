@@ -1,0 +1,151 @@
+"""Folders of pictures and arrays become what they hold."""
+
+import csv
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from data import import_frames, import_program
+from data.import_program import Options
+from rt2_jax.errors import UserError
+from rt2_jax.images import decode
+from rt2_jax.input_pipeline.sources import SourceConfig, open_source
+from rt2_jax.observation import ObservationSpec
+from tests.data import tiny_robots
+
+OPTIONS = Options("desk", num_workers=1)
+ACTION, STATE = ["dx", "dy", "grip"], ["x", "y"]
+
+
+def write_csv(path, names, values):
+  with path.open("w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(names)
+    writer.writerows(values.tolist())
+
+
+def write_episode(folder, seed, length=4):
+  """One camera as PNG and JPEG files, another as an array."""
+  (folder / "front").mkdir(parents=True)
+  rng = np.random.default_rng(seed)
+  action, state = rng.uniform(size=(length, 3)), rng.uniform(size=(length, 2))
+  write_csv(folder / "action.csv", ACTION, action)
+  np.save(folder / "state.npy", state)
+  frames = tiny_robots.pictures(seed, length)
+  for t, frame in enumerate(frames):
+    # frame_9 comes before frame_10.
+    kind = "png" if t % 2 else "jpg"
+    Image.fromarray(frame).save(folder / f"front/frame_{8 + t}.{kind}")
+  (folder / "front/._frame_8.jpg").write_bytes(b"of macOS")
+  np.save(folder / "wrist.npy", frames[:, ::2])
+  (folder / "instruction.txt").write_text("\ufeffwipe the desk\r\n", "utf-8")
+  return action, state, frames
+
+
+def imported(tmp_path, options=OPTIONS, **flags):
+  recordings = import_frames.open_recordings(str(tmp_path / "in"), 5.0, **flags)
+  folder = import_program.import_recordings(
+    recordings, tmp_path / "out", options
+  )
+  config = SourceConfig("robot.json", str(folder))
+  spec = ObservationSpec(cameras=("primary", "wrist"))
+  spec = config.observation_spec(spec, True)
+  return config, open_source(config, "train", spec)
+
+
+def test_numbers_texts_and_pictures_are_those_of_the_folders(tmp_path):
+  written = [write_episode(tmp_path / f"in/day_1/run_{n}", n) for n in (2, 10)]
+  config, source = imported(tmp_path)
+  assert config.space.names == ("terminate", *ACTION)
+  for e, (action, state, frames) in enumerate(written):
+    span = slice(4 * e, 4 * e + 4)
+    np.testing.assert_array_equal(
+      source.index.action[span, 1:], np.float32(action)
+    )
+    np.testing.assert_array_equal(source.index.state[span], np.float32(state))
+    for t in range(4):
+      front, wrist = source.storage.read(source.requests([4 * e + t])[0])
+      expected = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(frames[t, ::2]), quality=95
+      )
+      assert wrist == expected
+      folder = tmp_path / f"in/day_1/run_{(2, 10)[e]}/front"
+      if t % 2:
+        assert front == simplejpeg.encode_jpeg(frames[t], quality=95)
+      else:  # a JPEG stays as it is
+        assert front == (folder / f"frame_{8 + t}.jpg").read_bytes()
+  assert source.instruction(5) == "wipe the desk"
+
+
+def test_a_picture_that_was_stored_turned_stands_upright(tmp_path):
+  _, _, frames = write_episode(tmp_path / "in/a", 0)
+  exif = Image.Exif()
+  exif[0x0112] = 3  # upside down
+  path = tmp_path / "in/a/front/frame_8.jpg"
+  Image.fromarray(frames[0, ::-1, ::-1]).save(path, exif=exif, quality=100)
+  _, source = imported(tmp_path)
+  first, _ = source.storage.read(source.requests([0])[0])
+  difference = np.abs(decode(first).astype(int) - frames[0])
+  assert difference.mean() < 4
+
+
+def test_texts_and_stamps_of_each_step(tmp_path):
+  write_episode(tmp_path / "in/a", 0)
+  lines = ["reach", "grasp", "lift", "lift"]
+  (tmp_path / "in/a/instruction.txt").write_text("\n".join(lines))
+  _, source = imported(tmp_path)
+  assert [source.instruction(i) for i in range(4)] == lines
+
+
+def damage_width(folder):
+  write_csv(folder / "action.csv", ACTION[:2], np.zeros((4, 2)))
+
+
+def damage_number(folder):
+  action = np.zeros((4, 3))
+  action[2, 1] = np.nan
+  write_csv(folder / "action.csv", ACTION, action)
+
+
+def damage_cell(folder):
+  write_csv(folder / "action.csv", ACTION, np.array([["1", "2", "three"]] * 4))
+
+
+@pytest.mark.parametrize(
+  ("damage", "told"),
+  [
+    (lambda f: (f / "front/frame_9.png").unlink(), "3 pictures of primary"),
+    (
+      lambda f: (f / "wrist.npy").unlink(),
+      "(no|0) pictures of wrist",
+    ),
+    (lambda f: (f / "instruction.txt").unlink(), "--instruction"),
+    (lambda f: (f / "instruction.txt").write_bytes(b"\xff\xff"), "UTF-8"),
+    (lambda f: (f / "instruction.txt").write_text("a\nb"), "2 lines"),
+    (lambda f: np.save(f / "state.npy", np.zeros((3, 2))), "3 states"),
+    (lambda f: (f / "state.npy").write_bytes(b"x"), "state.npy"),
+    (
+      lambda f: (f / "front/frame_8.jpg").write_bytes(b"\xff\xd8\xff cut"),
+      "does not decode|do not decode",
+    ),
+    (damage_width, "dx, dy, grip"),
+    (damage_number, "nan in step 2, number 1 of the action"),
+    (damage_cell, "action.csv"),
+  ],
+)
+def test_a_damaged_episode_is_named_and_may_be_left_out(tmp_path, damage, told):
+  for name in ("a", "b"):
+    write_episode(tmp_path / "in" / name, ord(name))
+  damage(tmp_path / "in/b")
+  with pytest.raises(UserError, match=f"b: (.|\n)*({told})"):
+    imported(tmp_path)
+  _, source = imported(tmp_path, OPTIONS._replace(max_skipped=1))
+  assert len(source) == 4
+
+
+def test_a_folder_without_an_episode_is_named(tmp_path):
+  (tmp_path / "in").mkdir()
+  with pytest.raises(UserError, match="action.csv or action.npy"):
+    imported(tmp_path)
