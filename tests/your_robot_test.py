@@ -18,10 +18,12 @@ WALK = PAGE[PAGE.index("## Walk-through") : PAGE.index("## Other recordings")]
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", WALK, re.S)
 PLACE = "runs/your_robot"
 # The road, and not its length; one device compiles in a fraction of the time.
+SMALLER = "--config.model.image_size=32"
 SHORTER = {
+  "launch/show_batch.py": [SMALLER, "--rows=2"],
   "launch/train.py": [
     *("--config.num_steps=2", "--config.optimizer.warmup_steps=1"),
-    *("--config.batch_size=4", "--config.log_every=1"),
+    *("--config.batch_size=4", "--config.log_every=1", SMALLER),
   ],
   "launch/evaluate.py": ["--limit=4", "--batch_size=4"],
 }
