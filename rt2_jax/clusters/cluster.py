@@ -13,13 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rt2_jax.clusters.code import Code
-from rt2_jax.errors import UserError
+from rt2_jax.errors import START_AGAIN, UserError
 
-# Exit code of a training that was told to leave (SIGTERM, a preemption notice)
-# and has saved its state on all hosts.
-PREEMPTED_CODE = 42
-# Exit code of a training that misses one of its processes, or hangs.
-LOST_CODE = 43
 # A shell's exit code of a program that signal n killed is 128 + n.
 FIRST_SIGNAL_CODE = 128
 
@@ -47,7 +42,7 @@ class Ending(enum.Enum):
   """How a start ended, where it did not fail for good."""
 
   DONE = "done"  # the training is complete
-  PREEMPTED = "preempted"  # told to leave, state saved
+  PREEMPTED = "preempted"  # by SIGTERM, state saved; or it misses a process
   LOST = "lost"  # a process or machine vanished
   STOPPED = "stopped"  # by `stop`
 
@@ -115,8 +110,8 @@ def outcome_of(
   """Reads how a start ended from its processes' exit codes.
 
   A process that a signal killed outweighs all others: the rest of them end with
-  errors only because it is missing. So does an error of one's own outweigh
-  `LOST_CODE`.
+  errors only because it is missing. An error of a process outweighs
+  `START_AGAIN`, with which the others end when they miss it.
 
   Args:
     codes: number or name of a process -> exit code as a shell gives it.
@@ -134,14 +129,11 @@ def outcome_of(
     return Outcome(Ending.LOST, f"killed: {', '.join(killed)}")
   if failed(codes):
     return None
-  if LOST_CODE in codes.values():
-    return Outcome(Ending.LOST, "a process is missing or hangs, see its log")
-  if PREEMPTED_CODE in codes.values():
-    return Outcome(Ending.PREEMPTED, "told to leave, and saved its state")
+  if START_AGAIN in codes.values():
+    return Outcome(Ending.PREEMPTED, f"exit code {START_AGAIN}, see its log")
   return Outcome(Ending.DONE)
 
 
 def failed(codes: Mapping[Any, int]) -> list:
   """Lists the processes that ended with an error of their own."""
-  expected = (0, PREEMPTED_CODE, LOST_CODE)
-  return [n for n, code in codes.items() if code not in expected]
+  return [n for n, code in codes.items() if code not in (0, START_AGAIN)]

@@ -2,7 +2,7 @@
 
 `xpk` makes the cluster's node pools, puts the code into a container image and
 creates a JobSet, one pod for each host. The JobSet restarts all pods after exit
-codes 42 and 43, after a killed process and after a lost node; any other code
+code 42, after a killed process and after a lost node; any other code
 fails it. So the run goes on without this program.
 """
 
@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rt2_jax.clusters.cluster import (
-  LOST_CODE,
   Cluster,
   Ending,
   Job,
@@ -113,7 +112,6 @@ class Gke(Cluster):
         f"--base-docker-image={self.image}",
         f"--script-dir={code}",
         f"--max-restarts={job.max_restarts}",
-        f"--restart-on-exit-codes={LOST_CODE}",
         f"--command={self.command(job)}",
       )
     if not self.commands.dry_run:

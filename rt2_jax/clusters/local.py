@@ -91,13 +91,14 @@ class Local(Cluster):
     self._log.skip_to_end()
     self._started = True
     self._remember(commit=job.code.commit, stopped=False, processes=[])
-    for n in range(self.num_processes):
-      self._spawn(job, port, n)
+    self._told = 0
+    with self._noting_signals():  # a Ctrl-C here is passed on by `wait`
+      for n in range(self.num_processes):
+        self._spawn(job, port, n)
 
   def wait(self) -> Outcome:
     if not self._children:
       return Outcome(Ending.STOPPED)
-    self._told = 0
     with self._noting_signals():
       codes = self._exit_codes()
     self._children = []

@@ -70,15 +70,15 @@ srun --kill-on-bad-exit=0 --wait=120 --open-mode=append \\
   {command} 2> {folder}/srun.err &
 wait $!; code=$?
 cat {folder}/srun.err
-# An error of its own outweighs 43: the others only miss that process.
+# An error of its own outweighs 42: the others only miss that process.
 if (( code < 128 )); then
   own=$(sed -n 's/.*Exited with exit code //p' {folder}/srun.err |
-    grep -vxE '42|43' | head -1)
+    grep -vx 42 | head -1)
   code=${{own:-$code}}
 fi
 # Slurm ends the job itself: to requeue it, or for good.
 if [[ $told ]]; then wait; exit $code; fi
-if (( code == 42 || code == 43 || code >= 128 )) &&
+if (( code == 42 || code >= 128 )) &&
   (( ${{SLURM_RESTART_COUNT:-0}} < {max_restarts} )); then
   echo "exit code $code: restart $(( ${{SLURM_RESTART_COUNT:-0}} + 1 ))" \\
     "of at most {max_restarts}"
@@ -299,7 +299,7 @@ class Slurm(Cluster):
     words.append(f"{logs[-1]}:\n{log_lines.last(logs[-1], 6)}")
     what = f"exit code {code}" if code else "no exit code"
     advice = "look at the logs of all processes in its folder"
-    if code in ("42", "43") or (code.isdecimal() and int(code) >= 128):
+    if code == "42" or (code.isdecimal() and int(code) >= 128):
       advice = "its restarts are used up: run again, or raise --max_restarts"
     if state == "TIMEOUT":
       advice = "it did not save within the last two minutes before the limit"

@@ -48,7 +48,7 @@ def test_preempted_and_killed_starts_are_followed_by_others(
   )
   assert len(run(local, job, said)) == 2
   assert [len(starts(job, n)) for n in range(3)] == [3] * 3
-  assert "run: preempted (told to leave, and saved its state)" in said
+  assert "run: preempted (exit code 42, see its log)" in said
   assert "run: lost (killed: process 1 by signal 9)" in said
   assert said[-1] == "run: done after 2 restarts"
   # The log of process 0, once.

@@ -36,7 +36,7 @@ def test_the_job_restarts_itself_and_is_requeued_from_outside(
   cluster, make_job, said
 ):
   job = make_job(
-    {"1": "exit 43", "others": "exit 42"},
+    {"others": "exit 42"},
     {"1": "kill", "others": "exit 0"},
     {"others": "hang"},
     {"others": "exit 0"},
@@ -72,7 +72,7 @@ def test_the_job_restarts_itself_and_is_requeued_from_outside(
 
 
 def test_an_error_of_the_training_ends_the_job(cluster, make_job, said):
-  job = make_job({"0": "exit 1", "others": "exit 43"})
+  job = make_job({"0": "exit 1", "others": "exit 42"})
   with pytest.raises(
     UserError, match=r"exit code 1 and state FAILED .*(\n.*)*start 0: exit 1"
   ):
