@@ -25,12 +25,13 @@ from absl import app, flags
 
 from launch import experiment_flag, program
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import rlds, web
+from rt2_jax.input_pipeline import web
 from rt2_jax.input_pipeline.sources import (
   SourceConfig,
   open_source,
   robot_dataset,
 )
+from rt2_jax.input_pipeline.step_index import StepIndex
 from rt2_jax.observation import ObservationConfig
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.train_config import with_defaults
@@ -86,7 +87,7 @@ def index_all(
       spec = config.observation_spec(observation.spec, observation.state)
       index = open_source(config, config.split, spec, *kept).index
     seconds = time.monotonic() - start
-    what = "steps" if isinstance(index, rlds.StepIndex) else "examples"
+    what = "steps" if isinstance(index, StepIndex) else "examples"
     print(
       f"{name}: {len(index):,} {what} in {len(index.files)} shards, "
       f"{index.nbytes:,} bytes of index, {seconds:.1f} s"

@@ -124,7 +124,9 @@ def test_statistics_are_those_of_the_actions(tmp_path):
   assert degenerate == ["dpitch"]
   assert stats["bounds"]["dpitch"] == pytest.approx([0.2995, 0.3005])
   assert compute_stats.table(stats).count("degenerate") == 1
-  space = SourceConfig("bridge_dataset", "", bounds=stats["bounds"]).space
+  space = SourceConfig(
+    "bridge_dataset", str(folder), bounds=stats["bounds"]
+  ).space
   assert space.dimensions[1].low == row["q01"]
 
 
@@ -156,7 +158,7 @@ def test_committed_statistics_give_bounds():
   for path in files:
     stats = json.loads(path.read_text())
     config = SourceConfig(
-      stats["dataset"], "", bounds="q01_q99", statistics=str(path)
+      stats["dataset"], str(ROOT), bounds="q01_q99", statistics=str(path)
     )
     for dimension in config.space.dimensions[1:]:
       row = stats["dimensions"][dimension.name]
