@@ -13,7 +13,7 @@ service's metadata that it was written for, so that another policy is refused.
 The loop runs at --rate_hz, by default the policy's own. It carries out a chunk
 while the next is computed, keeps to the limits, holds when there is no action,
 and stops when the policy terminates. With --record each episode becomes a file,
-see rt2_jax/robot_log.py. A token is read from the variable RT2_TOKEN.
+see data/import_robot_log.py. A token is read from the variable RT2_TOKEN.
 """
 
 import collections
