@@ -349,5 +349,5 @@ def test_recorded_steps_are_evaluated_per_action_of_the_chunk(fields, policies):
 
 
 def test_a_dataset_without_a_state_writes_none():
-  spec = SourceConfig("bridge", "").observation_spec(ONE_CAMERA, True)
+  spec = SourceConfig("bridge", "data").observation_spec(ONE_CAMERA, True)
   assert spec.state is None and not spec.missing
