@@ -170,6 +170,8 @@ def _claim(unfinished: Path, settings: Mapping[str, Any]):
     print(f"{unfinished}: was of other flags or another input; starts anew")
     shutil.rmtree(unfinished)
   unfinished.mkdir(parents=True, exist_ok=True)
+  for half in unfinished.glob(".*.unfinished"):  # of a process that was killed
+    half.unlink()
   write(path, json.dumps(settings))
 
 

@@ -200,6 +200,8 @@ def test_a_stopped_import_goes_on(tmp_path, root, monkeypatch):
   monkeypatch.setattr(import_lerobot.LeRobotRecordings, "read", stops)
   with pytest.raises(KeyboardInterrupt):
     imported(root, tmp_path / "out", options)
+  (unfinished,) = (tmp_path / "out/two_arms").iterdir()
+  (unfinished / ".train-00001.7.unfinished").write_bytes(b"of a killed process")
   folder = imported(root, tmp_path / "out", options)
   assert seen == [0, 1, 1, 2]
   files = {path.name: path.read_bytes() for path in whole.iterdir()}
