@@ -42,7 +42,9 @@ _LOG = logging.getLogger(__name__)
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _REFUSED = re.compile(
   "No space left on device|Disk quota exceeded|File too large|"
-  "Read-only file system|Permission denied"
+  "Read-only file system|Permission denied|"
+  # An object store's, in the words of TensorStore and of gcsfs.
+  "PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|HttpError|Forbidden"
 )
 _VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint")
 
@@ -312,16 +314,23 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      refused = _REFUSED.search(str(error))
+      refused = _REFUSED.search(f"{type(error).__name__}: {error}")
       if not refused and not isinstance(error, OSError):
         raise
-      newest = self.latest_step()
       raise CannotWriteError(
         f"got checkpoint folder {self._folder}, which cannot be written: "
-        f"{refused[0] if refused else first_line(error)}; free some room, and "
-        "start again to go on from "
-        f"{'the start' if newest is None else f'step {newest}'}"
+        f"{refused[0] if refused else first_line(error)}; free some room, or "
+        "let this program write there, and start again to go on from "
+        f"{self._newest()}"
       ) from error
+
+  def _newest(self) -> str:
+    """Says what a run goes on from; a store that refuses may not tell."""
+    try:
+      newest = self.latest_step()
+    except UserError:
+      return "the newest checkpoint"
+    return "the start" if newest is None else f"step {newest}"
 
   def _measured(self, step: int, tree: Any, item: str) -> dict[str, dict]:
     """Computes the checksums that `meta` keeps, by the arrays' names.

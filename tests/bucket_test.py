@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from configs import bridge_debug
 from rt2_jax import local_copies, storage, training
 from rt2_jax.benchmarks import saving
-from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.checkpoint import CannotWriteError, Checkpoints
 from rt2_jax.input_pipeline import index
 from rt2_jax.train_config import TrainConfig
 from rt2_jax.weights import export, lora_base, pretrained
@@ -205,3 +205,16 @@ def test_saving_and_restoring_are_measured(remote, whole, tmp_path):
     assert 0 < row["blocked_s"] <= row["save_s"]
     assert row["restore_s"] > 0
     assert not (folder / "checkpoint_benchmark").exists()
+
+
+def test_a_bucket_that_takes_no_checkpoint_is_named(store):
+  bucket, proxy = store
+  folder = bucket / "refused/checkpoints"
+  items = {"x": np.zeros(4, np.float32)}, None, {"tokenizer_sha256": ""}, b" "
+  with (
+    pytest.raises(CannotWriteError, match=f"got checkpoint folder {folder}, "),
+    Checkpoints(folder) as checkpoints,
+    proxy.refusing(403),
+  ):
+    checkpoints.save(1, *items)
+    checkpoints.wait()

@@ -116,7 +116,7 @@ class Pod:
   def finish(self):
     """Waits for a good end of all."""
     for process in self.processes:
-      assert process.wait(timeout=_LONGEST_S) == 0, self.said()
+      assert process.wait(timeout=4 * _LONGEST_S) == 0, self.said()
 
   def end(self, patience_s: float):
     """Waits for the others as long as a cluster does; kills what is left."""
