@@ -138,9 +138,9 @@ def found(records: Iterator[Record], skill: str, split: str) -> Iterator[Any]:
   from rt2_jax.input_pipeline.web import WebExample
 
   for number, (image, question, answer, language) in enumerate(records):
+    example = WebExample(image, question, (answer,), skill, language)
     yield Found(
-      f"{skill}, {split} example {number}",
-      WebExample(image, question, (answer,), skill, language),
+      f"{skill}, {split} example {number}", lambda example=example: example
     )
 
 

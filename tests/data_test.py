@@ -245,7 +245,7 @@ def test_writing_again_needs_the_same_settings(folder, capsys):
   before = sorted((p.name, p.stat().st_mtime_ns) for p in folder.iterdir())
   make_rt1_episodes.make(output_dir, **SETTINGS)
   assert "already" in capsys.readouterr().out
-  with pytest.raises(UserError, match=r"'seed': 5.*'seed': 6.*output_dir"):
+  with pytest.raises(UserError, match=r"seed is 6, was 5.*output_dir"):
     make_rt1_episodes.make(output_dir, **(SETTINGS | {"seed": 6}))
   after = sorted((p.name, p.stat().st_mtime_ns) for p in folder.iterdir())
   assert before == after
