@@ -23,6 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from data import action_checks, episode_plots, record_checks
+from data.compute_stats import rounded
 from data.findings import Finding
 from data.recorded_episodes import RecordedSplit, read_split
 from launch import program
@@ -178,16 +179,12 @@ def _changes(split: RecordedSplit) -> str:
     return ""
   fits = bounds_fit.measure(split.config.space, split.action)
   rows = [
-    json.dumps({"name": f.name, "low": _rounded(low), "high": _rounded(high)})
+    json.dumps({"name": f.name, "low": rounded(low), "high": rounded(high)})
     for f in fits
     for low, high in [f.span]
     if not f.fits
   ]
   return "\n".join(rows)
-
-
-def _rounded(value: float) -> float:
-  return float(f"{value:.6g}")
 
 
 def summary(split: RecordedSplit, findings: list[Finding]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from data.compute_stats import rounded
 from data.recordings import Column, Layout
 from rt2_jax.errors import UserError, unknown_name
 
@@ -125,7 +126,7 @@ def _describe(
   least = max(_MIN_SPAN, 1e-4 * abs(centre))
   if q99 - q01 < least:
     q01, q99 = centre - least / 2, centre + least / 2
-  bounds = {"low": _rounded(q01), "high": _rounded(q99)}
+  bounds = {"low": rounded(q01), "high": rounded(q99)}
   return place | {"unit": column.unit or AS_RECORDED} | scale | bounds
 
 
@@ -145,10 +146,5 @@ def _ends(column: Column, values: np.ndarray) -> tuple[float, float]:
       f"numbers between open = {opened:g} and closed = {closed:g}; correct "
       f"--gripper={column.name}=OPEN:CLOSED"
     )
-  low, high = min(low, _rounded(least)), max(high, _rounded(most))
+  low, high = min(low, rounded(least)), max(high, rounded(most))
   return (high, low) if opened > closed else (low, high)
-
-
-def _rounded(value: float) -> float:
-  """Rounds to six digits, more than any robot's numbers have."""
-  return float(f"{value:.6g}")

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rt2_jax.errors import UserError
-
-NUM_LOC = 1024  # bins of a coordinate in PaliGemma's vocabulary
+from rt2_jax.tokenizer import loc_word
 
 
 def detection_answer(
@@ -34,8 +33,7 @@ def detection_answer(
       f"got box {corners[~good][0].tolist()}, expected y_min x_min y_max "
       "x_max as parts of the image: 0..1 and min < max"
     )
-  bins = np.minimum(corners * NUM_LOC, NUM_LOC - 1).astype(int)
   return " ; ".join(
-    "".join(f"<loc{i:04d}>" for i in row) + f" {label}"
-    for row, label in zip(bins, labels, strict=True)
+    "".join(map(loc_word, row)) + f" {label}"
+    for row, label in zip(corners, labels, strict=True)
   )

@@ -25,7 +25,6 @@ from rt2_jax.storage import output_folder, write
 
 JOINTS = ("shoulder", "elbow")
 NUM_STEPS = 16
-RATE_HZ = 5.0
 COLOURS = {"red": "#d33", "green": "#3a3", "blue": "#33d", "yellow": "#dc3"}
 _SIDE = 96  # pixels
 _BASE = np.array([48.0, 90.0])

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from rt2_jax import sharding
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.errors import START_AGAIN
-from rt2_jax.input_pipeline import frames
+from rt2_jax.images import decode
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import init_params
@@ -301,7 +301,7 @@ def test_a_policy_acts_from_the_checkpoint_alone(folder, whole):
   config = SourceConfig("bridge_dataset", str(folder / "bridge" / "1.0.0"))
   source = open_source(config, "train")
   seen = [source.storage.read(source.requests([i])[0]) for i in range(4)]
-  images = np.stack([frames.decode_image(*each, "") for each in seen])
+  images = np.stack([decode(*each) for each in seen])
   actions = policy(images, [source.instruction(i) for i in range(4)])
   assert actions.shape == (4, 8) and np.isfinite(actions).all()
   assert set(actions[:, 0]) <= {0.0, 1.0}

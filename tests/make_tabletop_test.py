@@ -10,7 +10,7 @@ from data import make_tabletop
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.envs.tabletop.instructions import FAMILIES
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import frames
+from rt2_jax.images import decode
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.tokenizer import Tokenizer
 from tests.conftest import ROOT
@@ -47,7 +47,7 @@ def test_training_reads_what_the_expert_did(folder):
     assert np.abs(action[:, 4:7]).max() <= 0.25 + 1e-6  # rad
     assert set(action[:, 7]) <= {0.0, 1.0}
   seen = [source.storage.read(source.requests([i])[0]) for i in range(4)]
-  images = np.stack([frames.decode_image(*each, "") for each in seen])
+  images = np.stack([decode(*each) for each in seen])
   assert images.shape == (4, 48, 48, 3) and images.std() > 10
 
 

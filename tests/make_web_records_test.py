@@ -18,8 +18,9 @@ from data import (
 )
 from data.detection import detection_answer
 from data.web_inputs import Defaults
+from rt2_jax import images
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import frames, records, web
+from rt2_jax.input_pipeline import records, web
 from rt2_jax.input_pipeline.examples import WebExamples
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import BOS, Tokenizer
@@ -220,7 +221,7 @@ def test_drawings_and_16_bit_pictures_are_what_they_show(max_side):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
     kept = make_web_records.prepare_image(file.getvalue(), max_side)
-    shown = frames.decode_image(kept, "")
+    shown = images.decode(kept)
     side = min(max_side, 64)
     assert shown.shape == (side, side, 3)
     assert abs(shown[0].mean() - top) < 6
@@ -241,7 +242,7 @@ def test_pictures_of_32_bits_are_scaled(values, shown):
   file = io.BytesIO()
   Image.fromarray(values.repeat(64).reshape(64, 64)).save(file, "tiff")
   kept = make_web_records.prepare_image(file.getvalue(), 100)
-  pixels = frames.decode_image(kept, "")[:, 32, 0].astype(float)
+  pixels = images.decode(kept)[:, 32, 0].astype(float)
   assert np.abs(pixels - shown).max() < 4
 
 
@@ -308,7 +309,7 @@ def test_too_many_bad_lines_are_named_and_nothing_is_written(
 def test_written_images_decode_as_in_training(tmp_path):
   found = write_jsonl(tmp_path, [QUESTION])
   make_web_records.make(found, tmp_path / "out", "a")
-  pixels = frames.decode_image(read(tmp_path / "out")[0].image, "")
+  pixels = images.decode(read(tmp_path / "out")[0].image)
   assert pixels.shape == (30, 40, 3)
   assert pixels[0, 0].tolist() == [255, 0, 0]
 

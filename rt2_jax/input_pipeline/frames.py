@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from rt2_jax import images
-from rt2_jax.errors import UserError
 
 # Of a pixel of the camera, in pixels of the canvas: 11 and 5 ns, measured.
 _RESIZE_COST = 2.0
@@ -79,15 +78,3 @@ def place_frames(
     size[:] = frame.shape[:2]
     placed[: size[0], : size[1]] = frame
   return sizes
-
-
-def decode_image(image: bytes, where: str) -> np.ndarray:
-  """Decodes an image file to uint8[H, W, 3], see `images.decode`.
-
-  Raises:
-    UserError: as `images.decode`; says `where` the image lies.
-  """
-  try:
-    return images.decode(image)
-  except UserError as error:
-    raise UserError(f"{where}: {error}") from error

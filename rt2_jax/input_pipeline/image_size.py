@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-MIN_SIDE, MAX_SIDE = 8, 8192  # pixels; outside them an image is a mistake
+from rt2_jax.images import MAX_SIDE, MIN_SIDE
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_SIZE = struct.Struct(">II")  # width, height; at byte 16

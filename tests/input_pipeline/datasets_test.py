@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data import make_rt1_episodes
-from rt2_jax.input_pipeline import datasets, frames
+from rt2_jax.images import decode
+from rt2_jax.input_pipeline import datasets
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from tests import tiny_datasets
 from tests.conftest import ROOT
@@ -254,7 +255,7 @@ def test_fractals_format_as_tfds_writes_it(tmp_path):
     assert np.abs(action[:, 1:4]).max() <= 0.081  # metres
     assert set(action[:, 7]) <= {0.0, 1.0}
   seen = [source.storage.read(source.requests([i])[0]) for i in range(4)]
-  images = np.stack([frames.decode_image(*each, "") for each in seen])
+  images = np.stack([decode(*each) for each in seen])
   assert images.shape == (4, 256, 320, 3) and images.dtype == np.uint8
   assert len({source.instruction(i) for i in range(4)}) == 1
 

@@ -75,7 +75,7 @@ def test_a_batch_holds_what_the_mixture_says(make_loader, tokenizer):
   actions = ActionTokenizer(RT2, tokenizer.action_route("rare"))
   for b, i in enumerate(index):
     (image,) = source.storage.read(source.requests([int(i)])[0])
-    pixels = frames.decode_image(image, "")
+    pixels = images.decode(image)
     np.testing.assert_array_equal(batch.image[b, 0], pixels)
     np.testing.assert_array_equal(batch.image_size[b], [[64, 64]])
     np.testing.assert_array_equal(
