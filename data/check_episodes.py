@@ -139,7 +139,7 @@ def _rows(split: RecordedSplit) -> Iterator[dict[str, Any]]:
       "unit": d.unit,
       "bounds": _bounds(d),
       "numbers": [values.min(), q01, q99, values.max()],
-      "used": len(np.unique(episode_plots.to_bins(values, d))),
+      "used": len(np.unique(d.to_bins(values))),
       "of": d.size,
       "clipped": f"{fit.clipped:.1%}" if fit else "",
       "fits": fit is None or fit.fits,
@@ -165,7 +165,7 @@ def _pictures(split: RecordedSplit) -> Iterator[dict[str, str]]:
       height, width = images.decode(data).shape[:2]
     except UserError:
       continue  # among the findings
-    kind = "jpeg" if data.startswith(b"\xff\xd8") else "png"
+    kind = "jpeg" if images.is_jpeg(data) else "png"
     encoded = base64.b64encode(data).decode()
     yield {
       "title": f"{camera}: {height} x {width}",

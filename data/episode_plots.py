@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data.recorded_episodes import Recorded, RecordedSplit
-from rt2_jax.actions import NUM_BINS, Dimension
+from rt2_jax.actions import Dimension
 from rt2_jax.rollouts.plots import to_svg
 
 _ACTION, _STATE, _CLIPPED = "#0072b2", "#d55e00", "#cc0000"
@@ -23,14 +23,6 @@ def draw(split: RecordedSplit) -> Iterator[str]:
   if len({len(e.action) for e in split.episodes}) > 1:
     yield to_svg(_lengths(split))
   yield to_svg(_dimensions(split))
-
-
-def to_bins(values: np.ndarray, d: Dimension) -> np.ndarray:
-  """Sorts numbers float[N] into bins, int[N]."""
-  if d.values:
-    return np.abs(values[:, None] - np.asarray(d.values)).argmin(-1)
-  unit = (values - d.low) / (d.high - d.low)
-  return np.clip(np.floor(unit * NUM_BINS), 0, NUM_BINS - 1).astype(int)
 
 
 def _lengths(split: RecordedSplit) -> Figure:
@@ -69,7 +61,7 @@ def _dimensions(split: RecordedSplit) -> Figure:
 
 
 def _draw_bins(axes: Axes, values: np.ndarray, d: Dimension):
-  counts = np.bincount(to_bins(values, d), minlength=d.size)
+  counts = np.bincount(d.to_bins(values), minlength=d.size)
   axes.stairs(counts, fill=True, color=_ACTION)
   if not d.values:
     beyond = np.zeros_like(counts)

@@ -10,6 +10,7 @@ state.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -24,15 +25,15 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import numpy as np
 import simplejpeg
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import ExifTags, Image, ImageOps
 
 from data.conversions import Conversions
+from data.record_files import RecordFile
 from data.recordings import Layout, Picture, Recording, Recordings
 from rt2_jax import storage
 from rt2_jax.errors import UserError
-from rt2_jax.images import check_sides, decode, to_rgb
+from rt2_jax.images import check_sides, decode, is_jpeg, to_rgb
 
 VERSION = "1.0.0"
 
@@ -52,9 +53,11 @@ class Pictures(NamedTuple):
     """Encodes a picture, or returns the JPEG that it is."""
     if isinstance(picture, bytes):
       pixels = decode(picture)  # training will decode it, too
-      if self.size in (None, pixels.shape[:2]) and _is_upright(picture):
+      if is_jpeg(picture) and not _is_upright(picture):
+        pixels = _upright(picture)
+      elif is_jpeg(picture) and self.size in (None, pixels.shape[:2]):
         return picture
-      picture = _upright(picture)
+      picture = pixels
     check_sides(*picture.shape[:2])
     if self.size and picture.shape[:2] != self.size:
       height, width = self.size
@@ -143,7 +146,7 @@ class ShardWriter:
     problems, notes, num_bytes = [], [], 0
     unfinished = self.folder / f".{shard.file}.{os.getpid()}.unfinished"
     try:
-      with tf.io.TFRecordWriter(str(unfinished)) as writer:
+      with contextlib.closing(RecordFile(unfinished)) as writer:
         for number in shard.episodes:
           name = self.recordings.names[number]
           try:

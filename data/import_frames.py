@@ -41,7 +41,6 @@ from data.recordings import (
 )
 from launch import program
 from rt2_jax.errors import UserError
-from rt2_jax.images import decode
 
 _NUMBERS = ("action", "state", "timestamp")
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -218,7 +217,7 @@ def _load(path: Path) -> np.ndarray:
 
 
 def _read_pictures(folder: Path, camera: str) -> Iterator[Picture]:
-  """Yields the pictures of a camera; a JPEG stays as it is."""
+  """Yields the pictures of a camera."""
   path = folder / f"{camera}.npy"
   if path.is_file():
     frames = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -231,8 +230,7 @@ def _read_pictures(folder: Path, camera: str) -> Iterator[Picture]:
     return
   files = [path for path in folder.glob(f"{camera}/*") if _is_picture(path)]
   for file in sorted(files, key=lambda path: by_number(path.name)):
-    data = file.read_bytes()
-    yield data if data.startswith(b"\xff\xd8") else decode(data)
+    yield file.read_bytes()
 
 
 @program.main

@@ -34,7 +34,7 @@ from data.recordings import (
 )
 from launch import program
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.images import decode
+from rt2_jax.images import decode, is_jpeg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Hdf5Recordings:
     """Reads a picture that is an array, or a file padded to some length."""
     if stored.ndim == 1:
       data = np.asarray(stored, np.uint8).tobytes()
-      if data.startswith(b"\xff\xd8") and not self.known.turned:
+      if is_jpeg(data) and not self.known.turned:
         return data.rstrip(b"\0")
       stored = decode(data)
     if stored.dtype != np.uint8 or stored.shape[-1] != 3:

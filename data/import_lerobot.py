@@ -33,7 +33,6 @@ from data.recordings import (
 )
 from launch import program
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.images import decode
 
 _ACTIONS = ("action", "actions")
 _STATES = ("observation.state", "state")
@@ -152,7 +151,7 @@ class LeRobotRecordings:
         if not path.is_file():
           raise UserError(f"got no picture {path} of {camera}; copy it again")
         data = path.read_bytes()
-      yield data if data.startswith(b"\xff\xd8") else decode(data)
+      yield data
 
 
 def open_recordings(

@@ -17,7 +17,7 @@ from rt2_jax import storage
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.observation import PRIMARY
 
-Picture = np.ndarray | bytes  # uint8[H, W, 3], or a JPEG file
+Picture = np.ndarray | bytes  # uint8[H, W, 3], or an encoded file
 
 
 @dataclasses.dataclass(frozen=True)

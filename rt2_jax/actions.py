@@ -71,6 +71,14 @@ class Dimension:
     """Number of different tokens that this dimension can take."""
     return len(self.values) or NUM_BINS
 
+  def to_bins(self, value: np.ndarray) -> np.ndarray:
+    """Quantizes float[...] to int32[...]: nearest class, or interval."""
+    if self.values:
+      distance = np.abs(value[..., None] - np.asarray(self.values))
+      return distance.argmin(-1).astype(np.int32)
+    unit = (value.astype(np.float64) - self.low) / (self.high - self.low)
+    return np.clip(np.floor(unit * NUM_BINS), 0, NUM_BINS - 1).astype(np.int32)
+
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpace:
@@ -257,15 +265,11 @@ class ActionTokenizer:
     return bins
 
   def _quantize(self, value: np.ndarray, d: Dimension) -> np.ndarray:
-    if d.kind == "discrete":
-      distance = np.abs(value[..., None] - np.asarray(d.values))
-      return np.argmin(distance, -1)
-    if self.rt1_compat:  # float32 throughout, as RT-1 computes it
-      low, high = np.float32(d.low), np.float32(d.high)
-      unit = (np.clip(value.astype(np.float32), low, high) - low) / (high - low)
-      return (unit * np.float32(NUM_BINS - 1)).astype(np.int32)
-    unit = (value.astype(np.float64) - d.low) / (d.high - d.low)
-    return np.clip(np.floor(unit * NUM_BINS), 0, NUM_BINS - 1)
+    if d.values or not self.rt1_compat:
+      return d.to_bins(value)
+    low, high = np.float32(d.low), np.float32(d.high)  # throughout, as in RT-1
+    unit = (np.clip(value.astype(np.float32), low, high) - low) / (high - low)
+    return (unit * np.float32(NUM_BINS - 1)).astype(np.int32)
 
   def to_action(self, bins: np.ndarray) -> np.ndarray:
     """Dequantizes int[..., D] bins to float32[..., D] physical units."""

@@ -46,7 +46,7 @@ def decode(data: bytes) -> np.ndarray:
     UserError: no image, one of a kind that has no such reading (32-bit
       integers or floats), or of an unlikely size.
   """
-  if data.startswith(_JPEG) and (pixels := _decode_jpeg(data)) is not None:
+  if is_jpeg(data) and (pixels := _decode_jpeg(data)) is not None:
     return pixels
   try:
     with Image.open(io.BytesIO(data)) as picture:
@@ -59,6 +59,11 @@ def decode(data: bytes) -> np.ndarray:
       f"got {len(data)} bytes that do not decode as an image, expected e.g. "
       "JPEG or PNG; repair or remove this example"
     ) from error
+
+
+def is_jpeg(data: bytes) -> bool:
+  """Tells a JPEG from other files by its first bytes."""
+  return data.startswith(_JPEG)
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:

@@ -166,25 +166,6 @@ def by_source(source: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
   yield from zip(present.tolist(), np.split(order, starts[1:]), strict=True)
 
 
-def permute(index: np.ndarray, size: int, key: Sequence[int]) -> np.ndarray:
-  """Evaluates a pseudorandom permutation of 0..size-1 at `index`.
-
-  A Feistel network is a permutation of a power of four; values that fall
-  outside `size` are sent through again until they fall inside (cycle walking),
-  which keeps it a permutation.
-
-  Args:
-    index: int64[n], 0 <= index < size.
-    size: number of elements.
-    key: integers that select the permutation.
-
-  Returns:
-    int64[n].
-  """
-  round_keys = np.repeat(_round_keys(tuple(key))[:, None], len(index), 1)
-  return _permute(index, np.full(len(index), size), round_keys)
-
-
 @functools.lru_cache(maxsize=4096)
 def _round_keys(key: tuple[int, ...]) -> np.ndarray:
   """Derives the keys of a permutation's rounds, uint64[R]."""
@@ -194,12 +175,16 @@ def _round_keys(key: tuple[int, ...]) -> np.ndarray:
 def _permute(
   index: np.ndarray, size: np.ndarray, round_keys: np.ndarray
 ) -> np.ndarray:
-  """Evaluates n permutations at once.
+  """Evaluates pseudorandom permutations of 0..size-1, one for each `index`.
+
+  A Feistel network is a permutation of a power of four; values that fall
+  outside `size` are sent through again until they fall inside (cycle walking),
+  which keeps it a permutation.
 
   Args:
-    index: int64[n].
-    size: int64[n].
-    round_keys: uint64[R, n].
+    index: int64[n], 0 <= index < size.
+    size: int64[n], number of elements.
+    round_keys: uint64[R, n], which select the permutation.
 
   Returns:
     int64[n].

@@ -5,21 +5,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rt2_jax.input_pipeline.mixture import Mixture, permute
+from rt2_jax.input_pipeline.mixture import Mixture
 
 
-@given(st.integers(1, 3000), st.lists(st.integers(0, 2**40), min_size=1))
+def epoch_of(size, seed, epoch):
+  """The order in which a source is walked through."""
+  mixture = Mixture((size,), (1.0,), seed)
+  return mixture.draw(epoch, np.arange(size), size).example
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 2**40))
 @settings(max_examples=50)
-def test_permute_is_a_permutation(size, key):
-  out = permute(np.arange(size), size, key)
+def test_an_epoch_is_a_permutation(size, seed, epoch):
+  out = epoch_of(size, seed, epoch)
   np.testing.assert_array_equal(np.sort(out), np.arange(size))
 
 
 def test_permutations_look_random():
   size, epochs = 1000, 200
-  table = np.stack(
-    [permute(np.arange(size), size, (0, e)) for e in range(epochs)]
-  )
+  table = np.stack([epoch_of(size, 0, epoch) for epoch in range(epochs)])
   # Every element is about as often in the first tenth as chance has it.
   early = (table[:, :100] < 500).mean()
   assert abs(early - 0.5) < 0.02
