@@ -34,12 +34,12 @@ DRAWING := ldconfig -p | grep -qE 'lib(EGL|OSMesa)\.so'
 INSTALL_DRAWING := { apt-get -qq update && apt-get -qq install -y \
   libegl1 libegl-mesa0 libgl1-mesa-dri; }
 
-# The tests start a Slurm cluster of their own.
-SLURM := which slurmctld munged > /dev/null
+# Tests start a Slurm cluster of their own, as root; others run the rest.
+SLURM := [ "$$(id -u)" != 0 ] || which slurmctld munged > /dev/null
 INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   --no-install-recommends slurm-wlm munge; }
 
-.PHONY: quickstart mini test test-newest cluster-tests lint format bench \
+.PHONY: quickstart mini test test-newest cluster-tests slurm lint format bench \
   estimates rehearsal gpu-check docs colabs load-test libero clean
 
 # A part of `mini`, from the committed VLM.
@@ -81,12 +81,15 @@ $(MINI)/web/written: .venv/installed-sim
 	$(MINI_WEB) --train_examples=6000 --val_examples=250 --skills=$(MINI_SKILLS)
 	touch $@
 
-test: .venv/installed-extras .venv-xpk/installed
+test: .venv/installed-extras .venv-xpk/installed slurm
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 # Trainings on a real Slurm cluster and as several processes, interrupted.
-cluster-tests: .venv/installed-extras
+cluster-tests: .venv/installed-extras slurm
 	$(RUN) -m pytest tests/clusters/rehearsal.py
+
+slurm:
+	$(SLURM) || $(INSTALL_SLURM)
 
 # The newest releases instead of constraints.txt, in an environment of its own.
 NEWEST := jax flax optax orbax-checkpoint transformers torch
@@ -148,10 +151,8 @@ colabs: .venv/installed-extras
 	for notebook in colabs/*.ipynb; do \
 	  .venv/bin/jupyter execute --inplace $$notebook || exit 1; done
 
-# All that the tests need: PyTorch, to compare with, the TPU's compiler, Slurm.
+# What the tests import: PyTorch, to compare with, the TPU's compiler.
 .venv/installed-extras: .venv/installed-sim
-	$(SLURM) || $(INSTALL_SLURM) || echo "make: tests of Slurm are left out; \
-	  as root, run: $(INSTALL_SLURM)"
 	.venv/bin/pip install -q --disable-pip-version-check \
 	  -c constraints.txt -e '.[test]'
 	touch $@

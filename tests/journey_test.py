@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 
@@ -23,7 +22,7 @@ from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
 from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
-from tests import tiny_datasets
+from tests import gcs, tiny_datasets
 from tests.conftest import ROOT
 
 NUM_STEPS = 12
@@ -132,21 +131,19 @@ def losses(workdir) -> list[float]:
   return [e.value for e in log.Reload().Scalars("train/loss")]
 
 
-def free_port() -> int:
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    return free.getsockname()[1]
-
-
 def start_many(
   folder,
   workdir: str,
   count: int,
   flags: tuple[str, ...] = (),
   num_devices: int = 8,
+  differing: tuple[str, ...] = (),
 ) -> list[subprocess.Popen]:
-  """`count` processes that share some devices, gloo between them."""
-  port = free_port()
+  """`count` processes that share some devices, gloo between them.
+
+  All but the first have the flags `differing` as well.
+  """
+  port = gcs.free_port()
   return [
     start(
       folder,
@@ -158,6 +155,7 @@ def start_many(
         f"--num_processes={count}",
         f"--process_id={i}",
         *flags,
+        *differing * bool(i),
       ),
     )
     for i in range(count)
@@ -220,28 +218,12 @@ def test_a_preemption_of_one_host_saves_one_step_on_all(folder):
 def test_processes_that_differ_are_named_before_the_first_step(folder):
   """Learning rate, seed and the length of a source, all at once."""
   tiny_datasets.bridge_source(folder / "fewer" / "1.0.0", num_episodes=3)
-  port = free_port()
   other = (
     "--config.optimizer.learning_rate=0.002",
     "--config.seed=1",
     f"--config.sources.bridge.path={folder / 'fewer' / '1.0.0'}",
   )
-  processes = [
-    start(
-      folder,
-      "differing",
-      num_devices=4,
-      flags=(
-        "--multihost",
-        f"--coordinator=localhost:{port}",
-        "--num_processes=2",
-        f"--process_id={i}",
-        *other * i,
-      ),
-    )
-    for i in range(2)
-  ]
-  for process in processes:
+  for process in start_many(folder, "differing", 2, differing=other):
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1, out
     assert "Traceback" not in out
@@ -255,7 +237,7 @@ def test_processes_that_differ_are_named_before_the_first_step(folder):
 
 
 def test_a_host_that_never_joins_is_named(folder):
-  port = free_port()
+  port = gcs.free_port()
   lonely = start(
     folder,
     "lonely",

@@ -60,8 +60,8 @@ def program(path: pathlib.Path, text: str):
 @pytest.fixture
 def xpk(bin_folder):
   """The real one; nothing is sent to its makers."""
-  if not XPK.exists():
-    pytest.skip("needs .venv-xpk: make test")
+  if not XPK.exists() and "CI" not in os.environ:
+    pytest.skip("needs `make .venv-xpk/installed`")
   (bin_folder / "xpk").symlink_to(XPK)
   config = bin_folder.parent / ".config/xpk"
   config.mkdir(parents=True)
