@@ -28,11 +28,13 @@ from PIL import Image
 
 from data import picture_scenes
 from data.picture_questions import SKILLS, Words
+from data.web_inputs import Found
 from launch import program
 from rt2_jax import storage
 from rt2_jax.byte_ranges import open_storage
 from rt2_jax.envs.tabletop import pictures
 from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.input_pipeline.web import WebExample
 
 SPLITS = ("train", "val")
 PICTURES = Path(__file__).with_name("pictures.zip")
@@ -132,11 +134,8 @@ def make(
   return paths
 
 
-def found(records: Iterator[Record], skill: str, split: str) -> Iterator[Any]:
+def found(records: Iterator[Record], skill: str, split: str) -> Iterator[Found]:
   """Converts the records to the examples that the writer takes."""
-  from data.web_inputs import Found
-  from rt2_jax.input_pipeline.web import WebExample
-
   for number, (image, question, answer, language) in enumerate(records):
     example = WebExample(image, question, (answer,), skill, language)
     yield Found(

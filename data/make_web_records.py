@@ -48,7 +48,7 @@ import tqdm
 from absl import app, flags
 from PIL import ExifTags, Image, ImageOps
 
-from data import web_inputs, web_json, web_tars
+from data import web_inputs, web_json, web_tars, web_tfds
 from data.web_inputs import Defaults, Found
 from data.web_progress import Progress, shard_path
 from launch import program
@@ -266,7 +266,7 @@ def read(args: flags.FlagValues) -> Iterator[Found]:
   """Reads the examples that the flags ask for."""
   defaults = Defaults(args.question, args.task, args.language)
   if args.format == "tfds":
-    return web_inputs.read_tfds(
+    return web_tfds.read_tfds(
       args.input, args.input_split, args.answers, defaults
     )
   if args.format == "webdataset":

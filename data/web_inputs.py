@@ -6,10 +6,9 @@ stop:
 
   read_jsonl  lines of JSON beside an image folder, as big_vision and PaliGemma
               fine-tune on
-  read_tfds   a TFDS version folder, e.g. coco_captions
 
 LLaVA's and COCO's JSON are read in data/web_json.py, tars of WebDataset and
-img2dataset in data/web_tars.py.
+img2dataset in data/web_tars.py, TFDS's folders in data/web_tfds.py.
 """
 
 from __future__ import annotations
@@ -21,9 +20,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-import tensorflow_datasets as tfds
 
 from rt2_jax import local_copies, storage
 from rt2_jax.errors import UserError
@@ -82,32 +78,6 @@ def _from_line(
 ) -> WebExample:
   fields = parse_json(line)
   return from_fields(fields, read_image(folder, fields.get("image")), defaults)
-
-
-def read_tfds(
-  folder: str | Path, split: str, answers: str, defaults: Defaults
-) -> Iterator[Found]:
-  """Yields the examples of a TFDS dataset, in the order of its shards.
-
-  Args:
-    folder: version folder, e.g. `…/coco_captions/2014/1.1.0`.
-    split: e.g. "train".
-    answers: the feature that holds the texts, e.g. "captions/text".
-    defaults: the question, and what else TFDS does not say.
-  """
-  with local_copies.of(storage.locate(folder, "--input")) as local:
-    data = tfds.builder_from_directory(local).as_dataset(
-      split,
-      shuffle_files=False,
-      decoders={"image": tfds.decode.SkipDecoding()},
-      read_config=tfds.ReadConfig(interleave_cycle_length=1),
-    )
-    for number, fields in enumerate(tfds.as_numpy(data)):
-      texts = np.atleast_1d(feature(fields, answers)).tolist()
-      load = functools.partial(
-        from_fields, {"suffix": texts}, fields["image"], defaults
-      )
-      yield Found(f"{folder}, split {split!r}, example {number}", load)
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
@@ -192,19 +162,6 @@ def _text(value: Any) -> str | None:
       f"got a text that is not UTF-8 ({error}); repair or remove this example"
     ) from error
   return value.replace("\r\n", "\n").strip("\ufeff \t\r\n")
-
-
-def feature(fields: Mapping[str, Any], path: str) -> Any:
-  """Finds the value at `path`, e.g. "captions/text"."""
-  value = fields
-  for name in path.split("/"):
-    if not isinstance(value, Mapping) or name not in value:
-      raise UserError(
-        f"got --answers={path}, expected a path through the features "
-        f"{', '.join(fields)}"
-      )
-    value = value[name]
-  return value
 
 
 def find(pattern: str) -> list[storage.Path]:

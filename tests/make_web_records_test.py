@@ -15,6 +15,7 @@ from data import (
   web_inputs,
   web_json,
   web_tars,
+  web_tfds,
 )
 from data.detection import detection_answer
 from data.web_inputs import Defaults
@@ -147,7 +148,7 @@ def test_tfds_round_trip(tmp_path):
   builder = Captions(data_dir=tmp_path / "tfds")
   tfds_writer.write_quietly(builder)
   folder = builder.data_path
-  found = web_inputs.read_tfds(
+  found = web_tfds.read_tfds(
     folder, "train", "captions/text", DEFAULTS._replace(task="caption")
   )
   make_web_records.make(found, tmp_path / "out", "coco")
@@ -161,7 +162,7 @@ def test_tfds_round_trip(tmp_path):
   with pytest.raises(
     ValueError, match="got --answers=captions/txt, expected a path through"
   ):
-    next(web_inputs.read_tfds(folder, "train", "captions/txt", DEFAULTS))
+    next(web_tfds.read_tfds(folder, "train", "captions/txt", DEFAULTS))
 
 
 def test_webdataset_round_trip(tmp_path):
