@@ -1,5 +1,6 @@
 """Each thing that may be wrong with recordings is found, and nothing else."""
 
+import io
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data import check_episodes
 from data.recorded_episodes import read_split
@@ -117,10 +119,6 @@ def hangs(episode):
 
 
 def shows_nothing(episode):
-  import io
-
-  from PIL import Image
-
   file = io.BytesIO()
   Image.new("RGB", (64, 64)).save(file, "jpeg")
   episode["pictures"][LENGTH // 2] = file.getvalue()
@@ -173,16 +171,6 @@ def is_undecodable(episode):
 )
 def test_one_episode_of_four(tmp_path, change, title, is_error):
   assert found(written(tmp_path, change)) == {title: is_error}
-
-
-def all_of(change):
-  """The same change to every episode."""
-
-  def apply(episodes):
-    for episode in episodes:
-      change(episode)
-
-  return apply
 
 
 def robot_with(**fields):
