@@ -155,14 +155,14 @@ def train(
     described = run.meta.to_dict() | {"config": with_defaults(fields)}
     consensus.check_equal({**described, "code": consensus.code()})
     consensus.check_shared(workdir)
-    claim.check(workdir, fields, with_defaults)
+    claim.check(workdir, fields)
     stop = stack.enter_context(StopSignals())
     checkpoints = stack.enter_context(
       Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
     )
     watchdog.at("restoring or initializing the state")
     run, state, window = run.start(checkpoints)
-    stack.enter_context(claim.held(workdir, fields, with_defaults))
+    stack.enter_context(claim.held(workdir, fields))
     folder = workdir / "tensorboard"
     profiler = stack.enter_context(Profiler(folder, profile_steps))
     watched = watchdog, stop, profiler

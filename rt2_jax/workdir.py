@@ -9,21 +9,20 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from rt2_jax import checkpoint, consensus, differences, lease, storage
 from rt2_jax.errors import UserError
+from rt2_jax.train_config import with_defaults
 
 _LOG = logging.getLogger(__name__)
 
-# Fills in what a config file leaves out: `train_config.with_defaults`.
-Complete = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-
 # Fields that may change when a run goes on, wherever they stand: batches and
-# model stay the same. The first two change the learning rates to come.
+# model stay the same. The first two change the learning rates to come. Files
+# may lie elsewhere: `resume` compares what is in them.
 FREE_FIELDS = (
   "num_steps",
   "end_learning_rate",
@@ -40,19 +39,20 @@ FREE_FIELDS = (
   "keep_best",
   "divergence",
   "watchdog",
+  "path",
+  "statistics",
+  "tokenizer_file",
 )
 
 
-def check(
-  workdir: storage.Path, fields: Mapping[str, Any], complete: Complete
-) -> bool:
+def check(workdir: storage.Path, fields: Mapping[str, Any]) -> bool:
   """Compares a config with the one that a workdir was claimed for.
+
+  A field that one of them leaves out equals its default.
 
   Args:
     workdir: of the run; need not exist.
     fields: of the config.
-    complete: applied to both, so that a field which one of them leaves out
-      equals its default.
 
   Returns:
     Whether config.json must be written: there is none, one in which fields
@@ -65,10 +65,10 @@ def check(
   path = workdir / "config.json"
   if not path.exists():
     return True
-  problem = _difference(path, fields, complete)
+  problem = _difference(path, fields)
   if not problem:
     stored = json.loads(path.read_bytes())
-    return _completed(stored, complete) != _completed(fields, complete)
+    return _completed(stored) != _completed(fields)
   if checkpoint.Checkpoints(workdir / "checkpoints").latest_step() is not None:
     raise UserError(problem)
   _LOG.warning(
@@ -80,9 +80,7 @@ def check(
 
 
 @contextlib.contextmanager
-def held(
-  workdir: storage.Path, fields: Mapping[str, Any], complete: Complete
-) -> Iterator[None]:
+def held(workdir: storage.Path, fields: Mapping[str, Any]) -> Iterator[None]:
   """Holds a workdir while a run goes on, and writes its config.json.
 
   Process 0 does it for all. Args as `check`.
@@ -96,15 +94,13 @@ def held(
       if jax.process_index() == 0:
         storage.output_folder(workdir, "--workdir")
         stack.enter_context(_locked(workdir / "lock"))
-        if check(workdir, fields, complete):
+        if check(workdir, fields):
           text = json.dumps(fields, indent=2, sort_keys=True)
           storage.write(workdir / "config.json", text)
     yield
 
 
-def _difference(
-  path: storage.Path, fields: Mapping[str, Any], complete: Complete
-) -> str:
+def _difference(path: storage.Path, fields: Mapping[str, Any]) -> str:
   """Says what a config.json forbids of these fields; "" for nothing."""
   content = path.read_bytes()
   try:
@@ -115,7 +111,7 @@ def _difference(
       "off; delete it to go on (each checkpoint keeps its own config), or use "
       "another --workdir"
     )
-  old, new = (_completed(each, complete) for each in (stored, fields))
+  old, new = _completed(stored), _completed(fields)
   found = list(differences.differing(old, new, "config", FREE_FIELDS))
   if not found:
     return ""
@@ -125,8 +121,8 @@ def _difference(
   )
 
 
-def _completed(fields: Mapping[str, Any], complete: Complete) -> Any:
-  return differences.to_json(complete(fields))
+def _completed(fields: Mapping[str, Any]) -> Any:
+  return differences.to_json(with_defaults(fields))
 
 
 @contextlib.contextmanager

@@ -30,12 +30,12 @@ FLOORS = [
   {"checkpoint", "checkpoint_meta", "input_pipeline", "robot_policy"}
   | {"rollouts", "train_state"},
   # experiments and formats
-  {"envs", "pytorch", "serving", "train_config", "weights", "workdir"},
+  {"envs", "pytorch", "serving", "train_config", "weights"},
   # acting and starting
-  {"policy", "progress", "resume", "train_data"}
+  {"policy", "progress", "train_data", "workdir"}
   | {"robot_actions", "robot_client"},
   # measuring and saving
-  {"evaluators", "robot_loop", "saving", "tpu"},
+  {"evaluators", "resume", "robot_loop", "saving", "tpu"},
   # training
   {"benchmarks", "gpu", "robot_log", "training"},
 ]

@@ -134,11 +134,10 @@ def test_other_data_behind_the_same_path_are_noticed(run, tmp_path):
     str(tmp_path / "moved"),
     fields["sources"]["bridge"]["path"],
   )
-  config = json.loads((workdir / "config.json").read_text())
-  config["sources"]["bridge"]["path"] = str(tmp_path / "moved")
-  (workdir / "config.json").write_text(json.dumps(config))
   shutil.copytree(before, tmp_path / "moved")
   training.train(fields, workdir)  # the same data in another folder
+  config = json.loads((workdir / "config.json").read_text())
+  assert config["sources"]["bridge"]["path"] == str(tmp_path / "moved")
   for episodes in (
     [tiny_datasets.bridge_episode(seed) for seed in range(3)],
     [tiny_datasets.bridge_episode(seed) for seed in (0, 1, 2, 4)],

@@ -14,7 +14,7 @@ FIELDS = {"seed": 0, "mesh": {"data": 1}, "optimizer": {"learning_rate": 0.1}}
 
 
 def claim(folder, fields=FIELDS):
-  with workdir.held(folder, fields, dict):
+  with workdir.held(folder, fields):
     return json.loads((folder / "config.json").read_text())
 
 
@@ -39,10 +39,10 @@ def test_a_default_may_be_spelled_out(tmp_path):
   claim(tmp_path, spelled)
   a_checkpoint(tmp_path)
   fields = FIELDS | {"sources": {"x": {"dataset": "bridge"}}}
-  assert not workdir.check(tmp_path, fields, with_defaults)
+  assert not workdir.check(tmp_path, fields)
   fields["optimizer"] = {"learning_rate": 0.1, "b2": 0.9}
   with pytest.raises(UserError, match="config.optimizer.b2 is 0.9, was 0.999"):
-    workdir.check(tmp_path, fields, with_defaults)
+    workdir.check(tmp_path, fields)
 
 
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "op'])
@@ -60,7 +60,7 @@ def test_a_config_that_a_crash_cut_off(tmp_path, content):
 def test_two_programs_cannot_train_in_one(tmp_path):
   program = (
     "import pathlib, sys; from rt2_jax import workdir\n"
-    f"with workdir.held(pathlib.Path({str(tmp_path)!r}), {FIELDS!r}, dict):\n"
+    f"with workdir.held(pathlib.Path({str(tmp_path)!r}), {FIELDS!r}):\n"
     "  print('held', flush=True); sys.stdin.read()"
   )
   other = subprocess.Popen(
