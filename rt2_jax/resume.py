@@ -59,8 +59,9 @@ def restore_or_init(
   damaged: dict[int, Damaged] = {}
   for step in reversed(steps):
     try:
-      check_same(checkpoints, meta, _SAME, step)
-      check_data(checkpoints, meta, step)
+      kept = described(checkpoints, step)
+      check_same(kept, meta, _SAME)
+      check_data(kept, meta, step)
       items = trainer.to_items(abstract)
       found = checkpoints.restore_state(*items, step)
     except Damaged as error:
@@ -69,13 +70,13 @@ def restore_or_init(
     for bad, error in damaged.items():
       place = checkpoints.set_aside(bad)
       _LOG.error("%s; it is now %s, going on from %d", error, place, step)
-    log_changes(checkpoints, config, meta, step)
+    log_changes(kept, config, meta, step)
     count = jax.device_put(np.int32(step), abstract.step.sharding)
     items = count, found.params, found.opt_state
-    frozen = None
+    base = None
     if trainer.model.adapted:
-      frozen = read_base(weights, trainer, abstract, checkpoints, step)
-    return trainer.from_items(*items, frozen), found.window
+      base = read_base(weights, trainer, abstract, kept)
+    return trainer.from_items(*items, base), found.window
   raise UserError(
     f"got no checkpoint that is whole among {steps}: "
     f"{'; '.join(map(str, damaged.values()))}; repair one, or use another "
@@ -97,7 +98,8 @@ def read_weights(
   if lora_base.is_run(weights):
     run = Checkpoints.open_run(weights)
     model = trainer.model.without_adapters()
-    check_same(run, dataclasses.replace(meta, model=model), ("model",))
+    meta = dataclasses.replace(meta, model=model)
+    check_same(described(run), meta, ("model",))
   return lora_base.read(weights, trainer.model, abstract.params, trainer.seed)
 
 
@@ -105,8 +107,7 @@ def read_base(
   weights: str | Mapping[str, str],
   trainer: Trainer,
   abstract: TrainState,
-  checkpoints: Checkpoints,
-  step: int,
+  kept: CheckpointMeta,
 ) -> Any:
   """Reads the base of a LoRA run again, and compares it.
 
@@ -114,29 +115,33 @@ def read_base(
     UserError: it is not the base that a checkpoint's adapters were trained on.
   """
   params = lora_base.read(weights, trainer.model, abstract.params, trainer.seed)
-  stored, _ = checkpoints.restore_meta(step)
   flat, frozen = map(
     trees.flatten, (params, trainer.frozen_of(abstract.params))
   )
-  lora_base.check(stored["base"], trees.unflatten({n: flat[n] for n in frozen}))
+  lora_base.check(kept.base, trees.unflatten({n: flat[n] for n in frozen}))
   return params
 
 
+def described(
+  checkpoints: Checkpoints, step: int | None = None
+) -> CheckpointMeta:
+  """Restores what a checkpoint says of itself; default: the newest.
+
+  It comes in today's format, whichever release saved it.
+  """
+  stored, _ = checkpoints.restore_meta(step)
+  return CheckpointMeta.from_dict(stored)
+
+
 def check_same(
-  checkpoints: Checkpoints,
-  meta: CheckpointMeta,
-  items: Sequence[str],
-  step: int | None = None,
+  kept: CheckpointMeta, meta: CheckpointMeta, items: Sequence[str]
 ):
   """Compares what a checkpoint says of `items` and its tokenizer.
 
   Raises:
     UserError: one of them differs.
   """
-  stored, _ = checkpoints.restore_meta(step)
-  # Both in today's format, whichever release saved it.
-  was = to_json(CheckpointMeta.from_dict(stored).to_dict())
-  now = to_json(meta.to_dict())
+  was, now = to_json(kept.to_dict()), to_json(meta.to_dict())
   for item in (*items, "tokenizer_sha256"):
     found = list(differing(was[item], now[item], item, claim.FREE_FIELDS))
     if found:
@@ -148,7 +153,7 @@ def check_same(
 
 
 def log_changes(
-  checkpoints: Checkpoints, config: TrainConfig, meta: CheckpointMeta, step: int
+  kept: CheckpointMeta, config: TrainConfig, meta: CheckpointMeta, step: int
 ):
   """Logs which fields a run goes on with that its checkpoint did not have.
 
@@ -160,9 +165,8 @@ def log_changes(
       f"got config.num_steps = {config.num_steps}, expected at least {step}: "
       "the newest checkpoint is that far; raise it, or use another --workdir"
     )
-  stored, _ = checkpoints.restore_meta(step)
   old, new = (
-    to_json(with_defaults(fields)) for fields in (stored["config"], meta.config)
+    to_json(with_defaults(fields)) for fields in (kept.config, meta.config)
   )
   for change in differing(old, new, "config"):
     _LOG.info("goes on from step %d with another %s", step, change)
@@ -175,22 +179,20 @@ def log_changes(
     _LOG.info("the learning rate there is %.3g, was %.3g", *reversed(rates))
 
 
-def check_data(checkpoints: Checkpoints, meta: CheckpointMeta, step: int):
+def check_data(kept: CheckpointMeta, meta: CheckpointMeta, step: int):
   """Compares the data with those that a checkpoint was trained on.
 
   Raises:
     UserError: a source has another length or fingerprint.
   """
-  stored, _ = checkpoints.restore_meta(step)
-  kept = CheckpointMeta.from_dict(stored).data
-  if not kept:
+  if not kept.data:
     _LOG.warning(
       "checkpoint %d keeps no fingerprints of its data: nothing to compare",
       step,
     )
     return
-  for name in kept.keys() & meta.data.keys():
-    was, now = kept[name], meta.data[name]
+  for name in kept.data.keys() & meta.data.keys():
+    was, now = kept.data[name], meta.data[name]
     if was != now:
       raise UserError(
         f"got {now['length']} examples with fingerprint {now['fingerprint']} "
