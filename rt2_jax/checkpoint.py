@@ -31,6 +31,7 @@ from rt2_jax import (
 from rt2_jax.errors import UserError
 from rt2_jax.saved_step import (
   CHECKSUMS,
+  STORE_REFUSES,
   SavedStep,
   first_line,
   sha256,
@@ -42,9 +43,7 @@ _LOG = logging.getLogger(__name__)
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _REFUSED = re.compile(
   "No space left on device|Disk quota exceeded|File too large|"
-  "Read-only file system|Permission denied|"
-  # An object store's, in the words of TensorStore and of gcsfs.
-  "PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|HttpError|Forbidden"
+  f"Read-only file system|Permission denied|{STORE_REFUSES}"
 )
 _VERSIONED = ("jax", "flax", "optax", "orbax-checkpoint")
 
@@ -57,13 +56,11 @@ class Restored(NamedTuple):
   """The train state of a checkpoint, as its items.
 
   Attributes:
-    step: steps done.
     params: the parameters to act with.
     opt_state: everything else that training needs.
     window: metrics that were not logged yet, from `Progress.before_save`.
   """
 
-  step: int
   params: Any
   opt_state: Any
   window: dict[str, Any]
@@ -188,7 +185,7 @@ class Checkpoints:
       items["opt_state"] = ocp.args.StandardSave(opt_state)
     with interrupts.delayed(f"copying checkpoint {step}"), self._writing():
       if self._manager is None:
-        self._manager = orbax_manager.make(str(self._folder), self._stays)
+        self._manager = orbax_manager.make(self._folder, self._stays)
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
   def step_folder(self, step: int | None = None) -> storage.Path:
@@ -252,7 +249,6 @@ class Checkpoints:
     saved = self._saved(step)
     saved.check_optimizer()
     return Restored(
-      saved.progress["step"],
       saved.arrays("params", params),
       saved.arrays("opt_state", opt_state),
       saved.progress.get("window", {}),
@@ -341,13 +337,12 @@ class Checkpoints:
     found = checksums.measure(tree, rounded=item == "params")
     bad = [name for name, array in found.items() if not array.finite]
     if bad:
-      newest = self.latest_step()
       raise UserError(
         f"got {len(bad)} arrays at step {step} that are not finite, such as "
-        f"{item} {bad[0]}, expected finite numbers; nothing was saved, the "
-        f"last good checkpoint is {newest if newest is not None else 'none'}"
+        f"{item} {bad[0]}, expected finite numbers; nothing was saved, all is "
+        f"good up to {self._newest()}"
       )
     return {name: array.sums for name, array in found.items()}
 
   def _saved(self, step: int | None) -> SavedStep:
-    return SavedStep(self._folder / str(self.existing_step(step)))
+    return SavedStep(self.step_folder(step))

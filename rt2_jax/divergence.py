@@ -74,6 +74,6 @@ class BadSteps:
 
   def may_skip(self, metrics: Mapping[str, np.ndarray]) -> bool:
     """Counts a bad step that was left out; False for one too many."""
-    self.skipped += int(metrics.get("skipped", 0))
-    left_out = bool(metrics.get("skipped", 0))
-    return left_out and self.skipped <= self._config.max_skipped
+    left_out = int(metrics.get("skipped", 0))
+    self.skipped += left_out
+    return left_out > 0 and self.skipped <= self._config.max_skipped

@@ -27,11 +27,15 @@ from rt2_jax.orbax_manager import ARRAYS, JSON
 _LOG = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums"  # key of `meta`: item -> array -> type -> checksum
+# An object store's refusals, in the words of TensorStore and of gcsfs.
+STORE_REFUSES = (
+  "PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|HttpError|Forbidden"
+)
 # The machine's trouble, not the checkpoint's.
 _NO_DAMAGE = re.compile(
-  "MemoryError|RESOURCE_EXHAUSTED|Permission|PERMISSION_DENIED|UNAVAILABLE|"
-  "Too many open files|DEADLINE_EXCEEDED|HttpError|Client[A-Z]\\w*Error|"
-  "ServerDisconnected|TimeoutError|Forbidden"
+  "MemoryError|RESOURCE_EXHAUSTED|Permission|Too many open files|"
+  "Client[A-Z]\\w*Error|ServerDisconnected|TimeoutError|"
+  f"{STORE_REFUSES}"
 )
 
 

@@ -20,14 +20,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from rt2_jax import (
-  augment,
-  losses,
-  sharding,
-  step_metrics,
-  trainable,
-  trees,
-)
+from rt2_jax import augment, losses, sharding, step_metrics, trainable, trees
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.compiler_options import TRAINING, options_for

@@ -40,11 +40,11 @@ def test_everything_comes_back(folder):
   checkpoints = Checkpoints.open_run(folder)
   meta, tokenizer = checkpoints.restore_meta()
   assert meta == META and tokenizer == TOKENIZER
-  step, params, opt_state, window = checkpoints.restore_state(
+  params, opt_state, window = checkpoints.restore_state(
     abstract(PARAMS), abstract(OPT_STATE)
   )
   assert window == {}
-  assert step == 30
+  assert checkpoints.latest_step() == 30
   for got, kept in [(params, PARAMS), (opt_state, OPT_STATE)]:
     jax.tree.map(np.testing.assert_array_equal, got, kept)
 
@@ -110,10 +110,8 @@ def test_an_old_checkpoint_without_checksums_is_read(tmp_path, caplog):
   old_checkpoint(tmp_path, 7, PARAMS, OPT_STATE, META)
   checkpoints = Checkpoints.open_run(tmp_path)
   assert checkpoints.restore_meta()[0] == META
-  step, params, *_ = checkpoints.restore_state(
-    abstract(PARAMS), abstract(OPT_STATE)
-  )
-  assert step == 7 and "nothing to compare" in caplog.text
+  params, *_ = checkpoints.restore_state(abstract(PARAMS), abstract(OPT_STATE))
+  assert "nothing to compare" in caplog.text
   jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
   broken = {"llm": {"w": jnp.full((2, 3), jnp.inf)}}
   old_checkpoint(tmp_path, 8, broken, OPT_STATE, META)
@@ -127,7 +125,7 @@ def test_what_is_not_finite_is_not_saved(folder):
     ({"llm": {"w": jnp.full((2, 3), jnp.nan)}}, OPT_STATE),
     (PARAMS, (OPT_STATE[0], {"llm": {"w": jnp.full((2, 3), -jnp.inf)}})),
   ):
-    with pytest.raises(UserError, match="step 40 .*llm/w.* checkpoint is 30"):
+    with pytest.raises(UserError, match="step 40 .*llm/w.* up to step 30"):
       checkpoints.save(40, params, opt_state, META, TOKENIZER)
   checkpoints.close()
   assert checkpoints.steps() == [20, 30]  # and nothing was deleted
@@ -230,7 +228,7 @@ def test_damage_is_noticed_or_harmless(tmp_path):
         assert "[10]: pass --step=10" in str(error)
         noticed.add(path.relative_to(newest).parts[0])
       else:
-        assert (meta, tokenizer, state.step) == (META, TOKENIZER, 20), path
+        assert (meta, tokenizer) == (META, TOKENIZER), path
         np.testing.assert_array_equal(state.params["llm"]["w"], random)
         np.testing.assert_array_equal(state.opt_state["llm"]["w"], random)
       path.write_bytes(data)
