@@ -26,7 +26,7 @@ from rt2_jax.observation import ObservationConfig
 from rt2_jax.optimizer import OptimizerConfig
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import PromptConfig
-from rt2_jax.train_config import TrainConfig, config_hash, with_defaults
+from rt2_jax.train_config import TrainConfig, config_hash
 from rt2_jax.weights import export
 from tests import tiny_datasets
 from tests.conftest import ROOT
@@ -313,7 +313,7 @@ def test_a_missing_field_is_named(fields, tmp_path):
 
 
 def test_a_workdir_of_another_experiment_is_left_alone(fields, tmp_path):
-  with workdir.held(tmp_path, fields, with_defaults):
+  with workdir.held(tmp_path, fields):
     pass
   (tmp_path / "checkpoints/1").mkdir(parents=True)
   before = (tmp_path / "config.json").read_text()
@@ -325,7 +325,7 @@ def test_a_workdir_of_another_experiment_is_left_alone(fields, tmp_path):
     match=r"differs from the one in .*config\.json: config\.optimizer\."
     r"learning_rate is 0\.5, was 0\.001; config\.seed is 3, was 0; use another",
   ):
-    workdir.check(tmp_path, other, with_defaults)
+    workdir.check(tmp_path, other)
   assert (tmp_path / "config.json").read_text() == before
 
 
