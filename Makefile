@@ -40,7 +40,7 @@ INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   --no-install-recommends slurm-wlm munge; }
 
 .PHONY: quickstart mini test test-newest cluster-tests slurm lint format bench \
-  estimates rehearsal gpu-check docs colabs load-test libero clean
+  estimates rehearsal gpu-check docs colabs load-test fuzz libero clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -174,6 +174,10 @@ colabs: .venv/installed-extras
 load-test: .venv/installed-extras
 	mkdir -p runs
 	$(RUN) -m tests.serving.load --seconds=60 | tee runs/load.json
+
+# 10,000 damaged frames to each protocol of the service.
+fuzz: .venv/installed-extras
+	FUZZ_FRAMES=10000 $(RUN) -m pytest tests/serving/fuzz_test.py
 
 # The real LIBERO, run by vla-eval against launch/serve.py. By default by a random
 # tiny model, which shows that all parts fit.

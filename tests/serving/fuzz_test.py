@@ -1,7 +1,8 @@
-"""10,000 frames to every protocol: a clear error or a valid answer, each time.
+"""Fuzzes every protocol: a clear error or a valid answer, each time.
 
 Frames are honest ones with bytes, lengths, types and values changed. They go
-into the protocols' own handlers, without a network between.
+into the protocols' own handlers, without a network between. `make fuzz` sends
+more of them.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import base64
 import functools
 import io
 import json
+import os
 
 import msgpack
 import numpy as np
@@ -23,7 +25,7 @@ from rt2_jax.serving.service import Service
 from rt2_jax.serving.vla_eval import BenchmarkServer
 from tests.serving import served
 
-FRAMES = 10_000
+FRAMES = int(os.environ.get("FUZZ_FRAMES", "1000"))
 ODD = (
   *(
     None,

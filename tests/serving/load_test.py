@@ -10,7 +10,7 @@ from tests.serving import load
 def test_many_robots_and_some_bad_ones(run):
   answers = load.expected(run)
   assert len(np.unique(answers, axis=0)) > load.IMAGES // 2
-  measured = asyncio.run(load.run(run, answers, robots=32, seconds=8))
+  measured = asyncio.run(load.run(run, answers, robots=32, seconds=5))
   assert measured["swapped"] == measured["lost"] == 0, measured
   assert measured["unavailable"] == 0 and measured["errors"] == "", measured
   assert measured["answered"] > 300, measured
