@@ -55,6 +55,15 @@ def serve(check, history=1, **options):
   return asyncio.run(main())
 
 
+async def call_that_waits(batcher, policy, robot):
+  """Asks with mark 0, in a device call that lasts until `policy.open`."""
+  policy.open.clear()
+  answer = batcher.submit(robot, frame(0))
+  while batcher.num_waiting:
+    await asyncio.sleep(0.001)
+  return answer
+
+
 def test_robots_share_a_call_of_a_known_size():
   async def check(batcher, policy):
     robots = [batcher.open_session() for _ in range(3)]
@@ -104,10 +113,7 @@ def test_a_robots_requests_keep_their_order_and_never_share_a_call():
 
 def test_a_full_queue_refuses_at_once():
   async def check(batcher, policy):
-    policy.open.clear()
-    first = batcher.submit(batcher.open_session(), frame(0))
-    while batcher.num_waiting:
-      await asyncio.sleep(0.001)
+    first = await call_that_waits(batcher, policy, batcher.open_session())
     waiting = [batcher.submit(batcher.open_session(), frame(i)) for i in (1, 2)]
     with pytest.raises(UnavailableError, match="can wait here"):
       batcher.submit(batcher.open_session(), frame(3))
@@ -120,10 +126,7 @@ def test_a_full_queue_refuses_at_once():
 
 def test_a_robot_that_has_gone_costs_no_row():
   async def check(batcher, policy):
-    policy.open.clear()
-    first = batcher.submit(batcher.open_session(), frame(0))
-    while batcher.num_waiting:
-      await asyncio.sleep(0.001)
+    first = await call_that_waits(batcher, policy, batcher.open_session())
     gone = batcher.submit(batcher.open_session(), frame(1))
     stays = batcher.submit(batcher.open_session(), frame(2))
     gone.cancel()
@@ -166,11 +169,8 @@ def test_a_session_keeps_frames_and_the_draft_until_its_reset():
 
 def test_an_answer_to_the_last_episode_drafts_nothing_in_the_next():
   async def check(batcher, policy):
-    policy.open.clear()
     robot = batcher.open_session()
-    late = batcher.submit(robot, frame(1))
-    while batcher.num_waiting:
-      await asyncio.sleep(0.001)
+    late = await call_that_waits(batcher, policy, robot)
     robot.reset()
     policy.open.set()
     await late

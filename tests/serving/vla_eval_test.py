@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from vla_eval import specs
 from vla_eval.benchmarks.base import StepBenchmark, StepResult
+from vla_eval.benchmarks.libero.benchmark import LIBEROBenchmark
 from vla_eval.connection import Connection
 from vla_eval.model_servers.serve import serve_async
 from vla_eval.runners.sync_runner import SyncEpisodeRunner
@@ -153,8 +154,7 @@ def test_libero_gets_units_of_its_controller():
 
 
 def test_specs_agree_with_those_of_libero():
-  libero = pytest.importorskip("vla_eval.benchmarks.libero.benchmark")
-  benchmark = libero.LIBEROBenchmark()
+  benchmark = LIBEROBenchmark()
   ours = dict(CONVENTIONS["libero"].action)
   assert not specs.check_specs(ours, benchmark.get_action_spec(), {}, {})
 
