@@ -55,7 +55,7 @@ _DEADLINE = flags.DEFINE_float(
 _QUEUE = flags.DEFINE_integer(
   "queue_length", 64, "Requests that may wait; others are refused.", 1
 )
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to serve on.")
+_HOST = flags.DEFINE_string("host", _LOOPBACK, "Address to serve on.")
 _PORT = flags.DEFINE_integer("port", 8000, "0 takes a free one.", 0, 65535)
 _CONTROL_HZ = flags.DEFINE_float(
   "control_hz", None, "Robot's steps per second; default: the dataset's.", 0.0

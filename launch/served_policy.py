@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rt2_jax import local_copies, storage
+from rt2_jax.checkpoint_meta import ROBOT_FILE
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.datasets import DATASETS
 from rt2_jax.robot_policy import RobotPolicy
 from rt2_jax.serving.description import json_hash
-
-_EXPORTED = "rt2.json"  # stands in every folder of `launch/convert.py to_hf`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ def open_policy(folder: str, source: str | None, step: int | None) -> Opened:
     UserError: no policy there, one that cannot act, or no such source.
   """
   exported = storage.locate(folder, "--checkpoint")
-  if (exported / _EXPORTED).is_file():
+  if (exported / ROBOT_FILE).is_file():
     if step is not None:
       raise UserError(
         f"got --step={step} for an exported folder, which has one; remove it"
@@ -72,7 +71,7 @@ def _exported(folder: storage.Path, source: str | None) -> Opened:
   from rt2_jax.pytorch.policy import TorchPolicy
 
   with local_copies.of(folder) as local:
-    said = (local / _EXPORTED).read_bytes()
+    said = (local / ROBOT_FILE).read_bytes()
     digest = hashlib.sha256(said)
     for file in sorted(local.glob("*.safetensors")):
       with file.open("rb") as weights:

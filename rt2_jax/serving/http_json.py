@@ -95,8 +95,9 @@ def _parse(body: bytes) -> dict[str, Any]:
 
 async def _act(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
   service.check_claims(fields.get("expects", {}))
-  session = service.open_session()
-  if fields.get("session") is not None:
+  if fields.get("session") is None:
+    session = service.open_session()
+  else:
     session = service.named_session(fields["session"])
   if is_reset(fields.get("reset", False)):
     session.reset()

@@ -19,7 +19,7 @@ import numpy as np
 from rt2_jax.errors import UserError
 
 _KINDS = "biuf"  # bool, signed, unsigned, float
-_DTYPE = re.compile(r"[<>|=]?([biuf])([1248])")
+_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 _MAX_DIMENSIONS = 6
 _MAX_ENTRIES = 4096  # of a list or map; arrays are bytes and not counted
 _MAX_SHOWN = 80  # characters of a wrong value in an error
@@ -121,8 +121,7 @@ def _array(value: dict) -> np.ndarray:
 
 def _dtype(value: dict) -> np.dtype:
   name = value.get(b"dtype")
-  found = _DTYPE.fullmatch(name) if isinstance(name, str) else None
-  if not found or found[0][-2:] in ("b2", "b4", "b8", "f1"):
+  if not isinstance(name, str) or not _DTYPE.fullmatch(name):
     raise UserError(
       f"got an array of type {name!r:.{_MAX_SHOWN}}, expected one such as "
       "'|u1', '<f4' or '<i8'"

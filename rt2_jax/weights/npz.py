@@ -78,21 +78,20 @@ def _read_header(
   source: File, member: zipfile.ZipInfo
 ) -> tuple[Shape, np.dtype]:
   """Reads an array's shape and type from the beginning of its member."""
-  start = member.header_offset
-  head = source.read(start, min(_HEAD, source.size - start)).tobytes()
-  content = head[_content_offset(head) :]
+  head, offset = _read_head(source, member)
+  content = head[offset:]
   if member.compress_type != zipfile.ZIP_STORED:
     content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content)
-  return _parse_header(io.BytesIO(content))
+  shape, _, dtype = _parse_header(io.BytesIO(content))
+  return shape, dtype
 
 
 def _read_member(
   source: File, member: zipfile.ZipInfo, dtype: np.dtype
 ) -> np.ndarray:
   """Reads an array, in one stretch of bytes."""
-  start = member.header_offset
-  head = source.read(start, min(_HEAD, source.size - start)).tobytes()
-  start += _content_offset(head)
+  _, offset = _read_head(source, member)
+  start = member.header_offset + offset
   content = memoryview(source.read(start, member.compress_size))
   if member.compress_type != zipfile.ZIP_STORED:
     content = memoryview(zlib.decompress(content, -zlib.MAX_WBITS))
@@ -102,22 +101,19 @@ def _read_member(
       "than its directory says; copy it again"
     )
   file = io.BytesIO(content[:_HEAD])
-  shape, fortran, _ = _parse_whole_header(file)
+  shape, fortran, _ = _parse_header(file)
   array = np.frombuffer(content[file.tell() :], dtype)
   return array.reshape(shape, order="F" if fortran else "C")
 
 
-def _content_offset(head: bytes) -> int:
-  """Finds where a member's content begins in the archive."""
-  return _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack_from(head))
+def _read_head(source: File, member: zipfile.ZipInfo) -> tuple[bytes, int]:
+  """Reads a member's first bytes, and where in them its content begins."""
+  start = member.header_offset
+  head = source.read(start, min(_HEAD, source.size - start)).tobytes()
+  return head, _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack_from(head))
 
 
-def _parse_header(file: io.BytesIO) -> tuple[Shape, np.dtype]:
-  shape, _, dtype = _parse_whole_header(file)
-  return shape, dtype
-
-
-def _parse_whole_header(file: io.BytesIO) -> tuple[Shape, bool, np.dtype]:
+def _parse_header(file: io.BytesIO) -> tuple[Shape, bool, np.dtype]:
   """Reads shape, Fortran order and type of an `.npy` file."""
   version = np.lib.format.read_magic(file)
   if version == (1, 0):
