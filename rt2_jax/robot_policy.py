@@ -111,21 +111,19 @@ class RobotPolicy(abc.ABC):
     image = as_frames(np.asarray(image), len(instruction), spec.history)
     return self._decided(from_images(image, instruction)).actions[:, 0]
 
-  def act(
-    self, observations: Sequence[Observation], drafts: Drafts = None
-  ) -> np.ndarray:
-    """Chooses the next actions of B robots; arguments as in `decide`.
+  def act(self, observations: Sequence[Observation]) -> np.ndarray:
+    """Chooses the next actions of B robots, see `decide`.
 
     Returns:
       float32[B, A, D] in physical units.
     """
-    return self.decide(observations, drafts).actions
+    return self.decide(observations).actions
 
   def plan_and_act(
-    self, observations: Sequence[Observation], drafts: Drafts = None
+    self, observations: Sequence[Observation]
   ) -> tuple[tuple[str, ...], np.ndarray]:
     """Returns the plans and actions of `decide`."""
-    return self.decide(observations, drafts)[:2]
+    return self.decide(observations)[:2]
 
   def decide(
     self, observations: Sequence[Observation], drafts: Drafts = None
