@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import json
 import time
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,10 @@ from rt2_jax.storage import Path
 FORMAT = 1
 DESCRIPTION = "robot.json"  # beside the episodes
 _PREFIX = "episode_"
+_DAMAGE = (
+  *(OSError, ValueError, LookupError, EOFError),
+  *(zipfile.BadZipFile, zlib.error),
+)
 
 
 def write(
@@ -140,7 +146,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     about = json.loads(str(arrays.pop("about")))
     if about["format"] != FORMAT:
       raise ValueError(f"format {about['format']}")
-  except (OSError, ValueError, KeyError, EOFError) as error:
+  except _DAMAGE as error:
     raise UserError(
       f"got {path}, which is no episode of launch/robot.py ({error}); remove it"
     ) from error

@@ -241,6 +241,20 @@ def test_another_file_is_named(tmp_path, content):
     robot_log.read(path)
 
 
+def test_a_damaged_episode_is_named(tokenizer, tmp_path):
+  log, said = run(Arm(), Service(tokenizer)), Service(tokenizer).said
+  path = robot_log.write(tmp_path, log, said, HZ)
+  whole = path.read_bytes()
+  flipped = bytes([whole[100] ^ 255])
+  for damaged in (
+    whole[: len(whole) // 2],
+    whole[:100] + flipped + whole[101:],
+  ):
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="no episode of"):
+      robot_log.read(path)
+
+
 def test_the_loop_drives_a_robot_by_a_real_service(tokenizer):
   """An image's pixels decide the action; the last one terminates."""
   policy = served.MarkedPolicy(tokenizer)
