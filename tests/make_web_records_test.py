@@ -1,60 +1,24 @@
-"""data/make_web_records.py and the formats that it reads."""
+"""data/make_web_records.py, from lines of JSON."""
 
 import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from data import (
   make_web_records,
-  tfds_writer,
   web_inputs,
-  web_json,
-  web_tars,
-  web_tfds,
 )
-from data.detection import detection_answer
-from data.web_inputs import Defaults
 from rt2_jax import images
 from rt2_jax.errors import UserError
-from rt2_jax.input_pipeline import records, web
+from rt2_jax.input_pipeline import web
 from rt2_jax.input_pipeline.examples import WebExamples
 from rt2_jax.prompt import Prompt
-from rt2_jax.tokenizer import BOS, Tokenizer
+from rt2_jax.tokenizer import BOS
 from tests import tiny_datasets
-from tests.conftest import ROOT
-
-DEFAULTS = Defaults()
-TOKENIZER_FILE = ROOT / "data/small_tokenizer.model"
-TOKENIZER = Tokenizer.from_file(TOKENIZER_FILE)
-
-
-def picture(width=40, height=30, file_format="png", orientation=1) -> bytes:
-  """Red in its left half as stored, blue in its right half."""
-  image = Image.new("RGB", (width, height), "blue")
-  image.paste("red", (0, 0, width // 2, height))
-  file = io.BytesIO()
-  exif = Image.Exif()
-  if orientation != 1:
-    exif[0x0112] = orientation
-  image.save(file, file_format, exif=exif)
-  return file.getvalue()
-
-
-def read(folder) -> list[web.WebExample]:
-  """Every example of the training split, through the library's own reader."""
-  source = web.open_source(web.WebConfig(str(folder)), TOKENIZER)
-  examples = []
-  for i in range(len(source)):
-    (request,) = source.requests([i])[0]
-    (data,) = source.storage.read([request])
-    record = records.Record(request.path, request.offset, memoryview(data))
-    examples.append(web.parse(record))
-  return examples
+from tests.tiny_web import DEFAULTS, picture, read
 
 
 def write_jsonl(folder, lines, images=None):
@@ -71,14 +35,6 @@ def as_bytes(line) -> bytes:
   if isinstance(line, bytes):
     return line
   return (line if isinstance(line, str) else json.dumps(line)).encode()
-
-
-def write_tar(path, files):
-  with tarfile.open(path, "w") as tar:
-    for name, data in files.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(data)
-      tar.addfile(info, io.BytesIO(data))
 
 
 QUESTION = {"image": "a.png", "prefix": "answer en where?", "suffix": "here"}
@@ -107,79 +63,6 @@ def test_jsonl_round_trip(tmp_path, tokenizer):
     assert tokenizer.decode(row.suffix) == answer
     assert row.prefix[row.mask_input][0] == BOS
   assert row.images == (picture(),)
-
-
-class Captions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """The features of coco_captions that count."""
-
-  VERSION = tfds.core.Version("1.1.0")
-  code_path = None
-
-  def _info(self):
-    caption = {"id": np.int64, "text": tfds.features.Text()}
-    return tfds.core.DatasetInfo(
-      builder=self,
-      features=tfds.features.FeaturesDict(
-        {
-          "captions": tfds.features.Sequence(caption),
-          "image": tfds.features.Image(encoding_format="jpeg"),
-          "image/filename": tfds.features.Text(),
-        }
-      ),
-    )
-
-  def _split_generators(self, _):
-    return {"train": self._generate_examples()}
-
-  def _generate_examples(self):
-    for i in range(3):
-      texts = [f"caption {i}", f"another {i}"]
-      yield (
-        i,
-        {
-          "captions": [{"id": k, "text": text} for k, text in enumerate(texts)],
-          "image": io.BytesIO(tiny_datasets.jpeg(i)),
-          "image/filename": f"{i}.jpg",
-        },
-      )
-
-
-def test_tfds_round_trip(tmp_path):
-  builder = Captions(data_dir=tmp_path / "tfds")
-  tfds_writer.write_quietly(builder)
-  folder = builder.data_path
-  found = web_tfds.read_tfds(
-    folder, "train", "captions/text", DEFAULTS._replace(task="caption")
-  )
-  make_web_records.make(found, tmp_path / "out", "coco")
-  examples = sorted(read(tmp_path / "out"), key=lambda e: e.answers)
-  assert [e.answers for e in examples] == [
-    (f"caption {i}", f"another {i}") for i in range(3)
-  ]
-  for i, example in enumerate(examples):
-    assert example.image == tiny_datasets.jpeg(i)  # kept as it was
-    assert example[1:2] + example[3:] == (DEFAULTS.question, "caption", "en")
-  with pytest.raises(
-    ValueError, match="got --answers=captions/txt, expected a path through"
-  ):
-    next(web_tfds.read_tfds(folder, "train", "captions/txt", DEFAULTS))
-
-
-def test_webdataset_round_trip(tmp_path):
-  fields = {"prefix": "detect cup", "suffix": "<loc0001> cup", "task": "detect"}
-  write_tar(
-    tmp_path / "1.tar",
-    {"x/1.PNG": picture(), "x/1.json": json.dumps(fields).encode()},
-  )
-  write_tar(
-    tmp_path / "0.tar",
-    {"0.jpg": picture(file_format="jpeg"), "0.txt": b"a caption"},
-  )
-  found = web_tars.read_tars(str(tmp_path / "*.tar"), DEFAULTS)
-  make_web_records.make(found, tmp_path / "out", "wds")
-  caption, detection = read(tmp_path / "out")
-  assert caption[1:3] == (DEFAULTS.question, ("a caption",))
-  assert detection[1:4] == ("detect cup", ("<loc0001> cup",), "detect")
 
 
 def test_examples_are_dealt_to_shards_in_turn(tmp_path):
@@ -329,63 +212,6 @@ def test_every_shard_holds_an_example(tmp_path):
     make_web_records.make(found, tmp_path / "out", "a", num_shards=2)
 
 
-@pytest.mark.parametrize(
-  ("files", "message"),
-  [
-    ({"0.png": b""}, r"^got files with the extensions png, expected"),
-    ({"0.txt": b"a"}, r"^got files with the extensions txt, expect"),
-    ({"0.json": b"{", "0.png": b""}, r"^got text that is not JSON"),
-    ({"0.txt": b"caf\xe9", "0.png": b""}, r"^got a text that is not UTF-8"),
-  ],
-)
-def test_a_bad_sample_of_a_tar_is_named(tmp_path, files, message):
-  write_tar(tmp_path / "0.tar", files)
-  (found,) = web_tars.read_tars(str(tmp_path / "*.tar"), DEFAULTS)
-  assert found.where.endswith("0.tar, 0")
-  with pytest.raises(UserError, match=message):
-    found.load()
-
-
-def test_a_damaged_tar_is_one_bad_example(tmp_path):
-  with pytest.raises(UserError, match="which no tar matches"):
-    next(web_tars.read_tars(str(tmp_path / "*.tar"), DEFAULTS))
-  files = {f"{i}.{kind}": picture() for i in range(3) for kind in ("png",)}
-  files |= {f"{i}.txt": b"a" for i in range(3)}
-  write_tar(tmp_path / "0.tar", dict(sorted(files.items())))
-  whole = (tmp_path / "0.tar").read_bytes()
-  (tmp_path / "0.tar").write_bytes(whole[: 512 * 5])
-  (tmp_path / "1.tar").write_bytes(b"no tar" * 100)
-  *found, last = web_tars.read_tars(str(tmp_path / "*.tar"), DEFAULTS)
-  assert found[0].load().answers == ("a",)
-  for bad in (found[-1], last):
-    with pytest.raises(UserError, match="got a .*tar"):
-      bad.load()
-
-
-def test_img2dataset_tars_are_read_as_they_come(tmp_path):
-  """Its JSON says where a picture is from; macOS and indexes add files."""
-  about = json.dumps({"url": "x", "caption": None, "width": 40}).encode()
-  write_tar(
-    tmp_path / "0.tar",
-    {
-      "00.jpg": picture(file_format="jpeg"),
-      "01.jpg": picture(file_format="jpeg"),
-      "._00.jpg": b"of macOS",
-      "__index__.json": b"{}",
-      "00.txt": b"\xef\xbb\xbfa red cup \r\n",
-      "00.json": about,
-      "01.json": about,
-      "01.txt": "ein Löffel\n".encode(),
-    },
-  )
-  found = list(web_tars.read_tars(str(tmp_path / "*.tar"), DEFAULTS))
-  assert [each.load().answers for each in found] == [
-    ("a red cup",),
-    ("ein Löffel",),
-  ]
-  assert found[0].load().question == DEFAULTS.question
-
-
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
 def test_jsonl_in_other_encodings(tmp_path, encoding):
   """A mark at the start, Windows' line ends, nulls and numbers."""
@@ -401,76 +227,6 @@ def test_jsonl_in_other_encodings(tmp_path, encoding):
   first, second = (each.load() for each in found)
   assert first[1:] == ("answer en where?", ("3",), "", "en")
   assert second.answers == ("drei", "2.5")
-
-
-def test_llava(tmp_path):
-  (tmp_path / "a.png").write_bytes(picture())
-  turns = [
-    {"from": "human", "value": "<image>\nWhat is left?"},
-    {"from": "gpt", "value": "Red.\nOnly red."},
-    {"from": "human", "value": "And right?"},
-    {"from": "gpt", "value": "Blue."},
-  ]
-  entries = [
-    {"id": "0", "image": "a.png", "conversations": turns},
-    {"id": "1", "conversations": turns},  # text alone
-    {"id": "2", "image": "a.png", "conversations": turns[:1]},
-  ]
-  (tmp_path / "llava.json").write_text(json.dumps(entries))
-  *found, bad = web_json.read_llava(tmp_path / "llava.json", tmp_path, DEFAULTS)
-  assert [each.load()[1:3] for each in found] == [
-    ("What is left?", ("Red.\nOnly red.",)),
-    ("And right?", ("Blue.",)),
-  ]
-  assert bad.where.endswith("entry 2, turn 0")
-  with pytest.raises(UserError, match="expected a question and an answer"):
-    bad.load()
-
-
-def coco(tmp_path, **fields):
-  """COCO's JSON about one picture of 40 x 30, read."""
-  image = {"id": 7, "file_name": "a.png", "height": 30, "width": 40}
-  (tmp_path / "a.png").write_bytes(picture())
-  content = {"images": [image]} | fields
-  (tmp_path / "coco.json").write_text(json.dumps(content))
-  return list(web_json.read_coco(tmp_path / "coco.json", tmp_path, DEFAULTS))
-
-
-def test_coco_captions_and_boxes(tmp_path):
-  captions = [
-    {"image_id": 7, "caption": "Two colours. "},
-    {"image_id": 8, "caption": "Of a picture that is not there"},
-    {"image_id": 7, "caption": "A flag."},
-  ]
-  found, bad = coco(tmp_path, annotations=captions)
-  assert found.load()[1:3] == (
-    DEFAULTS.question,
-    ("Two colours.", "A flag."),
-  )
-  with pytest.raises(UserError, match="not among the images"):
-    bad.load()
-  boxes = [
-    {"image_id": 7, "category_id": 3, "bbox": [0, 0, 20, 30]},
-    {"image_id": 7, "category_id": 1, "bbox": [20, 15, 20.01, 15]},
-    {"image_id": 7, "category_id": 3, "bbox": [10, 0, 10, 15]},
-  ]
-  names = [{"id": 1, "name": "blue"}, {"id": 3, "name": "red"}]
-  (found,) = coco(tmp_path, annotations=boxes, categories=names)
-  example = found.load()
-  assert example[1:4] == (
-    "detect red ; blue",
-    (
-      "<loc0000><loc0000><loc1023><loc0512> red ; "
-      "<loc0512><loc0512><loc1023><loc1023> blue ; "
-      "<loc0000><loc0256><loc0512><loc0512> red",
-    ),
-    "detect",
-  )
-  (found,) = coco(tmp_path, annotations=boxes, categories=names[:1])
-  with pytest.raises(UserError, match="cannot be read"):
-    found.load()
-  with pytest.raises(UserError, match="expected COCO's images"):
-    coco(tmp_path, annots=[])
 
 
 def test_one_bad_line_among_many_is_counted_and_named(tmp_path, capsys):
@@ -531,33 +287,3 @@ def test_another_input_begins_anew(tmp_path, monkeypatch):
   good = write_jsonl(tmp_path, [QUESTION, QUESTION, QUESTION])
   make_web_records.make(good, tmp_path / "out", "n", source=2)
   assert len(read(tmp_path / "out")) == 3
-
-
-def test_boxes_become_locations(tokenizer):
-  answer = detection_answer(
-    [[0, 0.25, 0.5, 1], [0.1, 0.1, 0.2, 0.2]], ["red cup", "can"]
-  )
-  assert answer == (
-    "<loc0000><loc0256><loc0512><loc1023> red cup ; "
-    "<loc0102><loc0102><loc0204><loc0204> can"
-  )
-  assert tokenizer.encode(answer)[1] == tokenizer.loc(256)
-
-
-@pytest.mark.parametrize(
-  ("boxes", "labels", "message"),
-  [
-    ([], [], "got 0 boxes and 0 labels"),
-    ([[0, 0, 1, 1]], ["a", "b"], "got 1 boxes and 2 labels, expected one"),
-    (
-      [[0, 0, 1, 1.5]],
-      ["a"],
-      r"got box \[0.0, 0.0, 1.0, 1.5\], expected y_min",
-    ),
-    ([[0.5, 0, 0.2, 1]], ["a"], "and min < max"),
-    ([[float("nan"), 0, 0.2, 1]], ["a"], "got box"),
-  ],
-)
-def test_a_box_outside_the_image_is_refused(boxes, labels, message):
-  with pytest.raises(ValueError, match=message):
-    detection_answer(boxes, labels)
