@@ -19,6 +19,7 @@ import numpy as np
 from rt2_jax.action_tokens import RareTokens
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
+from rt2_jax.input_pipeline.mixture import uniform
 from rt2_jax.input_pipeline.step_index import StepIndex, StepSource
 from rt2_jax.input_pipeline.unusable import Unusable
 from rt2_jax.observation import ObservationSpec
@@ -160,20 +161,12 @@ class RobotText:
     positions = start[:, None] + np.arange(tokens.shape[1])
     np.put_along_axis(ids, positions, tokens, 1)
     if self._dropout:
-      drops = self._drops(numbers, epochs)
+      # Of (step, epoch), so that a resumed run asks the same.
+      drops = uniform(numbers, epochs) < self._dropout
       without = self._texts.asking_without_state
       ids[drops] = without.ids[text[drops]]
       mask_input[drops] = without.mask_input[text[drops]]
     return ids, mask_input
-
-  def _drops(self, numbers: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-    """Draws the prompts without a state, bool[n].
-
-    It is a function of (step, epoch), so that a resumed run asks the same.
-    """
-    pairs = zip(numbers.tolist(), epochs.tolist(), strict=True)
-    drawn = [np.random.default_rng(pair).random() for pair in pairs]
-    return np.asarray(drawn) < self._dropout
 
   def suffixes(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Writes n answers, int32[n, S] ids and float32[n, S] mask_loss."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rt2_jax.input_pipeline.mixture import Mixture
+from rt2_jax.input_pipeline.mixture import Mixture, uniform
 
 
 def epoch_of(size, seed, epoch):
@@ -31,6 +31,18 @@ def test_permutations_look_random():
   assert repeats < 3 / size
   neighbours = (np.abs(np.diff(table, axis=1)) == 1).mean()
   assert neighbours < 4 / size
+
+
+def test_uniform_numbers_of_steps_and_epochs():
+  step, epoch = (x.ravel() for x in np.mgrid[:1000, :100])
+  drawn = uniform(step, epoch)
+  assert drawn.min() >= 0 and drawn.max() < 1
+  np.testing.assert_array_equal(uniform(step[7:9], epoch[7:9]), drawn[7:9])
+  counts = np.histogram(drawn, 10, (0, 1))[0]
+  assert ((counts - 1e4) ** 2 / 1e4).sum() < 21.7  # chi-square, 9 df: 1%
+  table = drawn.reshape(1000, 100)
+  for a, b in ((table[1:], table[:-1]), (table[:, 1:], table[:, :-1])):
+    assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.01
 
 
 def draw_all(mixture, steps, batch_size):
