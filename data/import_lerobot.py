@@ -205,6 +205,6 @@ def main():
 if __name__ == "__main__":
   import_program.define_flags()
   flags.DEFINE_string("action", "", "Feature of the action")
-  flags.DEFINE_list("state", [], "Features of the state; NONE for no state")
+  flags.DEFINE_list("state", [], "Features of the state; default: the usual")
   flags.DEFINE_string("video_path", "", "Where videos lie, if elsewhere")
   app.run(main)

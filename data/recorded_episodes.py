@@ -7,6 +7,7 @@ cameras.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 
@@ -72,7 +73,7 @@ class RecordedSplit:
   stated: int | None
   found: int
 
-  @property
+  @functools.cached_property
   def action(self) -> np.ndarray:
     """Joins every step's action, float32[N, D]."""
     width = len(self.robot.space)
