@@ -26,9 +26,10 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from data.conversions import Conversions
+from data.orientation import is_upright, turn_upright
 from data.record_files import RecordFile
 from data.recordings import Layout, Picture, Recording, Recordings
 from rt2_jax import storage
@@ -53,10 +54,12 @@ class Pictures(NamedTuple):
     """Encodes a picture, or returns the JPEG that it is."""
     if isinstance(picture, bytes):
       pixels = decode(picture)  # training will decode it, too
-      if is_jpeg(picture) and not _is_upright(picture):
-        pixels = _upright(picture)
-      elif is_jpeg(picture) and self.size in (None, pixels.shape[:2]):
-        return picture
+      if is_jpeg(picture):
+        with Image.open(io.BytesIO(picture)) as opened:
+          if not is_upright(opened):
+            pixels = np.asarray(to_rgb(turn_upright(opened)))
+          elif self.size in (None, pixels.shape[:2]):
+            return picture
       picture = pixels
     check_sides(*picture.shape[:2])
     if self.size and picture.shape[:2] != self.size:
@@ -70,17 +73,6 @@ class Pictures(NamedTuple):
       quality=self.quality,
       colorsubsampling="420" if self.quality < 95 else "444",
     )
-
-
-def _is_upright(picture: bytes) -> bool:
-  with Image.open(io.BytesIO(picture)) as opened:
-    return opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
-
-
-def _upright(picture: bytes) -> np.ndarray:
-  """Decodes a JPEG as its camera was held, uint8[H, W, 3]."""
-  with Image.open(io.BytesIO(picture)) as opened:
-    return np.asarray(to_rgb(ImageOps.exif_transpose(opened)))
 
 
 class Shard(NamedTuple):

@@ -46,9 +46,10 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 from absl import app, flags
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from data import web_inputs, web_json, web_tars, web_tfds
+from data.orientation import is_upright, turn_upright
 from data.web_inputs import Defaults, Found
 from data.web_progress import Progress, shard_path
 from launch import program
@@ -71,9 +72,9 @@ def prepare_image(image: bytes, max_side: int) -> bytes:
   """
   try:
     with Image.open(io.BytesIO(image)) as picture:
-      upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
       small = max(picture.size) <= max_side
-      if not (picture.format in KEPT_FORMATS and upright and small):
+      kept = picture.format in KEPT_FORMATS and is_upright(picture) and small
+      if not kept:
         image = encode(picture, max_side)
   except UserError:
     raise
@@ -88,8 +89,7 @@ def prepare_image(image: bytes, max_side: int) -> bytes:
 
 def encode(picture: Image.Image, max_side: int) -> bytes:
   """Writes the picture as a JPEG: upright, and made smaller if it is larger."""
-  upright = ImageOps.exif_transpose(picture)
-  upright.format = picture.format  # `to_rgb` asks for it
+  upright = turn_upright(picture)
   if upright.mode in ("I", "F"):
     upright = scale_to_8_bits(upright)
   picture = images.to_rgb(upright)
