@@ -25,19 +25,10 @@ from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 from tests import tiny_datasets
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 NUM_STEPS = 12
 SAVED_EVERY = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-  """The step compiles in a tenth of the time."""
-  make = TrainConfig.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      TrainConfig, "make_mesh", lambda self, all: make(self, all[:1])
-    )
-    yield
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,19 @@ def tokenizer() -> Tokenizer:
   return Tokenizer.from_file(ROOT / "data/small_tokenizer.model")
 
 
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[None]:
+  """Trains on one device: the step compiles in a tenth of the time."""
+  from rt2_jax.train_config import TrainConfig
+
+  make = TrainConfig.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      TrainConfig, "make_mesh", lambda self, all: make(self, all[:1])
+    )
+    yield
+
+
 @pytest.fixture(scope="session")
 def store() -> Iterator[tuple[storage.Url, gcs.Proxy]]:
   """A bucket on a real Google Cloud Storage server, and the proxy before it.
