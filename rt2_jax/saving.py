@@ -48,7 +48,7 @@ class Saver:
     self._workdir = workdir
     self._saved = start
     self._saved_at = time.monotonic()
-    self._failed, self._problem = False, ""
+    self._problem = ""  # of the last write; "" for none
     self._is_best = False
     self.best = dict(best)
     checkpoints.best = self.best.get("step")
@@ -98,9 +98,9 @@ class Saver:
     # An earlier one may have failed, which must not fail this one.
     self._run(self._saved, self._checkpoints.wait)
     self._run(done, write)
-    if needed and not self._failed:
+    if needed and not self._problem:
       self._run(done, self._checkpoints.wait)
-    if self._failed:
+    if self._problem:
       if needed:
         raise CannotWriteError(self._problem)
       return
@@ -118,13 +118,15 @@ class Saver:
 
   def _asks_to_save(self) -> bool:
     """Tells whether time is up, or the last save has failed by now."""
-    if not self._failed:
+    if not self._problem:
       self._run(self._saved, self._checkpoints.check)
     waited = time.monotonic() - self._saved_at
     minutes = self._config.checkpoint_minutes
     time_is_up = bool(minutes) and waited > 60 * minutes
+    if self._problem:
+      return True
     # Process 0's clock counts.
-    return self._failed or consensus.gather(str(time_is_up))[0] == "True"
+    return consensus.gather(str(time_is_up))[0] == "True"
 
   def _run(self, step: int, action: Callable[[], None]):
     """Notes on all processes whether one of them cannot write."""
@@ -133,14 +135,12 @@ class Saver:
       action()
     except CannotWriteError as error:
       problem = str(error)
-    problem = consensus.problems(problem)
-    self._failed = bool(problem)
-    if self._failed:
-      self._problem = problem
+    self._problem = consensus.problems(problem)
+    if self._problem:
       _LOG.error(
         "checkpoint %d is not written, the run goes on and tries again at the "
         "next log: %s",
         step,
-        problem,
+        self._problem,
       )
       self._checkpoints.give_up()
