@@ -125,7 +125,6 @@ def import_recordings(
   writer = ShardWriter(recordings, conversions, pictures, unfinished)
   written = _write_shards(writer, options)
   description_fields = given or _derive(layout, options.name, written)
-  description.parse(description_fields, description.FILE)
   _finish(unfinished, options.name, written, writer, settings)
   write(
     unfinished / description.FILE,
@@ -137,16 +136,22 @@ def import_recordings(
 
 
 def _given(path: str) -> Any:
-  """Reads the fields of --robot; None without that flag."""
+  """Reads the fields of --robot; None without that flag.
+
+  Raises:
+    UserError: no such file, or it is no description.
+  """
   if not path:
     return None
   try:
-    return json.loads(locate(path, "--robot").read_text(encoding="utf-8"))
+    fields = json.loads(locate(path, "--robot").read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
     raise UserError(
       f"got --robot={path}, which does not read ({error}), expected a "
       f"{description.FILE}"
     ) from error
+  description.parse(fields, path)
+  return fields
 
 
 def _image_size(text: str) -> tuple[int, int] | None:
@@ -253,7 +258,9 @@ def _derive(
   )
   if not len(action):
     raise UserError("got no step for training; see the episodes left out")
-  return derived_description.derive(layout, name, action, state)
+  fields = derived_description.derive(layout, name, action, state)
+  description.parse(fields, description.FILE)
+  return fields
 
 
 def _finish(

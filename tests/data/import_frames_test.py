@@ -91,6 +91,15 @@ def test_a_picture_that_was_stored_turned_stands_upright(tmp_path):
   assert difference.mean() < 4
 
 
+def test_a_description_of_another_form_is_refused_at_the_start(tmp_path):
+  write_episode(tmp_path / "in/a", 0)
+  path = tmp_path / "mine.json"
+  path.write_text('{"rate": 5}')
+  with pytest.raises(UserError, match=r"'rate' .*mine\.json"):
+    imported(tmp_path, OPTIONS._replace(robot=str(path)))
+  assert not (tmp_path / "out").exists()
+
+
 def test_texts_and_stamps_of_each_step(tmp_path):
   write_episode(tmp_path / "in/a", 0)
   lines = ["reach", "grasp", "lift", "lift"]
