@@ -53,7 +53,7 @@ def decode(
   del prompt["position_ids"]  # `generate` counts real tokens likewise
   batch, size = prompt["input_ids"].shape
   walk = AnswerGrammar(model, batch, grammar, plan_end, plan_length)
-  longest = (plan_length + len(plan_end)) if plan_end else 0
+  longest = plan_length + len(plan_end)
   found = model.generate(
     **prompt,
     pixel_values=pixels,

@@ -117,6 +117,12 @@ def check_finite(origin: Path, name: str, array: np.ndarray):
     )
 
 
+def check_all_finite(origin: Path, flat: Mapping[str, Any]):
+  """Raises a UserError for a parameter, by its name, as `check_finite`."""
+  for name, leaf in flat.items():
+    check_finite(origin, name, np.asarray(leaf))
+
+
 def check_padding(folder: storage.Path, tokens: int, rows: int):
   """Raises a UserError if more than `<image>` uses a token table's last rows.
 

@@ -24,7 +24,7 @@ from rt2_jax.errors import UserError
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer
 from rt2_jax.weights import hf_config, hf_names, hf_processor
-from rt2_jax.weights.checks import check_finite
+from rt2_jax.weights.checks import check_all_finite
 from rt2_jax.weights.files import INDEX, ONE_FILE, read_json
 from rt2_jax.weights.hf_names import EMBEDDING
 
@@ -79,8 +79,7 @@ def to_huggingface(
   if folder.exists() and any(folder.iterdir()):
     raise UserError(f"got output {folder}, which is not empty; choose another")
   flat = trees.flatten(params)
-  for name, leaf in flat.items():
-    check_finite(folder, name, np.asarray(leaf))
+  check_all_finite(folder, flat)
   dtype = str(flat[EMBEDDING].dtype)
   fields = hf_config.to_config(config, dtype)
   folder.mkdir(parents=True, exist_ok=True)

@@ -83,8 +83,8 @@ def load(
   }
   flat, placements = {}, trees.flatten(shardings)
   shapes = parameter_shapes(config)
-  same = {name: dtype for name in shapes} if isinstance(dtype, str) else {}
-  dtypes = same or trees.flatten(dtype)
+  one_dtype = isinstance(dtype, str)
+  dtypes = dict.fromkeys(shapes, dtype) if one_dtype else trees.flatten(dtype)
   # The largest first: its second copy is gone before the host fills up.
   for name in sorted(shapes, key=lambda name: -math.prod(shapes[name])):
     shape = shapes[name]

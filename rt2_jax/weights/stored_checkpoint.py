@@ -19,7 +19,7 @@ from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
 from rt2_jax.models.variants import VLMConfig
-from rt2_jax.weights.checks import check_finite
+from rt2_jax.weights.checks import check_all_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ class StoredCheckpoint:
     shapes = trees.unflatten(self.shapes)
     with contextlib.closing(Checkpoints(self.folder.parent)) as checkpoints:
       params = checkpoints.restore_params(shapes, self.step)
-    _check_finite(self.folder, params)
+    check_all_finite(self.folder, trees.flatten(params))
     return params
 
 
@@ -128,16 +128,11 @@ def write(
   folder = storage.locate(workdir, "--output") / "checkpoints"
   if folder.exists():
     raise UserError(f"got output {folder}, which exists; choose another")
-  _check_finite(folder, params)
+  check_all_finite(folder, trees.flatten(params))
   with contextlib.closing(Checkpoints(folder)) as checkpoints:
     checkpoints.save(step, params, None, meta, tokenizer)
     checkpoints.wait()
   return folder / str(step)
-
-
-def _check_finite(folder: storage.Path, params: dict):
-  for name, leaf in trees.flatten(params).items():
-    check_finite(folder, name, np.asarray(leaf))
 
 
 def average(checkpoints: Sequence[StoredCheckpoint]) -> dict:

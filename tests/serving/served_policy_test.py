@@ -8,7 +8,6 @@ import pytest
 
 from launch import served_policy
 from rt2_jax.errors import UserError
-from rt2_jax.models.variants import VLMConfig
 from rt2_jax.weights import export
 from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 from tests.conftest import ROOT
@@ -19,9 +18,13 @@ from tests.serving import served
 def exported(run, tmp_path_factory):
   folder = tmp_path_factory.mktemp("exported") / "hf"
   stored = StoredCheckpoint.open(run)
-  model = VLMConfig.from_dict(stored.meta["model"])
   export.to_huggingface(
-    stored.read_params(), model, stored.meta, stored.tokenizer, folder, 7
+    stored.read_params(),
+    stored.model,
+    stored.meta,
+    stored.tokenizer,
+    folder,
+    stored.step,
   )
   return folder
 
@@ -65,9 +68,7 @@ def test_an_export_has_one_step(exported):
   ],
 )
 def test_flags_that_do_not_fit_are_one_message(run, flags, message):
-  common = [f"--checkpoint={run}", "--port=0"]
-  if not any("camera_sizes" in flag for flag in flags):
-    common.append("--camera_sizes=24x32")
+  common = [f"--checkpoint={run}", "--port=0", "--camera_sizes=24x32"]
   done = subprocess.run(
     [sys.executable, "launch/serve.py", *common, *flags],
     cwd=ROOT,
