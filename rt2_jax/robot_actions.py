@@ -63,12 +63,28 @@ class Limits:
     """Returns the nearest action that is allowed, float32[D].
 
     A motion that is too fast keeps its direction. One that would leave the
-    workspace ends at its wall.
+    workspace ends at its wall. A hand outside comes back, no faster than it may
+    move.
 
     Raises:
       UserError: a workspace, and a robot that does not know where it is.
     """
-    action = np.clip(np.float32(action), self.low, self.high)
+    action = self._bounded(np.float32(action), period_s)
+    if self.workspace is None:
+      return action
+    if position is None:
+      raise UserError(
+        "got a workspace for a robot without a position, expected x y z; "
+        "return it from its method `position`"
+      )
+    places = [self.names.index(name) for name in _TRANSLATION]
+    inside = np.clip(np.asarray(position) + action[places], *self.workspace)
+    action[places] = inside - position
+    return self._bounded(action, period_s)
+
+  def _bounded(self, action: np.ndarray, period_s: float) -> np.ndarray:
+    """Clips an action, float32[D], and then slows its motions."""
+    action = np.clip(action, self.low, self.high)
     for names, most in (
       (_TRANSLATION, self.max_speed * period_s),
       (_ROTATION, self.max_turn * period_s),
@@ -77,15 +93,6 @@ class Limits:
       length = float(np.linalg.norm(action[places]))
       if length > most:
         action[places] *= most / length
-    if self.workspace is not None:
-      if position is None:
-        raise UserError(
-          "got a workspace for a robot without a position, expected x y z; "
-          "return it from its method `position`"
-        )
-      places = [self.names.index(name) for name in _TRANSLATION]
-      inside = np.clip(np.asarray(position) + action[places], *self.workspace)
-      action[places] = inside - position
     return action
 
 
