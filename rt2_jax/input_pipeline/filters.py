@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from rt2_jax.actions import ActionSpace, Dimension
-from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.errors import UserError
+from rt2_jax.fields import construct
 from rt2_jax.input_pipeline import records
 from rt2_jax.input_pipeline.episodes import (
   STILL,
@@ -101,30 +102,15 @@ def make_filters(fields: Mapping[str, Any]) -> Filters:
   Raises:
     UserError: an unknown name, or a value of another type.
   """
-  if not isinstance(fields, Mapping):
-    raise UserError(
-      f"got filters {fields!r}, expected names and values such as "
-      "{'drop_noops': True}"
-    )
-  known = [field.name for field in dataclasses.fields(Filters)]
-  for name in fields:
-    if name not in known:
-      raise unknown_name("filters", name, known)
-  filters = Filters(**fields)
-  for name in ("episodes", "not_episodes"):
-    if not isinstance(getattr(filters, name), Mapping):
-      raise UserError(
-        f"got filters.{name} {getattr(filters, name)!r}, expected values by "
-        "feature such as {'aspects/success': True}"
-      )
+  filters = construct(Filters, "filters.", fields)
   if filters.drop_noops not in (True, False):
     raise UserError(
-      f"got filters.drop_noops {filters.drop_noops!r}, expected True or False"
+      f"got filters.drop_noops = {filters.drop_noops!r}, expected True or False"
     )
   length = filters.text_length
   if len(length) and (len(length) != 2 or not 0 <= length[0] <= length[1]):
     raise UserError(
-      f"got filters.text_length {list(length)}, expected the least and the "
+      f"got filters.text_length = {list(length)}, expected the least and the "
       "largest number of characters, such as [1, 200], or []"
     )
   return filters
