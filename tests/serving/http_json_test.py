@@ -1,6 +1,7 @@
 """POST /act in JSON, and what operators ask."""
 
 import base64
+import concurrent.futures
 import io
 import json
 import urllib.error
@@ -108,17 +109,16 @@ def test_an_error_of_ours_tells_a_client_nothing(service):
 
 
 def test_a_full_service_says_so_at_once(tokenizer):
-  from concurrent.futures import ThreadPoolExecutor
-
   policy = served.MarkedPolicy(tokenizer)
   with (
     served.running(policy, queue_length=1) as running,
-    ThreadPoolExecutor(8) as pool,
+    concurrent.futures.ThreadPoolExecutor(8) as pool,
   ):
     policy.enter.clear()
     asked = [pool.submit(act, running, request(i)) for i in range(6)]
-    while not any(each.done() for each in asked):
-      pass
+    concurrent.futures.wait(
+      asked, return_when=concurrent.futures.FIRST_COMPLETED
+    )
     policy.enter.set()
     statuses = [each.result()[0] for each in asked]
   assert set(statuses) == {200, 503}

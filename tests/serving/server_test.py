@@ -1,6 +1,7 @@
 """Who may ask, what a service says before it is ready, and its end."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_the_end_answers_what_was_asked_and_closes_the_rest(tokenizer):
     assert policy.entered.wait(20)
     running.stop()
     while running.service.ready:
-      pass
+      time.sleep(0.001)
     idle.send(numpy_msgpack.packb(seen(4)))
     assert "not ready" in idle.recv(timeout=20)
     policy.enter.set()
