@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -193,10 +193,15 @@ class ServedPolicy:
   """
 
   def __init__(self, url: str, token: str = ""):
-    """Connects. Raises as `RobotClient.metadata`."""
+    """Connects.
+
+    Raises:
+      UserError: nobody there, not ready, or the token is refused.
+    """
     self._url, self._token = url, token
     self._clients = [RobotClient(url, token)]
-    self.metadata = self._clients[0].metadata()
+    with self._answered():
+      self.metadata = self._clients[0].metadata()
 
   def act(
     self, observations: Sequence[Observation]
@@ -210,13 +215,25 @@ class ServedPolicy:
       B plans in words, and float32[B, H, D] in physical units.
 
     Raises:
-      UnansweredError, UserError: as `RobotClient.act`.
+      UserError: the service refuses what was sent, or does not answer.
     """
     while len(self._clients) < len(observations):
       self._clients.append(RobotClient(self._url, self._token))
     asking = self._clients[: len(observations)]
-    for robot, observation in zip(asking, observations, strict=True):
-      # Nothing is remembered of the last call's robot, which was another.
-      robot.send(observation, reset=True)
-    replies = [robot.receive() for robot in asking]
+    with self._answered():
+      for robot, observation in zip(asking, observations, strict=True):
+        # Nothing is remembered of the last call's robot, which was another.
+        robot.send(observation, reset=True)
+      replies = [robot.receive() for robot in asking]
     return [r.plan for r in replies], np.stack([r.actions for r in replies])
+
+  @contextlib.contextmanager
+  def _answered(self) -> Iterator[None]:
+    """Names a service without an answer, for which a rollout cannot hold."""
+    try:
+      yield
+    except UnansweredError as error:
+      raise UserError(
+        f"got the service {self._url}, which does not answer ({error}); start "
+        "launch/serve.py there, with a --queue_length for all robots"
+      ) from error

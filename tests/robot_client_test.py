@@ -117,6 +117,15 @@ def test_robots_of_a_rollout_share_calls(running, policy):
   np.testing.assert_array_equal(actions, expected)
 
 
+def test_a_rollout_names_a_service_that_does_not_answer(policy):
+  with pytest.raises(UserError, match="does not answer"):
+    ServedPolicy("ws://127.0.0.1:9")
+  with served.running(policy) as running:
+    robots = ServedPolicy(address(running))
+  with pytest.raises(UserError, match="does not answer"):
+    robots.act([served.observation(0, history=2)])
+
+
 def test_a_robot_needs_no_jax():
   program = (
     "import rt2_jax.robot_log, sys; "
