@@ -9,10 +9,10 @@ from typing import Any
 
 from rt2_jax import local_copies, storage
 from rt2_jax.checkpoint_meta import ROBOT_FILE
+from rt2_jax.differences import json_hash
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.datasets import DATASETS
 from rt2_jax.robot_policy import RobotPolicy
-from rt2_jax.serving.description import json_hash
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,13 +28,12 @@ from rt2_jax import (
   sharding,
   storage,
 )
-from rt2_jax.errors import UserError
+from rt2_jax.differences import json_hash
+from rt2_jax.errors import UserError, first_line
 from rt2_jax.saved_step import (
   CHECKSUMS,
   STORE_REFUSES,
   SavedStep,
-  first_line,
-  sha256,
   steps_in,
 )
 
@@ -174,7 +173,7 @@ class Checkpoints:
     if opt_state is not None:
       kept["opt_state"] = self._measured(step, opt_state, "opt_state")
     meta = dict(meta) | {CHECKSUMS: kept}
-    progress = {"step": step, "meta_sha256": sha256(meta)}
+    progress = {"step": step, "meta_sha256": json_hash(meta)}
     items = {
       "params": ocp.args.StandardSave(params),
       "progress": ocp.args.JsonSave(progress | {"window": dict(window or {})}),

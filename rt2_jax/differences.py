@@ -1,7 +1,8 @@
-"""Differences between two JSON values, named by their place."""
+"""JSON values: their differences, named by their place, and their hash."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 def to_json(value: Any) -> Any:
   """Returns the value as it reads back from a file: tuples become lists."""
   return json.loads(json.dumps(value))
+
+
+def json_hash(value: Any) -> str:
+  """Hashes a JSON value, sha256 in hex digits; the order of keys is free."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def differing(

@@ -31,6 +31,12 @@ def unknown_name(what: str, got: str, known: Iterable[str]) -> UserError:
   return UserError(f"got {got!r} for {what}, expected one of: {expected}{hint}")
 
 
+def first_line(error: BaseException) -> str:
+  """Returns the first line of an error, cut; its type where it says nothing."""
+  text = str(error).strip() or type(error).__name__
+  return f"{text.splitlines()[0]:.200}"
+
+
 def ends_in_one_message(main: Callable[[list[str]], None]) -> Callable:
   """Ends a program's `main` in a UserError's message, without a traceback.
 

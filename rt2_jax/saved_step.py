@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from rt2_jax import checksums, consensus, storage
-from rt2_jax.errors import UserError
+from rt2_jax.differences import json_hash
+from rt2_jax.errors import UserError, first_line
 from rt2_jax.orbax_manager import ARRAYS, JSON
 
 _LOG = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class SavedStep:
 
     def read():
       meta = JSON().restore(self._item("meta"))
-      if kept is not None and kept != sha256(meta):
+      if kept is not None and kept != json_hash(meta):
         raise ValueError("it is not what was saved")
       return meta
 
@@ -196,14 +196,3 @@ class SavedStep:
     return Damaged(
       f"got checkpoint {self.folder}, which is damaged ({cause}); {advice}"
     )
-
-
-def sha256(meta: Mapping[str, Any]) -> str:
-  """Hashes a JSON value."""
-  return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-  """Returns the first line of an error, cut."""
-  text = str(error).strip() or type(error).__name__
-  return f"{text.splitlines()[0]:.200}"

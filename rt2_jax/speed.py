@@ -119,11 +119,15 @@ class Clock:
     return time.monotonic() - self._since - self._spent["other"]
 
 
-def device_memory() -> dict[str, float]:
-  """Measures the largest memory in use so far, where a device tells it."""
-  peaks = [
-    stats.get("peak_bytes_in_use", 0)
+def peak_bytes() -> int:
+  """Reads the peak memory of the fullest device; 0 where none tells it."""
+  return max(
+    (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
     for device in jax.local_devices()
-    if (stats := device.memory_stats())
-  ]
-  return {"peak_memory_gb": max(peaks) / 1e9} if peaks else {}
+  )
+
+
+def device_memory() -> dict[str, float]:
+  """Names the peak memory for the log; empty where no device tells it."""
+  peak = peak_bytes()
+  return {"peak_memory_gb": peak / 1e9} if peak else {}

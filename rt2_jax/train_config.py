@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -16,6 +14,7 @@ from jax.sharding import Mesh
 from rt2_jax import sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.augment import Augmentation
+from rt2_jax.differences import json_hash
 from rt2_jax.divergence import DivergenceConfig
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.fields import Schema, construct
@@ -343,5 +342,4 @@ without_defaults = _SCHEMA.without_defaults
 
 def config_hash(fields: Mapping[str, Any]) -> str:
   """Hashes a config's fields as JSON to sixteen hex digits."""
-  text = json.dumps(fields, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return json_hash(fields)[:16]

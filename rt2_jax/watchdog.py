@@ -22,7 +22,7 @@ from typing import Annotated
 import jax
 from jax._src import distributed  # JAX has no public name for its client
 
-from rt2_jax.errors import START_AGAIN
+from rt2_jax.errors import START_AGAIN, first_line
 from rt2_jax.ranges import more_than
 
 _FOLDER = "rt2_jax/watchdog"
@@ -185,8 +185,7 @@ class Watchdog:
 
   def _explain(self, error: BaseException):
     """Waits until a process is lost, or all were heard after the error."""
-    first, *_ = str(error).strip().splitlines()
-    print(f"watchdog: {first:.200}", file=sys.stderr, flush=True)
+    print(f"watchdog: {first_line(error)}", file=sys.stderr, flush=True)
     began = time.monotonic()
     deadline = began + self._config.lost_s + 3 * self._poll_s
     others = set(range(jax.process_count())) - {self._me}

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import jax
 import psutil
 
+from rt2_jax.speed import peak_bytes
+
 _REPEATS = 10
 _MATMUL = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # rows of a square matrix
 
@@ -56,12 +58,8 @@ def matmul_flops(dtype: str, repeats: int = _REPEATS) -> float:
 
 def peak_memory() -> float:
   """Reads the peak bytes of the fullest device; of this process on a CPU."""
-  peaks = [
-    (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
-    for device in jax.local_devices()
-  ]
   resident = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return max(peaks) or resident
+  return peak_bytes() or resident
 
 
 def resident_mb() -> float:

@@ -7,8 +7,6 @@ needs to act in physical units, and what two programs must agree on.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -140,8 +138,3 @@ def _plain(value: Any) -> Any:
   if isinstance(value, list):
     return [_plain(each) for each in value]
   return value
-
-
-def json_hash(value: Any) -> str:
-  """Hashes JSON values, sha256."""
-  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -8,8 +8,6 @@ with these.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +16,7 @@ import jax
 from rt2_jax import checksums, sharding, storage, trees
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import CheckpointMeta
+from rt2_jax.differences import json_hash
 from rt2_jax.errors import UserError
 from rt2_jax.models import lora
 from rt2_jax.models.variants import VLMConfig
@@ -174,5 +173,4 @@ def _sums(frozen: Any) -> dict[str, dict[str, str]]:
 def _hash(sums: Mapping[str, Mapping[str, str]]) -> str:
   """Hashes a base to sixteen hex digits, equal in float32 and bfloat16."""
   rounded = {name: kinds["bfloat16"] for name, kinds in sums.items()}
-  text = json.dumps(rounded, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return json_hash(rounded)[:16]
