@@ -11,7 +11,7 @@ import pytest
 from rt2_jax import consensus
 from rt2_jax.errors import UserError
 from tests.conftest import ROOT
-from tests.journey_test import free_port
+from tests.gcs import free_port
 
 # Each case's outcome on this process, one after the other in one start.
 PROGRAM = """

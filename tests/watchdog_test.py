@@ -15,7 +15,7 @@ from rt2_jax import watchdog
 from rt2_jax.errors import START_AGAIN
 from rt2_jax.watchdog import Watchdog, WatchdogConfig
 from tests.conftest import ROOT
-from tests.journey_test import free_port
+from tests.gcs import free_port
 
 QUICK = WatchdogConfig(stalled_s=0.3, lost_s=0.3)
 
