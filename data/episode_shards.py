@@ -35,6 +35,7 @@ from data.recordings import Layout, Picture, Recording, Recordings
 from rt2_jax import storage
 from rt2_jax.errors import UserError
 from rt2_jax.images import check_sides, decode, is_jpeg, to_rgb
+from rt2_jax.input_pipeline.episodes import check_finite
 
 VERSION = "1.0.0"
 
@@ -174,8 +175,10 @@ class ShardWriter:
     """Reads an episode: what TFDS encodes, its numbers, its notes."""
     recording = self.recordings.read(number)
     action, state = self.conversions.convert(recording.action, recording.state)
-    check_numbers("action", action)
-    check_numbers("state", state)
+    if not len(action):
+      raise UserError("got an episode without a step; drop it")
+    check_finite(action, "the action")
+    check_finite(state, "the state")
     steps = list(self._steps(recording, action, state))
     metadata = {
       "episode_id": number,
@@ -254,19 +257,6 @@ def episode_features(
       ),
     }
   )
-
-
-def check_numbers(what: str, values: np.ndarray):
-  """Raises UserError where float[T, n] holds no step, or no finite number."""
-  if not len(values):
-    raise UserError("got an episode without a step; drop it")
-  bad = np.argwhere(~np.isfinite(values))
-  if bad.size:
-    step, column = bad[0]
-    raise UserError(
-      f"got {values[step, column]} in step {step}, number {column} of the "
-      f"{what}, expected a finite number; repair or drop this episode"
-    )
 
 
 def plan_shards(

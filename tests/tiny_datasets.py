@@ -125,9 +125,12 @@ def write(
   return folder
 
 
-def bridge_source(folder: pathlib.Path, num_episodes: int = 4) -> SourceConfig:
+def bridge_source(
+  folder: pathlib.Path, num_episodes: int = 4, num_shards: int = 1
+) -> SourceConfig:
   """A small dataset in the format of `bridge_dataset`, as a source."""
-  write(folder, [bridge_episode(seed) for seed in range(num_episodes)])
+  episodes = [bridge_episode(seed) for seed in range(num_episodes)]
+  write(folder, episodes, num_shards=num_shards)
   return SourceConfig("bridge_dataset", str(folder))
 
 

@@ -51,14 +51,7 @@ class Episode:
         f"a multiple of the episode's {self.length} steps"
       )
     values = values.reshape(self.length, -1)
-    bad = np.argwhere(~np.isfinite(values))
-    if bad.size:
-      step, column = bad[0]
-      raise UserError(
-        f"{self.where}: got {values[step, column]} in step {step}, number "
-        f"{column} of {name!r}, expected a finite number; repair or drop this "
-        "episode"
-      )
+    check_finite(values, repr(name), f"{self.where}: ")
     return values
 
   def numbers(
@@ -121,6 +114,26 @@ class Episode:
         f"{self.where}: got {count} {what} in {name!r}, expected "
         f"{self.length}, one for each step in 'is_first'"
       )
+
+
+def check_finite(values: np.ndarray, what: str, place: str = ""):
+  """Checks the numbers of an episode, float[T, n].
+
+  Args:
+    values: the numbers.
+    what: they are, for the message.
+    place: stands before it.
+
+  Raises:
+    UserError: one is not finite.
+  """
+  bad = np.argwhere(~np.isfinite(values))
+  if bad.size:
+    step, column = bad[0]
+    raise UserError(
+      f"{place}got {values[step, column]} in step {step}, number {column} of "
+      f"{what}, expected a finite number; repair or drop this episode"
+    )
 
 
 def count_steps(record: records.Record) -> int:

@@ -17,7 +17,6 @@ import pytest
 from rt2_jax.byte_ranges import LocalStorage
 from rt2_jax.input_pipeline import datasets, index, sources, splits
 from rt2_jax.input_pipeline.sources import (
-  SourceConfig,
   open_source,
 )
 from tests import tiny_datasets
@@ -34,9 +33,7 @@ DATA = 2000  # a byte of the first record's data in the middle of a shard
 
 @pytest.fixture
 def config(tmp_path):
-  episodes = [tiny_datasets.bridge_episode(seed) for seed in range(6)]
-  folder = tiny_datasets.write(tmp_path / "data", episodes, num_shards=3)
-  return SourceConfig("bridge_dataset", str(folder))
+  return tiny_datasets.bridge_source(tmp_path / "data", 6, num_shards=3)
 
 
 INDEX_SHARD = sources.index_shard

@@ -28,9 +28,7 @@ from tests.small_indexes import (
 
 @pytest.fixture
 def config(tmp_path):
-  episodes = [tiny_datasets.bridge_episode(seed) for seed in range(6)]
-  folder = tiny_datasets.write(tmp_path / "data", episodes, num_shards=3)
-  return SourceConfig("bridge_dataset", str(folder))
+  return tiny_datasets.bridge_source(tmp_path / "data", 6, num_shards=3)
 
 
 def test_a_kept_index_is_the_same(config, tmp_path):
