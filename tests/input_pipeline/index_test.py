@@ -22,6 +22,7 @@ from rt2_jax.input_pipeline.sources import (
 from tests import tiny_datasets
 from tests.small_indexes import (
   changed_dataset,
+  closed,
   damage,
   equal,
   open_index,
@@ -196,13 +197,6 @@ def test_a_bar_shows_while_an_index_is_built(config, tmp_path, monkeypatch):
   built, loaded, piped = shown
   assert "index: 100%" in built and "3/3" in built
   assert loaded == piped == ""
-
-
-def closed(episode):
-  """A dataset's function in a module that other processes can import."""
-  canonical = datasets.bridge_dataset(episode)
-  canonical.action[:, 7] = 0
-  return canonical
 
 
 @pytest.mark.parametrize(
