@@ -141,6 +141,16 @@ def test_the_figures_of_this_machine_are_the_programs():
   assert len(train["config_hash"]) == len(policy["config_hash"]) == 16
 
 
+def test_the_memory_of_one_gpu_is_the_programs_on_every_page():
+  part = {row["part"]: row for row in rows("gpu") if "seconds" not in row}
+  lora, full = part["lora"], part["full_24"]
+  exact = "{peak_memory_gb:.1f} GB measured, batch {batch_size}"
+  assert exact.format(**lora) in text_of("docs/comparison.md")
+  about = [f"about {row['peak_memory_gb']:.0f} GB" for row in (lora, full)]
+  for page in ("README.md", "docs/one_gpu.md"):
+    assert all(figure in text_of(page) for figure in about), page
+
+
 def test_the_figures_of_one_gpu_are_the_programs():
   found = rows("gpu")
   measured = [row for row in found if "seconds" not in row]
