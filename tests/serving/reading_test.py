@@ -1,6 +1,7 @@
 """What does not fit a policy is refused by name, before it is decoded."""
 
 import io
+import json
 import struct
 import zlib
 
@@ -28,11 +29,11 @@ def reader(tokenizer):
   return Reader(spec, SIZES, Prompt(tokenizer, 24, 9, TEMPLATE))
 
 
-def pictures(**changed):
+def pictures(changed=()):
   given = {
     camera: np.full((*size, 3), 7, np.uint8) for camera, size in SIZES.items()
   }
-  given |= changed
+  given |= dict(changed)
   return {camera: each for camera, each in given.items() if each is not None}
 
 
@@ -68,7 +69,7 @@ def test_an_observation_is_read(reader):
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_an_encoded_image_is_decoded_as_in_training(reader, format):
   data = file(format=format)
-  seen = reader.read(pictures(primary=data), "go", [0, 0])
+  seen = reader.read(pictures({"primary": data}), "go", [0, 0])
   expected = images.decode(data)
   np.testing.assert_array_equal(seen.images["primary"][0], expected)
 
@@ -104,9 +105,7 @@ WRONG_PICTURES = [
 )
 def test_wrong_images_are_refused(reader, changed, part):
   with pytest.raises(UserError) as caught:
-    reader.read(
-      pictures(**{str(k): v for k, v in changed.items()}), "a", [0, 0]
-    )
+    reader.read(pictures(changed), "a", [0, 0])
   assert part in str(caught.value)
 
 
@@ -117,7 +116,7 @@ def test_a_bomb_is_refused_by_its_header(reader, size, monkeypatch):
 
   monkeypatch.setattr(images, "decode", decoded)
   with pytest.raises(UserError, match="pixels|are no image"):
-    reader.read(pictures(primary=png_bomb(*size)), "go", [0, 0])
+    reader.read(pictures({"primary": png_bomb(*size)}), "go", [0, 0])
 
 
 @pytest.mark.parametrize(
@@ -164,7 +163,5 @@ def test_sizes_are_stated_for_the_policys_cameras(tokenizer):
 
 
 def test_an_honest_request_fits_the_limit_of_bytes(reader):
-  import json
-
   white = {c: np.full((2, *s, 3), 255).tolist() for c, s in SIZES.items()}
   assert len(json.dumps(white)) < reader.max_bytes < 100_000
