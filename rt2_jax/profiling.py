@@ -22,7 +22,7 @@ def parse_steps(text: str) -> range:
   """Reads "100:110" as the steps 100 to 109.
 
   Raises:
-    UserError: not two numbers, the first of them at least 1 and the smaller.
+    UserError: not two numbers, the first at least 1 and below the second.
   """
   ends = [int(end) for end in text.split(":") if end.isdecimal()]
   if text.count(":") != 1 or len(ends) != 2 or not 0 < ends[0] < ends[1]:

@@ -26,6 +26,7 @@ from rt2_jax.benchmarks import meters, synthetic
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.prompt import Prompt
 from rt2_jax.tpu import train_step
+from rt2_jax.tpu.ahead_of_time import planned_bytes
 from rt2_jax.train_config import TrainConfig
 from rt2_jax.train_state import Trainer, TrainState
 from rt2_jax.weights import export
@@ -105,17 +106,6 @@ def run(case: Case, state: TrainState, repeats: int) -> Steps:
     losses,
     planned_bytes(step),
     meters.peak_memory(),
-  )
-
-
-def planned_bytes(program: jax.stages.Compiled) -> float:
-  """Adds up what a compiled program needs at its peak on each device."""
-  memory = program.memory_analysis()
-  return float(
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-    + memory.temp_size_in_bytes
   )
 
 

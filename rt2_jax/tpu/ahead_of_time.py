@@ -218,14 +218,19 @@ def _compile_here(folder, topology, lower, arguments, mode, options):
     if size is None:
       raise
     return Compiled("", size, *where, False)
-  memory = compiled.memory_analysis()
-  size = (
+  size = planned_bytes(compiled)
+  return Compiled(compiled.as_text(), size, *where, True)
+
+
+def planned_bytes(program: jax.stages.Compiled) -> float:
+  """Adds up what a compiled program needs at its peak on each device."""
+  memory = program.memory_analysis()
+  return float(
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes
   )
-  return Compiled(compiled.as_text(), size, *where, True)
 
 
 def _needed(message: str, argument_bytes: float) -> float | None:

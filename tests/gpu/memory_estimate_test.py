@@ -7,9 +7,9 @@ import pytest
 
 from launch import config_file
 from rt2_jax import sharding
-from rt2_jax.benchmarks import training
 from rt2_jax.gpu import memory_estimate
 from rt2_jax.tpu import train_step
+from rt2_jax.tpu.ahead_of_time import planned_bytes
 from rt2_jax.train_config import TrainConfig
 
 SMALL = {"img": "tiny/16", "llm": "gemma_tiny", "image_size": 64}
@@ -31,7 +31,7 @@ def planned(changed: TrainConfig) -> float:
     train_step.stand_in_action_tokenizers(changed), mesh
   )
   batch = train_step.abstract_batch(changed, mesh)
-  return training.planned_bytes(trainer.lower_step(batch).compile())
+  return planned_bytes(trainer.lower_step(batch).compile())
 
 
 @pytest.mark.parametrize("remat", ["full", "none"])
