@@ -9,7 +9,6 @@ import subprocess
 import sys
 import urllib.parse
 
-import jax
 import pytest
 from PIL import Image
 
@@ -21,10 +20,10 @@ from rt2_jax.envs.tabletop import pictures
 from rt2_jax.envs.tabletop.benchmark import Tabletop
 from rt2_jax.envs.tabletop.pictures import Pictures
 from rt2_jax.models import variants
-from rt2_jax.models.vlm import init_params
 from rt2_jax.observation import ObservationSpec
 from rt2_jax.prompt import ROBOT_TEMPLATE
 from rt2_jax.rollouts import report, results
+from tests import tiny_models
 from tests.conftest import ROOT
 
 SUITES = "--suites=seen,symbols_numbers,people"
@@ -68,7 +67,7 @@ def save_run(folder, tokenizer, prefix_length=48, history=1, space=TABLETOP):
     "tokenizer_sha256": tokenizer.sha256,
     "format": FORMAT,
   }
-  params = init_params(model, jax.random.key(0))
+  params = tiny_models.params(model)
   checkpoints = Checkpoints(folder / "checkpoints")
   checkpoints.save(7, params, {"count": params}, meta, tokenizer.model)
   checkpoints.close()
