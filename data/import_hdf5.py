@@ -19,12 +19,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 from absl import app, flags
 
-from data import hdf5_formats, import_program
-from data.hdf5_formats import FORMATS, Hdf5Format
+from data import import_program
 from data.recordings import (
   Layout,
   Picture,
@@ -35,6 +33,12 @@ from data.recordings import (
 from launch import program
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.images import decode, is_jpeg
+
+with program.extra("import"):
+  import h5py
+
+  from data import hdf5_formats
+  from data.hdf5_formats import FORMATS, Hdf5Format
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,11 +18,9 @@ import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pyarrow as pa
 from absl import app, flags
 
-from data import import_program, videos
-from data.lerobot_folder import LeRobotFolder, matrix
+from data import import_program
 from data.recordings import (
   Layout,
   Picture,
@@ -33,6 +31,12 @@ from data.recordings import (
 )
 from launch import program
 from rt2_jax.errors import UserError, unknown_name
+
+with program.extra("import"):
+  import pyarrow as pa
+
+  from data import videos
+  from data.lerobot_folder import LeRobotFolder, matrix
 
 _ACTIONS = ("action", "actions")
 _STATES = ("observation.state", "state")

@@ -23,20 +23,23 @@ from collections.abc import Iterator
 import jax
 from absl import app, flags
 
-from launch import program, proof
+from launch import program
 from rt2_jax import local_copies, storage, trees
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.models.variants import VLMConfig
-from rt2_jax.weights import (
-  agreement,
-  export,
-  lora_base,
-  merging,
-  peft_format,
-  pretrained,
-  stored_checkpoint,
-)
-from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
+
+with program.extra("torch"):
+  from launch import proof
+  from rt2_jax.weights import (
+    agreement,
+    export,
+    lora_base,
+    merging,
+    peft_format,
+    pretrained,
+    stored_checkpoint,
+  )
+  from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
 _FOLDER = flags.DEFINE_string(

@@ -8,14 +8,36 @@ if __name__ == "__main__":
   app.run(main)
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import absl.logging
 from absl import app
 
 from rt2_jax.errors import ends_in_one_message
+
+_OURS = ("rt2_jax", "configs", "data", "launch")
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+  """Imports what needs the packages of an extra, at the top of a program.
+
+  Where one of them is missing the program ends in one message that names it.
+  """
+  try:
+    yield
+  except ModuleNotFoundError as error:
+    package = (error.name or "").partition(".")[0]
+    if package in _OURS:
+      raise
+    sys.exit(
+      f"got no package {package!r}, expected those of the extra [{name}]; run "
+      f"`pip install -e '.[{name}]'`"
+    )
 
 
 def main(function: Callable[..., None]) -> Callable[[list[str]], None]:

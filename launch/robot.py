@@ -29,9 +29,11 @@ from launch import program
 from rt2_jax import import_path, robot_log, storage
 from rt2_jax.errors import UserError
 from rt2_jax.robot_actions import Limits
-from rt2_jax.robot_client import RobotClient, UnansweredError
 from rt2_jax.robot_loop import ControlLoop, EpisodeLog, LoopConfig, Robot
-from rt2_jax.serving.description import TOKEN_VARIABLE
+
+with program.extra("serve"):
+  from rt2_jax.robot_client import RobotClient, UnansweredError
+  from rt2_jax.serving.description import TOKEN_VARIABLE
 
 _SERVER = flags.DEFINE_string(
   "server", None, "Address of launch/serve.py, ws://…"

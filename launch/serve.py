@@ -26,11 +26,13 @@ from absl import app, flags
 from launch import program, served_policy
 from rt2_jax.errors import UserError
 from rt2_jax.robot_policy import RobotPolicy
-from rt2_jax.serving import server
-from rt2_jax.serving.batcher import Batcher
-from rt2_jax.serving.description import TOKEN_VARIABLE, describe
-from rt2_jax.serving.reading import Reader, Size
-from rt2_jax.serving.service import Service
+
+with program.extra("serve"):
+  from rt2_jax.serving import server
+  from rt2_jax.serving.batcher import Batcher
+  from rt2_jax.serving.description import TOKEN_VARIABLE, describe
+  from rt2_jax.serving.reading import Reader, Size
+  from rt2_jax.serving.service import Service
 
 _LOOPBACK = "127.0.0.1"
 

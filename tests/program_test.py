@@ -58,6 +58,15 @@ def test_a_users_mistake_ends_in_its_message():
   assert error.value.code == "got 1, expected 2"
 
 
+def test_a_missing_extra_ends_in_one_message():
+  with pytest.raises(SystemExit) as error, program.extra("serve"):
+    raise ModuleNotFoundError("No module named 'a'", name="a.b")
+  assert "no package 'a'" in error.value.code
+  assert "pip install -e '.[serve]'" in error.value.code
+  with pytest.raises(ModuleNotFoundError), program.extra("serve"):
+    raise ModuleNotFoundError("a bug of ours", name="rt2_jax.none")
+
+
 def test_only_programs_that_compute_import_jax():
   code = (
     "import sys; from launch import program; program.main(lambda: None)(['x']);"

@@ -71,8 +71,7 @@ def devices(topology: str) -> list[jax.Device]:
     topology: e.g. "v5e:16x16", or "v5e:16x16*2" for two such slices.
 
   Raises:
-    UserError: a slice that `chips.SLICES` does not list.
-    RuntimeError: no `libtpu`.
+    UserError: a slice that `chips.SLICES` does not list, or no `libtpu`.
   """
   check_topology(topology)
   name, _, slices = topology.partition("*")
@@ -93,7 +92,7 @@ def check_topology(topology: str):
       f"as '{name}*2'"
     )
   if importlib.util.find_spec("libtpu") is None:
-    raise RuntimeError(
+    raise UserError(
       "got no module libtpu, which holds the TPU compiler; install it with "
       "`pip install 'rt2_jax[estimate]'` (Linux on x86-64; no TPU is needed)"
     )
@@ -128,8 +127,8 @@ def compile_for(
     options: of the compiler.
 
   Raises:
-    UserError: an unknown slice or mode, or what `lower` raises.
-    RuntimeError: no `libtpu`, or the compiler failed.
+    UserError: an unknown slice or mode, or what `lower` raises; or no `libtpu`.
+    RuntimeError: the compiler failed.
   """
   if mode not in MODES:
     raise unknown_name("mode", mode, MODES)

@@ -72,8 +72,8 @@ def predict(
 
   Raises:
     UserError: an unknown slice or mode, actions that are not written in rare
-      tokens, or plans before them.
-    RuntimeError: no `libtpu`, or the compiler failed.
+      tokens, or plans before them; or no `libtpu`.
+    RuntimeError: the compiler failed.
   """
   action = prediction.predict(
     topology, lower_action, (config, num_robots), num_robots, mode, passes - 1

@@ -86,8 +86,8 @@ def predict(
     turns: see `hlo_cost.predict`.
 
   Raises:
-    UserError: an unknown slice or mode, or what `lower` raises.
-    RuntimeError: no `libtpu`, or the compiler failed.
+    UserError: an unknown slice or mode, or what `lower` raises; or no `libtpu`.
+    RuntimeError: the compiler failed.
   """
   compiled = ahead_of_time.compile_for(topology, lower, arguments, mode)
   chip = chip_of(topology)

@@ -90,8 +90,8 @@ def estimate(config: TrainConfig, topology: str, mode: str) -> Estimate:
 
   Raises:
     UserError: an unknown slice or mode, a mesh that does not multiply to its
-      chips, or a batch that does not divide.
-    RuntimeError: no `libtpu`, or the compiler failed.
+      chips, or a batch that does not divide; or no `libtpu`.
+    RuntimeError: the compiler failed.
   """
   step = prediction.predict(
     topology, lower_train_step, (config,), config.batch_size, mode

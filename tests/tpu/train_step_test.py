@@ -130,7 +130,7 @@ def test_a_machine_without_the_compiler_says_what_to_install():
   done = run("-c", hidden.format("launch/estimate.py"), CONFIG)
   assert done.returncode != 0
   last = done.stderr.strip().splitlines()[-1]
-  assert last.startswith("RuntimeError: got no module libtpu, which holds the")
+  assert last.startswith("got no module libtpu, which holds the TPU compiler")
   assert "`pip install 'rt2_jax[estimate]'`" in last
 
 
