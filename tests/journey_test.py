@@ -42,6 +42,8 @@ def start(
   """launch/train.py on fake devices in a slice's order, as from a shell."""
   overrides = {
     "sources.bridge.path": folder / "bridge" / "1.0.0",
+    "model.img": "micro/16",
+    "model.llm": "gemma_micro",
     "model.image_size": 32,
     "augmentation.crop": 0.1,
     "augmentation.contrast": 0.1,
@@ -197,9 +199,7 @@ def test_two_processes_go_on_with_what_one_has_saved(folder, whole):
 
 
 def test_a_preemption_of_one_host_saves_one_step_on_all(folder):
-  small = ("model.img=micro/16", "model.llm=gemma_micro")
-  mesh = ("mesh.fsdp=1", "mesh.model=1")
-  flags = tuple(f"--config.{override}" for override in (*small, *mesh))
+  flags = ("--config.mesh.fsdp=1", "--config.mesh.model=1")
   first, second = start_many(folder, "preempted", 2, flags, num_devices=2)
   for line in first.stdout:
     if f"step 1/{NUM_STEPS}" in line:

@@ -54,7 +54,7 @@ def describe(
     "n_external_cameras": len(sizes) - len(wrists),
     "needs_stereo_camera": False,
     "needs_session_id": False,
-    "action_space": "cartesian_displacement",
+    "action_space": actions.space.name,
     # openpi's.
     "action_dim": len(actions.space),
     "action_horizon": actions.horizon,

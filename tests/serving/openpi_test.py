@@ -44,6 +44,7 @@ def socket(service):
 
 def test_the_metadata_come_first_and_say_what_a_number_means(socket, policy):
   said = socket.metadata
+  assert said["action_space"] == policy.action_space.name
   assert said["action_names"] == list(policy.action_space.names)
   assert said["action_units"][1:] == ["m"] * 3 + ["rad"] * 3 + ["open"]
   assert said["action_low"][1] == policy.action_space.dimensions[1].low
