@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from rt2_jax import sharding
+from rt2_jax.action_tokens import IntegerTokens, RareTokens
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.augment import Augmentation
 from rt2_jax.differences import json_hash
@@ -281,9 +282,15 @@ class TrainConfig:
       largest_gradient=self.divergence.gradient_norm or math.inf,
     )
 
-  def action_tokenizers(self) -> dict[str, ActionTokenizer]:
-    """Makes one per robot source: the same tokens, its dataset's bounds."""
-    route = self.tokenizer.action_route(self.actions.route)
+  def action_tokenizers(
+    self, route: RareTokens | IntegerTokens | None = None
+  ) -> dict[str, ActionTokenizer]:
+    """Makes one per robot source: the same tokens, its dataset's bounds.
+
+    Args:
+      route: how actions are written; None reads the config's tokenizer file.
+    """
+    route = route or self.tokenizer.action_route(self.actions.route)
     return {
       name: ActionTokenizer(
         source.space,

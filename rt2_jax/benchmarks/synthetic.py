@@ -32,10 +32,8 @@ def words(config: TrainConfig) -> tuple[Prompt, dict[str, ActionTokenizer]]:
     file = _SMALL_TOKENIZER
   tokenizer = Tokenizer.from_file(file)
   route = tokenizer.action_route(config.actions.route)
-  return Prompt(tokenizer, **dataclasses.asdict(config.prompt)), {
-    name: ActionTokenizer(source.space, route, horizon=config.actions.horizon)
-    for name, source in config.sources.items()
-  }
+  prompt = Prompt(tokenizer, **dataclasses.asdict(config.prompt))
+  return prompt, config.action_tokenizers(route)
 
 
 def batch(

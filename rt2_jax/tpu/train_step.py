@@ -220,11 +220,7 @@ def stand_in_action_tokenizers(
   """
   if config.actions.route != "rare":
     return {}
-  route = RareTokens(tuple(range(NUM_BINS)))
-  return {
-    name: ActionTokenizer(source.space, route)
-    for name, source in config.sources.items()
-  }
+  return config.action_tokenizers(RareTokens(tuple(range(NUM_BINS))))
 
 
 def bytes_per_chip(tree: Any) -> float:

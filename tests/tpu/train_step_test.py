@@ -134,6 +134,19 @@ def test_a_machine_without_the_compiler_says_what_to_install():
   assert "`pip install 'rt2_jax[estimate]'`" in last
 
 
+def test_stand_ins_write_the_configs_own_chunks(tiny):
+  (source,) = tiny.sources.values()
+  sources = {"all": source, "own": dataclasses.replace(source, horizon=2)}
+  actions = dataclasses.replace(tiny.actions, horizon=4)
+  tokenizers = train_step.stand_in_action_tokenizers(
+    dataclasses.replace(tiny, sources=sources, actions=actions)
+  )
+  assert {k: t.answer_length for k, t in tokenizers.items()} == {
+    "all": 4 * 8,
+    "own": 2 * 8,
+  }
+
+
 def test_slices_are_counted():
   assert ahead_of_time.count_chips("v5p:8x8x16*2") == (2048, 2)
   with pytest.raises(ValueError, match="expected a number of slices after"):
