@@ -33,6 +33,7 @@ EXTRAS = {
   "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30"],
   # The service of launch/serve.py, and launch/robot.py's side of it.
   "serve": [
+    "anyio>=4.0",
     "msgpack>=1.0.5",
     "prometheus-client>=0.20",
     "starlette>=0.45",

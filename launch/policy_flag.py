@@ -29,6 +29,7 @@ class Tried:
   Attributes:
     what: in words.
     load: gives the policy; None for the scripted expert.
+    drafted: whether it also takes each robot's last chunk, see `runner.run`.
     spec: what the policy reads of an observation; None: all that is shown.
     expert: the trial that the expert carries out, given the real one.
     config_hash: of a run's config; "" for any other policy.
@@ -38,6 +39,7 @@ class Tried:
 
   what: str
   load: Callable[[], Act] | None
+  drafted: bool = False
   spec: ObservationSpec | None = None
   expert: Callable[[Trial], Trial] | None = None
   config_hash: str = ""
@@ -139,7 +141,8 @@ def _imported(path: str) -> Tried:
       f"got {path!r} for --policy, which is of type {type(found).__name__}, "
       "expected a function: observations of B robots -> float32[B, H, D]"
     )
-  return Tried(path, lambda: act, getattr(found, "observation", None))
+  spec = getattr(found, "observation", None)
+  return Tried(path, lambda: act, spec=spec)
 
 
 def _served(url: str, benchmark: Benchmark) -> Tried:
@@ -175,7 +178,7 @@ def _served(url: str, benchmark: Benchmark) -> Tried:
   )
   runner.check_spec(spec, benchmark.spec)
   what = f"{said['checkpoint']}, step {said['checkpoint_step']}, served"
-  return Tried(what, lambda: policy.act, spec)
+  return Tried(what, lambda: policy.act, spec=spec)
 
 
 def _exported(
@@ -197,7 +200,7 @@ def _exported(
 
     return TorchPolicy.from_folder(folder, source).plan_and_act
 
-  return Tried(f"{folder}, PyTorch", load, spec)
+  return Tried(f"{folder}, PyTorch", load, spec=spec)
 
 
 def _run(
@@ -226,13 +229,14 @@ def _run(
   def load() -> Act:
     from rt2_jax.policy import Policy
 
-    return Policy.from_checkpoint(workdir, source, step).plan_and_act
+    return Policy.from_checkpoint(workdir, source, step).decide
 
   start = meta["config"].get("pretrained")
   return Tried(
     f"{storage.locate(workdir, '--policy')}, step {step}",
     load,
-    spec,
+    drafted=True,
+    spec=spec,
     config_hash=config_hash(meta["config"]),
     web=_web_accuracy(workdir, step),
     web_before=_web_accuracy(start) if start and isinstance(start, str) else {},

@@ -183,6 +183,7 @@ def play(
     execute=_EXECUTE.value,
     num_filmed=_FILMS.value,
     expert=tried.expert,
+    drafted=tried.drafted,
   )
   done: dict[str, list[runner.Rollout]] = {t.suite: [] for t in trials}
   successes = 0

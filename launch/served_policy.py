@@ -12,6 +12,7 @@ from rt2_jax.checkpoint_meta import ROBOT_FILE
 from rt2_jax.differences import json_hash
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.datasets import DATASETS
+from rt2_jax.prompt import Prompt
 from rt2_jax.robot_policy import RobotPolicy
 
 
@@ -22,7 +23,7 @@ class Opened:
   Attributes:
     policy: which can act.
     control_hz: steps per second of its robot's data; None where unknown.
-    identity: of the checkpoint: its name, step and hashes.
+    identity: of the checkpoint: its name, step, hashes, and how it is asked.
   """
 
   policy: RobotPolicy
@@ -63,7 +64,8 @@ def _run(folder: str, source: str | None, step: int | None) -> Opened:
   saved = SavedStep(place)
   policy = Policy.from_checkpoint(folder, source, saved.step)
   # With the checksums of all parameters.
-  identity = _identity(folder, saved.step, json_hash(saved.meta), saved.meta)
+  digest = json_hash(saved.meta)
+  identity = _identity(folder, saved.step, digest, saved.meta, policy.prompt)
   return Opened(policy, _control_hz(saved.meta, source), identity)
 
 
@@ -78,12 +80,18 @@ def _exported(folder: storage.Path, source: str | None) -> Opened:
         digest.update(hashlib.file_digest(weights, "sha256").digest())
     policy = TorchPolicy.from_folder(local, source)
   meta = json.loads(said)
-  identity = _identity(str(folder), meta["step"], digest.hexdigest(), meta)
+  identity = _identity(
+    str(folder), meta["step"], digest.hexdigest(), meta, policy.prompt
+  )
   return Opened(policy, _control_hz(meta, source), identity)
 
 
 def _identity(
-  folder: str, step: int, digest: str, meta: Mapping[str, Any]
+  folder: str,
+  step: int,
+  digest: str,
+  meta: Mapping[str, Any],
+  prompt: Prompt,
 ) -> dict[str, Any]:
   return {
     "checkpoint": pathlib.PurePath(folder).name,
@@ -91,12 +99,21 @@ def _identity(
     "checkpoint_sha256": digest,
     "statistics_sha256": json_hash(meta.get("statistics", {})),
     "tokenizer_sha256": meta["tokenizer_sha256"],
+    "prompt_template": prompt.template,
+    "prompt_length": prompt.prefix_length,
   }
 
 
 def _control_hz(meta: Mapping[str, Any], source: str | None) -> float | None:
-  """Looks up the rate of a known dataset; others state --control_hz."""
-  sources = meta["config"].get("sources", {})
+  """Looks up the rate of a source's data, steps per second.
+
+  Older checkpoints do not say it, and only known datasets can be looked up.
+  """
   source = source or next(iter(meta["action_tokenizers"]), None)
-  dataset = DATASETS.get(sources.get(source, {}).get("dataset"))
-  return dataset.rate_hz if dataset else None
+  if said := meta.get("control_hz", {}).get(source):
+    return said
+  fields = meta["config"].get("sources", {}).get(source, {})
+  dataset = DATASETS.get(fields.get("dataset"))
+  if dataset is None or dataset.rate_hz is None:
+    return None
+  return dataset.rate_hz / fields.get("stride", 1)

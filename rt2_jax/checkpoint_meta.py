@@ -43,6 +43,7 @@ class CheckpointMeta:
     statistics: what `data/compute_stats.py` found of each source.
     data: length and fingerprint of each source.
     versions: of the libraries that shape a checkpoint.
+    control_hz: steps per second of each robot source whose data say it.
     base: which weights the adapters of LoRA belong to, see `weights.lora_base`;
       empty without adapters.
     format: of this description.
@@ -61,6 +62,7 @@ class CheckpointMeta:
     default_factory=dict
   )
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  control_hz: Mapping[str, float] = dataclasses.field(default_factory=dict)
   base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   format: int = FORMAT
 

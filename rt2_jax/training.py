@@ -302,4 +302,9 @@ def make_meta(
     tokenizer_sha256=config.tokenizer.sha256,
     data=data,
     versions=versions(),
+    control_hz={
+      name: source.control_hz
+      for name, source in config.sources.items()
+      if source.control_hz
+    },
   )

@@ -106,6 +106,7 @@ def test_statistics_give_bounds_and_stay_in_the_checkpoint(fields):
   fields["sources"]["bridge"] |= source
   config = TrainConfig.from_dict(fields)
   meta = training.make_meta(config, fields, config.action_tokenizers(), {})
+  assert meta.control_hz == {"bridge": 5.0}
   figures = json.loads(file.read_text())
   assert meta.statistics == {"bridge": figures}
   dx = meta.action_tokenizers["bridge"].space.dimensions[1]

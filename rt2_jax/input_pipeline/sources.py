@@ -109,6 +109,12 @@ class SourceConfig:
     return dataclasses.replace(known, cameras=shown)
 
   @property
+  def control_hz(self) -> float | None:
+    """Steps per second, as a policy acts; None where the data do not say."""
+    rate_hz = self.robot.rate_hz
+    return rate_hz and rate_hz / self.stride
+
+  @property
   def prompt(self) -> dict[str, str]:
     """The fields of `Prompt` that are this source's own."""
     return {"template": self.template} if self.template else {}

@@ -75,6 +75,7 @@ class _Robot:
     history: its last frames.
     seen: the newest observation; None until the trial has begun.
     actions: the rest of its chunk.
+    last_chunk: float32[H, D], drafts the next one; None before the first.
   """
 
   rollout: Rollout
@@ -83,6 +84,7 @@ class _Robot:
   actions: collections.deque[np.ndarray] = dataclasses.field(
     default_factory=collections.deque
   )
+  last_chunk: np.ndarray | None = None
 
 
 def run(
@@ -96,6 +98,7 @@ def run(
   execute: int = 1,
   num_filmed: int = 0,
   expert: Callable[[Trial], Trial] | None = None,
+  drafted: bool = False,
 ) -> Iterator[Rollout]:
   """Tries a policy on trials, and yields each as it ends.
 
@@ -115,6 +118,8 @@ def run(
     num_filmed: of each suite, the first so many trials keep their images.
     expert: the trial that the scripted expert carries out; default: the real
       one.
+    drafted: whether the policy also takes each robot's last chunk, or None, as
+      `RobotPolicy.decide` does.
 
   Raises:
     UserError: a policy that reads what the benchmark does not show, actions
@@ -131,7 +136,7 @@ def run(
     while waiting or robots:
       requests: dict[int, Request] = {}
       if act is not None:
-        _decide(act, robots, num_envs, execute, dimensions)
+        _decide(act, robots, num_envs, execute, dimensions, drafted)
       for slot in range(num_envs):
         if slot not in robots and waiting:
           rollout = Rollout(
@@ -174,14 +179,16 @@ def _decide(
   num_envs: int,
   execute: int,
   dimensions: Sequence[str],
+  drafted: bool,
 ) -> None:
   """Gives a new chunk to the robots that have carried out their last one."""
   asking = [r for r in robots.values() if r.seen is not None and not r.actions]
   if not asking:
     return
   rows = asking + asking[:1] * (num_envs - len(asking))
-  answer = act([robot.seen for robot in rows])
-  plans, chunks = answer if isinstance(answer, tuple) else ((), answer)
+  drafts = [[robot.last_chunk for robot in rows]] if drafted else []
+  answer = act([robot.seen for robot in rows], *drafts)
+  plans, chunks = answer[:2] if isinstance(answer, tuple) else ((), answer)
   chunks = np.asarray(chunks)
   if chunks.ndim != 3 or chunks.shape[::2] != (num_envs, len(dimensions)):
     raise UserError(
@@ -196,6 +203,7 @@ def _decide(
     )
   for i, robot in enumerate(asking):
     robot.actions.extend(chunks[i, :execute])
+    robot.last_chunk = chunks[i]
   for robot, plan in zip(asking, plans, strict=False):
     robot.rollout.plan = robot.rollout.plan or plan
 
@@ -226,6 +234,7 @@ def _record(
   if isinstance(reply, Lost):  # from its first observation again
     robot.history, robot.seen = History(spec.history), None
     robot.actions.clear()
+    robot.last_chunk = None
     rollout.images.clear()
     rollout.steps = 0
     return

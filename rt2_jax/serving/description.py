@@ -42,7 +42,7 @@ def describe(
     camera_sizes: height and width of each camera.
     control_hz: steps per second of the robot that the policy was trained on;
       None where its data do not say.
-    checkpoint: its name, step and hashes.
+    checkpoint: its name, step, hashes, and how it is asked.
   """
   sizes = {camera: list(camera_sizes[camera]) for camera in spec.present}
   wrists = [camera for camera in spec.present if "wrist" in camera]

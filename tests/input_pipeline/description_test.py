@@ -1,6 +1,7 @@
 """robot.json: units, columns and grippers as described; slips are named."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -86,6 +87,7 @@ def test_a_folder_describes_itself(tmp_path):
   # After the end a motion is 0; what is absolute stays.
   assert [d.at_end for d in config.space.dimensions] == [1.0, 0.0, None, None]
   assert config.robot.rate_hz == 10
+  assert dataclasses.replace(config, stride=4).control_hz == 2.5
   wanted = ObservationSpec(cameras=("primary", "wrist"))
   source = open_source(config, "train", config.observation_spec(wanted, True))
   np.testing.assert_allclose(

@@ -122,6 +122,29 @@ def test_the_first_plan_of_a_trial_is_kept():
     assert r.plan == f"{r.trial.instruction}; 0.0"
 
 
+def test_each_robots_last_chunk_drafts_its_next_one():
+  """Chunks name the instruction and the step that they follow."""
+  drafted = []
+
+  def act(observations, drafts):
+    for seen, draft in zip(observations, drafts, strict=True):
+      step = seen.images["primary"][-1, 0, 0, 0]
+      drafted.append(step)
+      if step == 0:
+        assert draft is None
+      else:
+        assert draft.tolist() == chunk(seen, step - 1).tolist()
+    steps = [seen.images["primary"][-1, 0, 0, 0] for seen in observations]
+    return np.stack(list(map(chunk, observations, steps)))
+
+  def chunk(seen, step):
+    goal, number = seen.instruction[6], seen.instruction[-1]  # digits
+    return np.float32([[0, float(f"0.0{goal}{number}")], [0, 0.01 * step]])
+
+  assert len(play(act, count=3, num_envs=4, drafted=True)) == 9
+  assert max(drafted) > 1
+
+
 def test_films_show_every_step_of_the_first_camera():
   for r in play(None, num_filmed=1):
     shown = r.steps + 1 if r.trial.number < 1 else 0

@@ -155,11 +155,11 @@ def running(
     assert not thread.is_alive()
 
 
-def save_run(folder: pathlib.Path, tokenizer) -> pathlib.Path:
-  """A run whose greedy actions depend on the image."""
+def save_run(folder: pathlib.Path, tokenizer, **said) -> pathlib.Path:
+  """A run whose greedy actions depend on the image; `said` is of its meta."""
   model = tiny_models.config("gemma1", tokenizer.vocab_size)
   params = tiny_models.params(model)
-  meta = tiny_models.meta(model, tokenizer)
+  meta = tiny_models.meta(model, tokenizer) | said
   actions = ActionTokenizer(
     RT2, tokenizer.action_route("rare"), horizon=HORIZON
   )

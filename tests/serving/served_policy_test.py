@@ -42,6 +42,14 @@ def test_a_run_and_its_export_act_alike_and_are_told_apart(run, exported):
   digests = named.pop("checkpoint_sha256"), other.pop("checkpoint_sha256")
   assert len(set(digests)) == 2 and {len(d) for d in digests} == {64}
   assert named == other and named["checkpoint_step"] == 7
+  assert named["prompt_length"] == 40
+  assert "{instruction}" in named["prompt_template"]
+
+
+def test_a_checkpoint_says_its_robots_rate(tmp_path, tokenizer):
+  """As a source with a robot.json does, whose dataset has no name."""
+  workdir = served.save_run(tmp_path, tokenizer, control_hz={"kitchen": 12.5})
+  assert served_policy.open_policy(str(workdir), None, None).control_hz == 12.5
 
 
 def test_other_weights_have_another_hash(exported):
