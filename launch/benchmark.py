@@ -1,8 +1,8 @@
 """Measures this machine and prints one JSON object per line.
 
-  python launch/benchmark.py [loader|train|policy|tabletop|checkpoint …]
+  python launch/benchmark.py [loader|train|policy|tabletop|checkpoint|service …]
 
-The default is all but `checkpoint`.
+The default is all but `checkpoint` and `service`.
 
 All but `tabletop` take --config (default: configs/rt1_debug.py).
 
@@ -15,7 +15,13 @@ train: the config's training step on a synthetic batch. `mfu` is useful FLOP
   optimizer in PyTorch and transformers, in a process of its own, on as many
   threads: `taskset -c 0 python launch/benchmark.py train --beside=torch` for
   one. `ratio` is its CPU time to ours.
-policy: one action of the same model, from image to float32[8].
+policy: one call of the same model, random, from image files to actions; for
+  each of --robots that share it, p50, p95 and p99 of its parts, see
+  `benchmarks.acting.measure`. --run=WORKDIR measures a run's policy on its own
+  recorded steps. With --beside=torch also `generate` of transformers on the
+  exported policy, and how many of its actions are equal.
+service: the same policy as launch/serve.py serves it, to each of --robots that
+  ask at once, over the loopback; see `benchmarks.service.measure`.
 tabletop: one simulated environment in a process of its own, driven by the
   scripted expert, in CPU time; a step holds the drawing of one image.
 checkpoint: saves and restores --gigabytes of arrays with the shapes of the
@@ -33,6 +39,7 @@ from absl import app, flags
 
 from launch import config_file, program
 from rt2_jax.benchmarks import acting, meters, tabletop, training
+from rt2_jax.errors import UserError
 from rt2_jax.train_config import TrainConfig, config_hash
 
 _CONFIG = flags.DEFINE_string(
@@ -49,7 +56,13 @@ _SOAK_BATCHES = flags.DEFINE_integer(
   "soak_batches", 500, "Batches over which memory may not grow.", 1
 )
 _BESIDE = flags.DEFINE_enum(
-  "beside", None, ["torch"], "What else trains the model of `train`."
+  "beside", None, ["torch"], "What `train` and `policy` measure beside ours."
+)
+_RUN = flags.DEFINE_string(
+  "run", None, "Workdir of the policy of `policy` and `service`."
+)
+_ROBOTS = flags.DEFINE_list(
+  "robots", ["1"], "Numbers of robots of `policy` and `service`."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.", 1)
 _FOLDERS = flags.DEFINE_list("folders", ["runs/bench"], "Of `checkpoint`.")
@@ -65,6 +78,7 @@ def main(*names):
     "policy": policy,
     "tabletop": lambda: [tabletop.measure(5 * _REPEATS.value)],
     "checkpoint": checkpoint,
+    "service": service,
   }
   unknown = set(names) - set(benchmarks)
   if unknown:
@@ -109,11 +123,50 @@ def train() -> list[dict]:
 
 
 def policy() -> list[dict]:
-  fields = read_config()
-  config = TrainConfig.from_dict(fields)
-  actor = acting.random_policy(config)
-  action_s = acting.action_seconds(actor, 1, _REPEATS.value)
-  return [named(fields) | acting.facts(config, action_s)]
+  subject, name = open_subject()
+  numbers, repeats = robots(), _REPEATS.value
+  rows = [name | acting.measure(subject, n, repeats) for n in numbers]
+  if _BESIDE.value:
+    others = acting.in_torch(subject, numbers, repeats)
+    for row, other in zip(rows, others, strict=True):
+      ratio = other["ms"]["call"]["p50"] / row["ms"]["call"]["p50"]
+      row["transformers"] = other | {"ratio": round(ratio, 2)}
+  return rows
+
+
+def service() -> list[dict]:
+  with program.extra("serve"):
+    from rt2_jax.benchmarks import service
+
+  subject, name = open_subject()
+  policy, shown = subject.policy, subject.shown
+  rows = service.measure(policy, shown, robots(), _REPEATS.value)
+  return [name | row for row in rows]
+
+
+def open_subject() -> tuple[acting.Subject, dict]:
+  """Opens the policy that the flags name, and says which it is."""
+  if _RUN.value:
+    subject, name = acting.Subject.of_run(_RUN.value)
+  else:
+    fields = read_config()
+    subject = acting.Subject.of_config(TrainConfig.from_dict(fields))
+    name = named(fields)
+  return subject, name | {"dtype": subject.policy.model.llm.dtype}
+
+
+def robots() -> list[int]:
+  """Reads --robots.
+
+  Raises:
+    UserError: not whole numbers from 1 on.
+  """
+  values = _ROBOTS.value
+  if not values or not all(v.isdecimal() and int(v) > 0 for v in values):
+    raise UserError(
+      f"got --robots={','.join(values)}, expected numbers of robots such as 1,8"
+    )
+  return [int(value) for value in values]
 
 
 def checkpoint() -> list[dict]:

@@ -78,7 +78,7 @@ def decode_actions(
     drafts: int32[B, L], any tokens; they change the number of passes only.
     grammar: which token may follow which.
   """
-  columns = _columns(drafts, grammar)
+  columns = columns_of(drafts, grammar)
   hidden, state = model.apply(
     {"params": params},
     *prompts,
@@ -86,7 +86,7 @@ def decode_actions(
     answer_len=grammar.length - 1,
     method="prefill",
   )
-  return _verify(model, params, hidden, state, columns, grammar)
+  return verify(model, params, hidden, state, columns, grammar)
 
 
 def decode_plans_and_actions(
@@ -123,9 +123,9 @@ def decode_plans_and_actions(
   plans, finite, hidden, state = _plan(
     model, params, hidden[:, 0], state, jnp.asarray(plan_end), plan_length
   )
-  columns = _columns(drafts, grammar)
+  columns = columns_of(drafts, grammar)
   hidden = _pass_over(model, params, hidden[:, None], state, columns, grammar)
-  actions = _verify(model, params, hidden, state, columns, grammar)
+  actions = verify(model, params, hidden, state, columns, grammar)
   return plans, actions._replace(finite=actions.finite & finite)
 
 
@@ -212,7 +212,7 @@ def _unless(
   )
 
 
-def _columns(tokens: jax.Array, grammar: Grammar) -> jax.Array:
+def columns_of(tokens: jax.Array, grammar: Grammar) -> jax.Array:
   """Finds tokens int32[B, L] among the candidates; others become column 0."""
   return jnp.argmax(tokens[..., None] == jnp.asarray(grammar.ids), -1)
 
@@ -229,7 +229,7 @@ def _pass_over(model, params, first, state, columns, grammar) -> jax.Array:
   return jnp.concatenate([first, rest], axis=1)
 
 
-def _verify(model, params, hidden, state, columns, grammar) -> Actions:
+def verify(model, params, hidden, state, columns, grammar) -> Actions:
   """Passes over drafted actions until all are their own greedy answer.
 
   Args:

@@ -256,7 +256,7 @@ def _program(
 
 def _image_to_ids(model, several_cameras, writing, params, *columns):
   *columns, drafts = columns
-  prompts = _prompts(model, several_cameras, *columns)
+  prompts = make_prompts(model, several_cameras, *columns)
   return decode_actions(VLM(model), params, prompts, drafts, writing.grammar())
 
 
@@ -264,7 +264,7 @@ def _image_to_plan_and_ids(
   model, several_cameras, writing, end, longest, params, *columns
 ):
   *columns, drafts = columns
-  prompts = _prompts(model, several_cameras, *columns)
+  prompts = make_prompts(model, several_cameras, *columns)
   grammar = writing.grammar()
   plans, actions = decode_plans_and_actions(
     VLM(model), params, prompts, drafts, grammar, end, longest
@@ -273,23 +273,37 @@ def _image_to_plan_and_ids(
 
 
 def _image_to_text(model, several_cameras, room, params, *columns):
-  prompts = _prompts(model, several_cameras, *columns)
+  prompts = make_prompts(model, several_cameras, *columns)
   return decode_text(VLM(model), params, prompts, room, EOS)
 
 
 def _image_to_forced(model, several_cameras, params, *columns):
   *columns, suffix = columns
-  images, *text, mask_image = _prompts(model, several_cameras, *columns)
+  images, *text, mask_image = make_prompts(model, several_cameras, *columns)
   logits = VLM(model).apply(
     {"params": params}, images, *text, suffix, mask_image
   )
   return jnp.argmax(logits, -1), jnp.isfinite(logits).all((1, 2))
 
 
-def _prompts(
-  model, several_cameras, images, image_size, prefix, mask_input
+def make_prompts(
+  model: VLMConfig,
+  several_cameras: bool,
+  images: jax.Array,
+  image_size: jax.Array,
+  prefix: jax.Array,
+  mask_input: jax.Array,
 ) -> Prompts:
-  """Prepares images as training does, without its random changes."""
+  """Prepares images as training does, without its random changes.
+
+  Args:
+    model: its sizes.
+    several_cameras: whether some robot may lack one.
+    images: as in `Policy.lower_decode`, like the rest.
+    image_size: int32[B, F, 2].
+    prefix: int32[B, P].
+    mask_input: bool[B, P].
+  """
   resized = augment.prepare(images, model.img.image_size, image_size)
   mask_image = augment.shown(image_size) if several_cameras else None
   return Prompts(resized, prefix, mask_input, mask_image)

@@ -118,8 +118,9 @@ INSIDE = {
   "gpu": [{"memory_estimate"}, {"gpu_card"}],
   "benchmarks": [
     {"meters", "synthetic"},
-    {"acting", "loading", "saving", "tabletop", "training"}
+    {"frames", "loading", "saving", "tabletop", "training"}
     | {"devices_agree", "learning"},
+    {"acting", "service"},
   ],
 }
 

@@ -203,15 +203,15 @@ def test_benchmarks_run_without_tensorflow():
   done = subprocess.run(
     [
       *(sys.executable, "-c", WITHOUT_TENSORFLOW),
-      *("launch/benchmark.py", "train", "policy"),
-      *("--batch_size=8", "--repeats=2", "--beside=torch"),
+      *("launch/benchmark.py", "train", "policy", "service"),
+      *("--batch_size=8", "--repeats=2", "--beside=torch", "--robots=2"),
     ],
     cwd=ROOT,
     capture_output=True,
     text=True,
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  train, policy = map(json.loads, done.stdout.splitlines())
+  train, policy, service = map(json.loads, done.stdout.splitlines())
   assert train["parameters"] == 6_602_560 and train["batch_size"] == 8
   assert 0 < train["mfu"] < 1 and train["peak_memory_gb"] > 0.1
   # The formula, up to the rounding of what is printed.
@@ -225,7 +225,12 @@ def test_benchmarks_run_without_tensorflow():
     train["torch"]["losses"], train["losses"], rtol=2e-4
   )
   assert len(set(train["losses"])) == 4 and train["torch"]["ratio"] > 0
-  assert policy["actions_per_s"] > 0
+  assert policy["transformers"]["same_actions"] == 1.0
+  parts = {"jpeg", "words", "image", "prefill", "passes", "call"}
+  assert set(policy["ms"]) == parts and policy["actions_per_s"] > 0
+  assert service["robots"] == 2 and 0 < service["hz"] < 1e3
+  sums = sum(service["ms"][part]["p50"] for part in ("read", "queue", "call"))
+  assert 0 < sums < service["ms"]["answer"]["p95"]
 
 
 def test_cpu_time_of_the_benchmark_counts_other_processes():

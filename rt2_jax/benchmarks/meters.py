@@ -7,9 +7,10 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 import psutil
 
 from rt2_jax.speed import peak_bytes
@@ -36,6 +37,13 @@ def seconds(
     call()
     times.append(clock() - start)
   return statistics.median(times[2:])
+
+
+def percentiles(times: Sequence[float]) -> dict[str, float]:
+  """Summarizes times as p50, p95 and p99, in their unit."""
+  found = np.percentile(np.asarray(times), (50, 95, 99))
+  names = ("p50", "p95", "p99")
+  return dict(zip(names, found.round(3).tolist(), strict=True))
 
 
 def cpu_seconds() -> float:

@@ -16,6 +16,7 @@ import numpy as np
 from rt2_jax import storage
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
+from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.prompt import Prompt
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.train_config import TrainConfig
@@ -34,6 +35,20 @@ def words(config: TrainConfig) -> tuple[Prompt, dict[str, ActionTokenizer]]:
   route = tokenizer.action_route(config.actions.route)
   prompt = Prompt(tokenizer, **dataclasses.asdict(config.prompt))
   return prompt, config.action_tokenizers(route)
+
+
+def meta(config: TrainConfig) -> dict[str, Any]:
+  """Says of an untrained model what a checkpoint would."""
+  prompt, action_tokenizers = words(config)
+  return CheckpointMeta(
+    config={},
+    model=config.model,
+    prompt=dataclasses.asdict(config.prompt),
+    action_tokenizers=action_tokenizers,
+    observation=config.observation.spec,
+    observations=config.observation_specs(),
+    tokenizer_sha256=prompt.tokenizer.sha256,
+  ).to_dict()
 
 
 def batch(

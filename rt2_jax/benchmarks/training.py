@@ -23,7 +23,6 @@ from rt2_jax import optimizer, sharding
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.benchmarks import meters, synthetic
-from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.prompt import Prompt
 from rt2_jax.tpu import train_step
 from rt2_jax.tpu.ahead_of_time import planned_bytes
@@ -154,15 +153,7 @@ def in_torch(case: Case, state: TrainState, repeats: int) -> dict[str, Any]:
   runtimes never share the CPUs.
   """
   config = case.config
-  meta = CheckpointMeta(
-    config={},
-    model=config.model,
-    prompt=dataclasses.asdict(config.prompt),
-    action_tokenizers=case.action_tokenizers,
-    observation=config.observation.spec,
-    observations=config.observation_specs(),
-    tokenizer_sha256=case.prompt.tokenizer.sha256,
-  ).to_dict()
+  meta = synthetic.meta(config)
   settings = dataclasses.asdict(config.optimizer) | {"repeats": repeats}
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name) / "model"
