@@ -41,6 +41,8 @@ EXTRAS = {
     "vla-eval>=0.8,<0.9",
     "websockets>=15.0",
   ],
+  # Policies whose matrices have 8 bits.
+  "int8": ["qwix>=0.1.6"],
   # Videos, tables and HDF5 files of other robot data.
   "import": ["av>=14.0", "h5py>=3.12", "pyarrow>=18.0"],
   "lint": ["ruff>=0.12"],
@@ -51,6 +53,7 @@ EXTRAS["test"] = [
   *EXTRAS["gcs"],
   *EXTRAS["estimate"],
   *EXTRAS["serve"],
+  *EXTRAS["int8"],
   *EXTRAS["import"],
   *EXTRAS["sim"],
   *EXTRAS["torch"],

@@ -18,8 +18,9 @@ train: the config's training step on a synthetic batch. `mfu` is useful FLOP
 policy: one call of the same model, random, from image files to actions; for
   each of --robots that share it, p50, p95 and p99 of its parts, see
   `benchmarks.acting.measure`. --run=WORKDIR measures a run's policy on its own
-  recorded steps. With --beside=torch also `generate` of transformers on the
-  exported policy, and how many of its actions are equal.
+  recorded steps. --beside=torch adds `generate` of transformers on the exported
+  policy and --beside=int8 the policy with --int8 of launch/serve.py: their
+  times, and how many of their actions are the same.
 service: the same policy as launch/serve.py serves it, to each of --robots that
   ask at once, over the loopback; see `benchmarks.service.measure`.
 tabletop: one simulated environment in a process of its own, driven by the
@@ -55,8 +56,8 @@ _BATCHES = flags.DEFINE_integer("batches", 60, "Timed batches of `loader`.", 1)
 _SOAK_BATCHES = flags.DEFINE_integer(
   "soak_batches", 500, "Batches over which memory may not grow.", 1
 )
-_BESIDE = flags.DEFINE_enum(
-  "beside", None, ["torch"], "What `train` and `policy` measure beside ours."
+_BESIDE = flags.DEFINE_multi_enum(
+  "beside", [], ["torch", "int8"], "What `train` and `policy` measure, too."
 )
 _RUN = flags.DEFINE_string(
   "run", None, "Workdir of the policy of `policy` and `service`."
@@ -106,11 +107,12 @@ def train() -> list[dict]:
   fields = read_config()
   if _BATCH_SIZE.value:
     fields["batch_size"] = _BATCH_SIZE.value
-  if _BESIDE.value:
+  in_torch = "torch" in _BESIDE.value
+  if in_torch:
     fields = training.as_torch_knows_it(fields)
   case = training.Case.of(TrainConfig.from_dict(fields))
   state, other = case.trainer.init_state(), {}
-  if _BESIDE.value:
+  if in_torch:
     other = training.in_torch(case, state, _REPEATS.value)
   steps = training.run(case, state, _REPEATS.value)
   flops = meters.matmul_flops(case.config.model.llm.dtype)
@@ -126,11 +128,12 @@ def policy() -> list[dict]:
   subject, name = open_subject()
   numbers, repeats = robots(), _REPEATS.value
   rows = [name | acting.measure(subject, n, repeats) for n in numbers]
-  if _BESIDE.value:
-    others = acting.in_torch(subject, numbers, repeats)
-    for row, other in zip(rows, others, strict=True):
-      ratio = other["ms"]["call"]["p50"] / row["ms"]["call"]["p50"]
-      row["transformers"] = other | {"ratio": round(ratio, 2)}
+  for beside in _BESIDE.value:
+    with acting.OTHERS[beside](subject) as other:
+      for row, n in zip(rows, numbers, strict=True):
+        row[beside] = acting.compare(subject, other, n, repeats)
+        call_ms = row[beside]["ms"]["call"]["p50"]
+        row[beside]["ratio"] = round(call_ms / row["action_ms"], 2)
   return rows
 
 

@@ -61,6 +61,9 @@ _PASSES = flags.DEFINE_float(
   "the prefill.",
   1.0,
 )
+_INT8 = flags.DEFINE_boolean(
+  "int8", False, "For decode: matrices in 8 bits, as launch/serve.py --int8."
+)
 _MODE = flags.DEFINE_enum("mode", "fast", ahead_of_time.MODES, "See above.")
 _SWEEP = flags.DEFINE_boolean(
   "sweep", False, "Try other meshes and batch sizes, print the best."
@@ -124,7 +127,12 @@ def rates(config: TrainConfig) -> list[ControlRate]:
   smallest = [control_rate.smallest_slice(config.topology)]
   return [
     control_rate.predict(
-      config, topology, _MODE.value, _BATCH_SIZE.value or 1, _PASSES.value
+      config,
+      topology,
+      _MODE.value,
+      _BATCH_SIZE.value or 1,
+      _PASSES.value,
+      _INT8.value,
     )
     for topology in _TOPOLOGY.value or smallest
   ]
@@ -229,6 +237,7 @@ def rate_report(found: list[ControlRate], config: TrainConfig) -> Iterator[str]:
   yield (
     f"one action: {positions} image and text tokens, {_PASSES.value:g} passes "
     f"over the action's tokens; parameters in {config.model.llm.dtype}"
+    f"{', matrices in int8' if _INT8.value else ''}"
   )
   yield row.format("slice", "robots", "HBM GB/chip", "s per call", "Hz")
   for rate in found:

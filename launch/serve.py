@@ -43,6 +43,9 @@ _SOURCE = flags.DEFINE_string(
   "source", None, "Robot source whose actions to use, where there are several."
 )
 _STEP = flags.DEFINE_integer("step", None, "Of a run; default: the newest.", 0)
+_INT8 = flags.DEFINE_boolean(
+  "int8", False, "Rounds a run's matrices to 8 bits, see docs/serving.md."
+)
 _CAMERA_SIZES = flags.DEFINE_list(
   "camera_sizes",
   None,
@@ -79,7 +82,7 @@ def main():
     server.bind(_LOOPBACK, _VLA_EVAL_PORT.value).close()  # it is free
   with server.bind(_HOST.value, _PORT.value) as listener:
     opened = served_policy.open_policy(
-      _CHECKPOINT.value, _SOURCE.value, _STEP.value
+      _CHECKPOINT.value, _SOURCE.value, _STEP.value, _INT8.value
     )
     asyncio.run(serve(make_service(opened), opened.policy, listener, token))
 

@@ -31,26 +31,37 @@ class Opened:
   identity: Mapping[str, Any]
 
 
-def open_policy(folder: str, source: str | None, step: int | None) -> Opened:
+def open_policy(
+  folder: str, source: str | None, step: int | None, int8: bool = False
+) -> Opened:
   """Opens a run's checkpoint in JAX, or an exported folder in PyTorch.
+
+  Args:
+    folder: of the checkpoint.
+    source: robot source whose actions to use, where there are several.
+    step: of a run; None: the newest.
+    int8: whether a run's matrices are rounded to 8 bits.
 
   Raises:
     UserError: no policy there, one that cannot act, or no such source.
   """
   exported = storage.locate(folder, "--checkpoint")
   if (exported / ROBOT_FILE).is_file():
-    if step is not None:
+    if step is not None or int8:
       raise UserError(
-        f"got --step={step} for an exported folder, which has one; remove it"
+        f"got --step={step} --int8={int8} for an exported folder, which has "
+        "one step and acts in PyTorch; remove them, or serve the run itself"
       )
     opened = _exported(exported, source)
   else:
-    opened = _run(folder, source, step)
+    opened = _run(folder, source, step, int8)
   _ = opened.policy.action_space  # a model that only answers is refused
   return opened
 
 
-def _run(folder: str, source: str | None, step: int | None) -> Opened:
+def _run(
+  folder: str, source: str | None, step: int | None, int8: bool
+) -> Opened:
   from rt2_jax import platforms
   from rt2_jax.checkpoint import Checkpoints
   from rt2_jax.policy import Policy
@@ -63,9 +74,12 @@ def _run(folder: str, source: str | None, step: int | None) -> Opened:
   checkpoints.close()
   saved = SavedStep(place)
   policy = Policy.from_checkpoint(folder, source, saved.step)
+  if int8:
+    policy = policy.in_int8()
   # With the checksums of all parameters.
   digest = json_hash(saved.meta)
   identity = _identity(folder, saved.step, digest, saved.meta, policy.prompt)
+  identity["weights"] = "int8" if int8 else policy.model.llm.dtype
   return Opened(policy, _control_hz(saved.meta, source), identity)
 
 
@@ -83,6 +97,7 @@ def _exported(folder: storage.Path, source: str | None) -> Opened:
   identity = _identity(
     str(folder), meta["step"], digest.hexdigest(), meta, policy.prompt
   )
+  identity["weights"] = "float32"
   return Opened(policy, _control_hz(meta, source), identity)
 
 

@@ -123,6 +123,15 @@ class Policy(RobotPolicy):
     prompt = meta.make_prompt(Tokenizer(model_file), source)
     return cls(meta.model, params, prompt, action_tokenizer, observation, mesh)
 
+  def in_int8(self) -> Policy:
+    """Returns the same policy with matrices of 8 bits, see `weights.int8`."""
+    from rt2_jax.weights import int8  # needs a package of its own
+
+    params, robot = int8.quantize(self.params), self.action_tokenizer
+    return Policy(
+      self.model, params, self.prompt, robot, self.observation, self.mesh
+    )
+
   def answer(
     self,
     image: np.ndarray,

@@ -93,7 +93,7 @@ INSIDE = {
     {"stored_arrays", "hf_names", "hf_fields", "hf_processor"},
     {"npz", "fitting"},
     {"files"},
-    {"hf_config", "checks"},
+    {"hf_config", "checks", "int8"},
     {"pretrained", "export", "stored_checkpoint", "torch_ends"}
     | {"merging", "peft_format"},
     {"processor_agreement", "lora_base"},

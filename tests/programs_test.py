@@ -204,7 +204,8 @@ def test_benchmarks_run_without_tensorflow():
     [
       *(sys.executable, "-c", WITHOUT_TENSORFLOW),
       *("launch/benchmark.py", "train", "policy", "service"),
-      *("--batch_size=8", "--repeats=2", "--beside=torch", "--robots=2"),
+      *("--batch_size=8", "--repeats=2", "--robots=2"),
+      *("--beside=torch", "--beside=int8"),
     ],
     cwd=ROOT,
     capture_output=True,
@@ -225,7 +226,8 @@ def test_benchmarks_run_without_tensorflow():
     train["torch"]["losses"], train["losses"], rtol=2e-4
   )
   assert len(set(train["losses"])) == 4 and train["torch"]["ratio"] > 0
-  assert policy["transformers"]["same_actions"] == 1.0
+  assert policy["torch"]["same_chunks"] == 1.0
+  assert policy["int8"]["within_2_bins"] <= 1.0 < 1e3 * policy["int8"]["ratio"]
   parts = {"jpeg", "words", "image", "prefill", "passes", "call"}
   assert set(policy["ms"]) == parts and policy["actions_per_s"] > 0
   assert service["robots"] == 2 and 0 < service["hz"] < 1e3

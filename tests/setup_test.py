@@ -54,5 +54,14 @@ def test_the_extra_test_alone_holds_what_tests_import(requirements):
 
 
 def test_the_extra_test_holds_the_extras_that_tests_use(requirements):
-  for extra in ("estimate", "gcs", "import", "serve", "sim", "torch", "lint"):
+  for extra in (
+    "estimate",
+    "gcs",
+    "import",
+    "int8",
+    "serve",
+    "sim",
+    "torch",
+    "lint",
+  ):
     assert requirements[extra] <= requirements["test"]

@@ -5,12 +5,13 @@ Shapes: B robots of a call, F images of each, L tokens of an answer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from rt2_jax.benchmarks import frames, meters, synthetic
 from rt2_jax.benchmarks.frames import Shown
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.compiler_options import ACTING, options_for
+from rt2_jax.evaluators.action_accuracy import ActionAccuracy
 from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.models.vlm import VLM
 from rt2_jax.observation import Observation, to_batch
@@ -241,38 +243,55 @@ def measure(subject: Subject, robots: int, repeats: int) -> dict[str, Any]:
   }
 
 
-def in_torch(
-  subject: Subject, numbers: Sequence[int], repeats: int
-) -> list[dict[str, Any]]:
-  """Times transformers' `generate` on the exported policy, in this process.
-
-  Args:
-    subject: is exported.
-    numbers: of robots that share a call; one result for each.
-    repeats: timed calls.
-
-  Returns:
-    Percentiles in milliseconds of `call`, and `same_actions`: the fraction of
-    the robots' chunks that are equal to those of `Policy`.
-  """
+@contextlib.contextmanager
+def in_torch(subject: Subject) -> Iterator[RobotPolicy]:
+  """Opens the exported policy, for which transformers' `generate` acts."""
   from rt2_jax.pytorch.policy import TorchPolicy
 
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name) / "model"
     subject.write(folder)
-    policy = TorchPolicy.from_folder(folder)
-    return [_in_torch(subject, policy, robots, repeats) for robots in numbers]
+    yield TorchPolicy.from_folder(folder)
 
 
-def _in_torch(
-  subject: Subject, policy: RobotPolicy, robots: int, repeats: int
+@contextlib.contextmanager
+def in_int8(subject: Subject) -> Iterator[RobotPolicy]:
+  """Opens the policy with matrices of 8 bits."""
+  yield subject.policy.in_int8()
+
+
+# What `compare` compares with.
+OTHERS = {"torch": in_torch, "int8": in_int8}
+
+
+def compare(
+  subject: Subject, other: RobotPolicy, robots: int, repeats: int
 ) -> dict[str, Any]:
-  watch, same = Stopwatch(), []
+  """Times another policy of the same model, in the same process.
+
+  Args:
+    subject: whose actions are expected.
+    other: policy, to be timed.
+    robots: that share a call.
+    repeats: timed calls.
+
+  Returns:
+    Percentiles in milliseconds of `call`; `same_chunks`, the fraction of
+    chunks that are equal in every number; and `within_2_bins`, the fraction of
+    actions that are near in every dimension, as evaluation counts them.
+  """
+  watch, found, expected = Stopwatch(), [], []
   for step in range(_WARM_UP + repeats):
     shown = frames.robots_at(subject.shown, robots, step)
     seen = [one.decode() for one in shown]
-    found = watch.time("call", functools.partial(policy.act, seen))
-    expected = subject.policy.act(seen)
-    same += (found == expected).all((1, 2)).tolist()
-  times = watch.percentiles()
-  return {"ms": times, "same_actions": round(float(np.mean(same)), 4)}
+    found += list(watch.time("call", functools.partial(other.act, seen)))
+    expected += list(subject.policy.act(seen))
+  chunks = np.stack(found), np.stack(expected)
+  accuracy = ActionAccuracy(
+    subject.policy.action_tokenizer, chunks[1], chunks[0], None
+  )
+  return {
+    "ms": watch.percentiles(),
+    "same_chunks": round(float((chunks[0] == chunks[1]).all((1, 2)).mean()), 4),
+    "within_2_bins": round(accuracy.near, 4),
+  }

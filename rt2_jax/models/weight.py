@@ -19,6 +19,22 @@ from rt2_jax.models import lora
 from rt2_jax.models.lora_config import LoraConfig
 
 
+class Int8(NamedTuple):
+  """A parameter in 8 bits, see `weights.int8`.
+
+  Attributes:
+    values: int8, of the parameter's shape.
+    scale: float32, of size 1 along the axes that its product sums over.
+  """
+
+  values: jax.Array
+  scale: jax.Array
+
+  def astype(self, dtype: Any) -> jax.Array:
+    """Converts to the matrix; XLA does so while the product reads it."""
+    return (self.values * self.scale).astype(dtype)
+
+
 class Weight(NamedTuple):
   """A matrix, or several in one array, in the compute dtype.
 
@@ -56,6 +72,8 @@ def weight(
   dtype: Any,
 ) -> Weight:
   """Declares a parameter of `module`, and its adapter if it is a target.
+
+  A policy's parameter may be `Int8`.
 
   Args:
     module: whose compact method calls this.

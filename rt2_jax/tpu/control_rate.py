@@ -34,9 +34,11 @@ class ControlRate(Prediction):
 
   Attributes:
     passes: over each answer, on average.
+    int8: whether matrices are held in 8 bits.
   """
 
   passes: float
+  int8: bool
 
   @property
   def hz(self) -> float | None:
@@ -45,7 +47,8 @@ class ControlRate(Prediction):
 
   def to_json(self) -> dict[str, Any]:
     rate = {"passes": self.passes, "hz": self.hz and round(self.hz, 1)}
-    return super().to_json() | rate
+    bits = {"int8": True} if self.int8 else {}
+    return super().to_json() | rate | bits
 
 
 def smallest_slice(topology: str) -> str:
@@ -60,6 +63,7 @@ def predict(
   mode: str,
   num_robots: int = 1,
   passes: float = PASSES,
+  int8: bool = False,
 ) -> ControlRate:
   """Compiles a config's acting for one chip of a slice.
 
@@ -69,6 +73,7 @@ def predict(
     mode: of `ahead_of_time.MODES`.
     num_robots: that one call serves.
     passes: over each answer, on average; the first is within the prefill.
+    int8: whether matrices are held in 8 bits, see `weights.int8`.
 
   Raises:
     UserError: an unknown slice or mode, actions that are not written in rare
@@ -76,13 +81,21 @@ def predict(
     RuntimeError: the compiler failed.
   """
   action = prediction.predict(
-    topology, lower_action, (config, num_robots), num_robots, mode, passes - 1
+    topology,
+    lower_action,
+    (config, num_robots, int8),
+    num_robots,
+    mode,
+    passes - 1,
   )
-  return ControlRate(**vars(action), passes=passes)
+  return ControlRate(**vars(action), passes=passes, int8=int8)
 
 
 def lower_action(
-  devices: list[jax.Device], config: TrainConfig, num_robots: int
+  devices: list[jax.Device],
+  config: TrainConfig,
+  num_robots: int,
+  int8: bool = False,
 ) -> tuple[jax.stages.Lowered, Mesh, dict]:
   """Lowers one call of a config's policy, for `ahead_of_time.compile_for`."""
   action_tokenizers = train_step.stand_in_action_tokenizers(config)
@@ -99,9 +112,13 @@ def lower_action(
     )
   mesh = sharding.make_mesh({}, devices[:1])
   whole = sharding.replicated(mesh)
+  shapes = held_params(config.model)
+  if int8:
+    from rt2_jax.weights.int8 import quantize  # needs a package of its own
+
+    shapes = jax.eval_shape(quantize, shapes)
   params = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-    held_params(config.model),
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), shapes
   )
   action_tokenizer = next(iter(action_tokenizers.values()))
   spec = config.observation.spec
