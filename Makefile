@@ -40,7 +40,7 @@ INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   --no-install-recommends slurm-wlm munge; }
 
 .PHONY: quickstart mini test test-newest cluster-tests slurm lint format bench \
-  estimates rehearsal gpu-check docs colabs load-test fuzz libero clean
+  estimates rehearsal gpu-check docs colabs load-test serving-bench fuzz libero clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -174,6 +174,23 @@ colabs: .venv/installed-extras
 load-test: .venv/installed-extras
 	mkdir -p runs
 	$(RUN) -m tests.serving.load --seconds=60 | tee runs/load.json
+
+# How fast the quick start's policy is served, and whether it succeeds as often
+# when it is, by one action at a time and by chunks of four; prints JSON.
+CHUNKS := $(QUICKSTART)/chunks
+CLOSED_LOOP := $(RUN) -m tests.serving.closed_loop --trials=60
+serving-bench: .venv/installed-extras
+	test -d $(QUICKSTART)/run || $(MAKE) quickstart
+	$(RUN) launch/train.py --config=configs/quickstart.py:$(QUICKSTART) \
+	  --workdir=$(CHUNKS) --config.actions.horizon=4 \
+	  --config.prompt.suffix_length=33
+	($(RUN) launch/benchmark.py policy service --run=$(QUICKSTART)/run \
+	  --robots=1,2,4,8 --repeats=200 --beside=torch --beside=int8 && \
+	  $(RUN) launch/benchmark.py policy service --run=$(CHUNKS) \
+	  --robots=1,2,4,8 --repeats=200 --beside=torch --beside=int8 && \
+	  $(CLOSED_LOOP) --run=$(QUICKSTART)/run && \
+	  $(CLOSED_LOOP) --run=$(CHUNKS) --execute=4 && \
+	  $(CLOSED_LOOP) --run=$(CHUNKS) --execute=2) | tee runs/serving.jsonl
 
 # 10,000 damaged frames to each protocol of the service.
 fuzz: .venv/installed-extras

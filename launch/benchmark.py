@@ -129,7 +129,7 @@ def policy() -> list[dict]:
   numbers, repeats = robots(), _REPEATS.value
   rows = [name | acting.measure(subject, n, repeats) for n in numbers]
   for beside in _BESIDE.value:
-    with acting.OTHERS[beside](subject) as other:
+    with program.extra(beside), acting.OTHERS[beside](subject) as other:
       for row, n in zip(rows, numbers, strict=True):
         row[beside] = acting.compare(subject, other, n, repeats)
         call_ms = row[beside]["ms"]["call"]["p50"]

@@ -172,6 +172,7 @@ def robots() -> Iterator[tuple[Robot, Callable[[EpisodeLog], None]]]:
 def tabletop_trials() -> Iterator[tuple[Robot, Callable[[EpisodeLog], None]]]:
   """Yields the trials of the simulated tabletop; prints how many succeed."""
   from rt2_jax.envs.tabletop.benchmark import Tabletop
+  from rt2_jax.rollouts import results
   from rt2_jax.rollouts.simulated_robot import SimulatedRobot
   from rt2_jax.rollouts.trial import choose_suites
 
@@ -185,8 +186,8 @@ def tabletop_trials() -> Iterator[tuple[Robot, Callable[[EpisodeLog], None]]]:
     yield robot, lambda log: None
     reasons[robot.outcome.reason] += 1
     print(f"{trial.suite} {trial.number}: {robot.outcome.reason}", flush=True)
-  successes = reasons[benchmark.reasons[0]]
-  print(json.dumps({"n": len(trials), "successes": successes, **reasons}))
+  numbers = results.rate(reasons[benchmark.reasons[0]], len(trials))
+  print(json.dumps(numbers | {"outcomes": reasons}))
 
 
 if __name__ == "__main__":

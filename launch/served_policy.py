@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from launch import program
 from rt2_jax import local_copies, storage
 from rt2_jax.checkpoint_meta import ROBOT_FILE
 from rt2_jax.differences import json_hash
@@ -75,7 +76,8 @@ def _run(
   saved = SavedStep(place)
   policy = Policy.from_checkpoint(folder, source, saved.step)
   if int8:
-    policy = policy.in_int8()
+    with program.extra("int8"):
+      policy = policy.in_int8()
   # With the checksums of all parameters.
   digest = json_hash(saved.meta)
   identity = _identity(folder, saved.step, digest, saved.meta, policy.prompt)

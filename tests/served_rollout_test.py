@@ -1,24 +1,14 @@
 """A policy that is served acts as it does in the same process, end to end."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.rollout_program_test import save_run
+from tests.serving.closed_loop import serving, start
 
 SUITES = ("--suites=seen,people", "--episodes=2")
 TABLETOP = {"image_size": 48, "max_steps": 12}
-
-
-def start(*command: str) -> subprocess.CompletedProcess:
-  done = subprocess.run(
-    [sys.executable, *command], cwd=ROOT, capture_output=True, text=True
-  )
-  assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
-  return done
 
 
 @pytest.fixture(scope="module")
@@ -46,30 +36,10 @@ def rollout(policy, output):
 
 @pytest.fixture(scope="module")
 def address(run, direct):  # which has compiled the same program
-  """Of launch/serve.py, which ends cleanly when it is told to."""
-  flags = [f"--checkpoint={run}", "--camera_sizes=48x48", "--port=0"]
-  flags += ["--batch_sizes=4", "--control_hz=5"]
-  process = subprocess.Popen(
-    [sys.executable, "launch/serve.py", *flags],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  lines = iter(process.stdout.readline, "")
-  ready = [line for line in _until(lines, "ready: ") if "ready: " in line]
-  assert ready, process.stderr.read()[-2000:]
-  yield ready[0].removeprefix("ready: ").strip()
-  process.terminate()
-  said, errors = process.communicate(timeout=30)
-  assert process.returncode == 0 and "stopped" in said and not errors
-
-
-def _until(lines, start):
-  for line in lines:
-    yield line
-    if line.startswith(start):
-      return
+  """Of launch/serve.py."""
+  flags = "--camera_sizes=48x48", "--batch_sizes=4", "--control_hz=5"
+  with serving(run, *flags) as address:
+    yield address
 
 
 def test_a_rollout_by_a_service_is_the_direct_one(address, direct, tmp_path):
@@ -79,12 +49,12 @@ def test_a_rollout_by_a_service_is_the_direct_one(address, direct, tmp_path):
 def test_a_robots_loop_by_a_service_ends_as_the_direct_rollout(
   address, direct, tmp_path
 ):
-  done = start(
+  said = start(
     *("launch/robot.py", f"--server={address}", "--robot=tabletop"),
     *(f"--tabletop={json.dumps(TABLETOP)}", "--rate_hz=200"),
     *(f"--record={tmp_path}", "--timeout_s=20", *SUITES),
   )
-  lines = done.stdout.splitlines()
+  lines = said.splitlines()
   ended = [line for line in lines if ": " in line and "recorded" not in line]
   found = {}
   for line in ended[:-1]:

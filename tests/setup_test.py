@@ -54,14 +54,6 @@ def test_the_extra_test_alone_holds_what_tests_import(requirements):
 
 
 def test_the_extra_test_holds_the_extras_that_tests_use(requirements):
-  for extra in (
-    "estimate",
-    "gcs",
-    "import",
-    "int8",
-    "serve",
-    "sim",
-    "torch",
-    "lint",
-  ):
+  used = ("estimate", "gcs", "import", "int8", "lint", "serve", "sim", "torch")
+  for extra in used:
     assert requirements[extra] <= requirements["test"]
