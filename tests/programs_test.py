@@ -203,16 +203,15 @@ def test_benchmarks_run_without_tensorflow():
   done = subprocess.run(
     [
       *(sys.executable, "-c", WITHOUT_TENSORFLOW),
-      *("launch/benchmark.py", "train", "policy", "service"),
-      *("--batch_size=8", "--repeats=2", "--robots=2"),
-      *("--beside=torch", "--beside=int8"),
+      *("launch/benchmark.py", "train", "policy"),
+      *("--batch_size=8", "--repeats=2", "--beside=torch"),
     ],
     cwd=ROOT,
     capture_output=True,
     text=True,
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  train, policy, service = map(json.loads, done.stdout.splitlines())
+  train, policy = map(json.loads, done.stdout.splitlines())
   assert train["parameters"] == 6_602_560 and train["batch_size"] == 8
   assert 0 < train["mfu"] < 1 and train["peak_memory_gb"] > 0.1
   # The formula, up to the rounding of what is printed.
@@ -227,12 +226,8 @@ def test_benchmarks_run_without_tensorflow():
   )
   assert len(set(train["losses"])) == 4 and train["torch"]["ratio"] > 0
   assert policy["torch"]["same_chunks"] == 1.0
-  assert policy["int8"]["within_2_bins"] <= 1.0 < 1e3 * policy["int8"]["ratio"]
   parts = {"jpeg", "words", "image", "prefill", "passes", "call"}
   assert set(policy["ms"]) == parts and policy["actions_per_s"] > 0
-  assert service["robots"] == 2 and 0 < service["hz"] < 1e3
-  sums = sum(service["ms"][part]["p50"] for part in ("read", "queue", "call"))
-  assert 0 < sums < service["ms"]["answer"]["p95"]
 
 
 def test_cpu_time_of_the_benchmark_counts_other_processes():

@@ -25,6 +25,16 @@ def test_the_parts_decode_the_policys_tokens(policy):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_a_policy_in_int8_acts_alike(policy):
+  subject = acting.Subject(policy, frames.noise(policy.observation), None)
+  with acting.OTHERS["int8"](subject) as other:
+    row = acting.compare(subject, other, robots=2, repeats=4)
+  # Random weights: near ties change.
+  assert 0.0 <= row["same_chunks"] < 1.0 and row["ms"]["call"]["p50"] > 0
+  own = acting.compare(subject, policy, robots=2, repeats=4)
+  assert own["same_chunks"] == own["within_2_bins"] == 1.0
+
+
 def test_each_robot_goes_on_by_a_step_at_its_own_place(policy):
   shown = frames.noise(policy.observation)
   files = [one.files["primary"] for one in shown]

@@ -1,8 +1,29 @@
 """What robots measure of a service adds up."""
 
+import io
+
 import pytest
+from PIL import Image
 
 from rt2_jax.benchmarks import service
+from rt2_jax.benchmarks.frames import Shown
+from tests.serving import served
+
+
+def test_robots_are_served_at_once_and_measured(tokenizer):
+  policy = served.MarkedPolicy(tokenizer)
+  data = io.BytesIO()
+  Image.fromarray(served.image(0)).save(data, "PNG")
+  shown = [Shown({"primary": [data.getvalue()]}, "pick apple", None)] * 4
+  one, two = service.measure(policy, shown, [1, 2], repeats=5)
+  assert (one["robots"], two["robots"]) == (1, 2)
+  for row in (one, two):
+    assert row["passes"] == 1.0 and row["hz"] * row["robots"] > 0
+    parts = row["ms"]
+    assert list(parts) == ["network", "read", "queue", "call", "answer"]
+    known = sum(parts[name]["p50"] for name in ("read", "queue", "call"))
+    assert 0 < known < parts["answer"]["p99"]
+  assert sorted(set(policy.rows)) == [1, 2]
 
 
 def exchange(start, end, queue_ms, call_ms, infer_ms, passes):
