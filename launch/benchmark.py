@@ -34,6 +34,7 @@ data/small_tokenizer.model, which changes words and not costs. A GPU has a
 program of its own, launch/gpu_check.py.
 """
 
+import contextlib
 import json
 
 from absl import app, flags
@@ -129,7 +130,9 @@ def policy() -> list[dict]:
   numbers, repeats = robots(), _REPEATS.value
   rows = [name | acting.measure(subject, n, repeats) for n in numbers]
   for beside in _BESIDE.value:
-    with program.extra(beside), acting.OTHERS[beside](subject) as other:
+    with contextlib.ExitStack() as opened:
+      with program.extra(beside):
+        other = opened.enter_context(acting.OTHERS[beside](subject))
       for row, n in zip(rows, numbers, strict=True):
         row[beside] = acting.compare(subject, other, n, repeats)
         call_ms = row[beside]["ms"]["call"]["p50"]

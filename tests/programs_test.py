@@ -188,12 +188,7 @@ def test_show_batch_draws_a_picture(tmp_path):
 WITHOUT_TENSORFLOW = """
 import runpy, sys
 
-class Without:
-  def find_spec(self, name, path, target=None):
-    if name.partition(".")[0] == "tensorflow":
-      raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Without())
+sys.modules["tensorflow"] = None  # as where it is not installed
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
