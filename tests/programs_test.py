@@ -186,9 +186,14 @@ def test_show_batch_draws_a_picture(tmp_path):
 
 
 WITHOUT_TENSORFLOW = """
-import runpy, sys
+import importlib.machinery, runpy, sys
 
-sys.modules["tensorflow"] = None  # as where it is not installed
+find = importlib.machinery.PathFinder.find_spec
+
+def find_others(name, path=None, target=None):
+  return None if name == "tensorflow" else find(name, path, target)
+
+importlib.machinery.PathFinder.find_spec = find_others
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -8,7 +8,6 @@ are.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -29,19 +28,23 @@ def quantize(params: dict) -> dict:
     The same tree with `Int8` in their places.
   """
   flat = trees.flatten(params)
-  return trees.unflatten({n: quantize_one(n, x) for n, x in flat.items()})
+  matrices = {name: x for name, x in flat.items() if _is_matrix(name)}
+  return trees.unflatten(flat | _rounded(matrices))
 
 
-def quantize_one(name: str, x: jax.Array) -> jax.Array | Int8:
-  """Rounds the parameter of a name, if it is such a matrix."""
+def _is_matrix(name: str) -> bool:
+  """Muon's are the matrices within layers; adapters stay in float32."""
   row = parameters.row(name)
-  # Muon's are the matrices within layers; adapters stay in float32.
-  return x if row.float32 or not row.muon else _rounded(x, row.matrix.inputs)
+  return row.muon and not row.float32
 
 
-@functools.partial(jax.jit, static_argnames="inputs")
-def _rounded(x: jax.Array, inputs: tuple[int, ...]) -> Int8:
-  summed = {axis % x.ndim for axis in inputs}
+@jax.jit
+def _rounded(matrices: dict[str, jax.Array]) -> dict[str, Int8]:
+  return {name: _round(name, x) for name, x in matrices.items()}
+
+
+def _round(name: str, x: jax.Array) -> Int8:
+  summed = {axis % x.ndim for axis in parameters.row(name).matrix.inputs}
   outputs = [axis for axis in range(x.ndim) if axis not in summed]
   found: Any = qwix.quantize(
     x.astype(jnp.float32), jnp.int8, channelwise_axes=outputs
