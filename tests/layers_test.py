@@ -114,7 +114,7 @@ INSIDE = {
     {"http_json", "openpi", "vla_eval"},
     {"server"},
   ],
-  "evaluators": [{"action_accuracy", "vqa"}, {"held_out"}],
+  "evaluators": [{"action_accuracy", "closer_look", "vqa"}, {"held_out"}],
   "gpu": [{"memory_estimate"}, {"gpu_card"}],
   "benchmarks": [
     {"meters", "synthetic"},

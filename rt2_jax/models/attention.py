@@ -46,14 +46,24 @@ def attend(
   Returns:
     dtype[B, T, N, H]; logits and softmax are float32.
   """
+  weights = attention_weights(q, k, mask, softcap).astype(v.dtype)
+  return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
+
+
+def attention_weights(
+  q: jax.Array, k: jax.Array, mask: jax.Array, softcap: float
+) -> jax.Array:
+  """Computes how much of each value a query reads, float32[B, K, G, T, S].
+
+  Each query's weights sum to 1. Arguments as in `attend`.
+  """
   grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
   logits = jnp.einsum(
     "btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32
   )
   logits = cap(logits, softcap)
   logits = jnp.where(mask[:, None, None], logits, _MASKED)
-  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-  return jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(q.shape)
+  return jax.nn.softmax(logits, axis=-1)
 
 
 def cap(logits: jax.Array, bound: float) -> jax.Array:

@@ -17,13 +17,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rt2_jax.models.attention import attend, cap, rope
+from rt2_jax.models.attention import attend, attention_weights, cap, rope
 from rt2_jax.models.gated_mlp import GatedMlp
 from rt2_jax.models.lora_config import LoraConfig
 from rt2_jax.models.remat import rematerialized, ungated
 from rt2_jax.models.token_table import lookup, scores
 from rt2_jax.models.variants import GemmaConfig
 from rt2_jax.models.weight import multiply, weight
+
+# Flax's name of what a caller may ask to see beside the results.
+INTERMEDIATES = "intermediates"
 
 # How activations are laid out between blocks. `sharding.py` says what the names
 # mean on a mesh; without rules for them the constraint does nothing.
@@ -113,7 +116,11 @@ class Attention(nn.Module):
     self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
   ) -> jax.Array:
     """Attends and projects back: dtype[B, T, D]. Shapes as in `attend`."""
-    heads = attend(q, k, v, mask, self.config.attn_softcap)
+    softcap = self.config.attn_softcap
+    if self.is_mutable_collection(INTERMEDIATES):
+      weights = attention_weights(q, k, mask, softcap)
+      self.sow(INTERMEDIATES, "attention_weights", weights)
+    heads = attend(q, k, v, mask, softcap)
     return self.attn_vec_einsum(heads)
 
 
@@ -295,7 +302,7 @@ class Gemma(nn.Module):
     """Scans `layer(block, x, *per_layer)` over the stacked parameters."""
     scan = nn.scan(
       layer,
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, INTERMEDIATES: 0},
       split_rngs={"params": True},
       length=self.config.depth,
     )
