@@ -240,5 +240,5 @@ clean:
 	  make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q --disable-pip-version-check \
-	  -c constraints.txt -e '.[lint]'
+	  -c constraints.txt -e '.[jax,data,lint]'
 	touch $@

@@ -7,10 +7,14 @@ stands in. All else of `ml_collections` is for flags.
 from __future__ import annotations
 
 import importlib.util
+import pathlib
+import re
 import runpy
 import sys
 import types
 from typing import Any
+
+from rt2_jax import shipped
 
 
 def read(name: str) -> dict[str, Any]:
@@ -19,8 +23,15 @@ def read(name: str) -> dict[str, Any]:
   if not known and importlib.util.find_spec("ml_collections") is None:
     sys.modules["ml_collections"] = stand_in()
   path, _, argument = name.partition(":")
-  get_config = runpy.run_path(path)["get_config"]
+  get_config = runpy.run_path(find(path))["get_config"]
   return (get_config(argument) if argument else get_config()).to_dict()
+
+
+def find(path: str) -> str:
+  """Finds a config file: a path, or the name of one that ships, such as "x"."""
+  if re.fullmatch(r"\w+", path) and not pathlib.Path(path).exists():
+    path = f"configs/{path}.py"
+  return shipped.find(path)
 
 
 def stand_in() -> types.ModuleType:

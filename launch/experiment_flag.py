@@ -16,6 +16,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from launch import config_file
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.train_config import with_defaults, without_defaults
 
@@ -24,7 +25,10 @@ _OVERRIDE = re.compile(rf"--?(?:no)?{_NAME}\.([^=]*)")
 
 
 def define():
-  """Defines --config=FILE[:ARGUMENT] and --config.FIELD=VALUE."""
+  """Defines --config=FILE[:ARGUMENT] and --config.FIELD=VALUE.
+
+  Instead of a file a shipped config's name is enough: `--config=quickstart`.
+  """
   config_flags.DEFINE_config_file(
     _NAME, None, "One experiment, a file in configs/.", lock_config=False
   )
@@ -55,10 +59,11 @@ class _Parser(flags.ArgumentParser):
 
   def parse(self, argument: str) -> ml_collections.ConfigDict:
     """Parses the flag's value; absl adds the flag's name to a ValueError."""
-    path, _, _ = argument.partition(":")
+    file, separator, rest = argument.partition(":")
+    path = config_file.find(file)
     if not pathlib.Path(path).is_file():
       raise ValueError("got no such file, expected one such as configs/x.py")
-    self.stated = self._files.parse(argument).to_dict()
+    self.stated = self._files.parse(path + separator + rest).to_dict()
     whole = with_defaults(self.stated)
     for name in _overridden():
       check_field(whole, name)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import absl.logging
 from absl import app
 
+from rt2_jax import shipped
 from rt2_jax.errors import ends_in_one_message
 
 _OURS = ("rt2_jax", "configs", "data", "launch")
@@ -36,7 +37,7 @@ def extra(name: str) -> Iterator[None]:
       raise
     sys.exit(
       f"got no package {package!r}, expected those of the extra [{name}]; run "
-      f"`pip install -e '.[{name}]'`"
+      f"`{shipped.install_command(name)}`"
     )
 
 

@@ -25,7 +25,6 @@ the scripted expert who picks a random object for the one that a suite is about
 
 import json
 import os
-import pathlib
 import sys
 import time
 from typing import Any
@@ -35,7 +34,7 @@ from tqdm import tqdm
 
 from launch import policy_flag, program
 from launch.policy_flag import Tried
-from rt2_jax import import_path, storage
+from rt2_jax import import_path, shipped, storage
 from rt2_jax.errors import UserError
 from rt2_jax.rollouts import films, report, results, runner
 from rt2_jax.rollouts.trial import (
@@ -82,7 +81,7 @@ _OF_TABLETOP = {
   ),
   "path": flags.DEFINE_string(
     "pictures",
-    str(pathlib.Path(__file__).parents[1] / "data/pictures.zip"),
+    str(shipped.FOLDER / "data/pictures.zip"),
     "What data/make_pictures.py writes, for the tabletop.",
   ),
   "concepts": flags.DEFINE_list(

@@ -17,7 +17,7 @@ import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto as Proto
 from sentencepiece.sentencepiece_model_pb2 import TrainerSpec
 
-from rt2_jax import storage
+from rt2_jax import shipped, storage
 from rt2_jax.action_tokens import NUM_BINS, IntegerTokens, RareTokens
 from rt2_jax.errors import UserError, unknown_name
 
@@ -133,7 +133,7 @@ class Tokenizer:
     Raises:
       UserError: no such file; or see `__init__`.
     """
-    path = storage.locate(path, "the tokenizer file")
+    path = storage.locate(shipped.find(path), "the tokenizer file")
     if not path.is_file():
       raise UserError(
         f"got tokenizer file {str(path)!r}, which does not exist; pass Gemma's "

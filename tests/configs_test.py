@@ -18,7 +18,7 @@ from rt2_jax.train_config import TrainConfig
 from rt2_jax.train_state import Trainer
 from tests.conftest import ROOT
 
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py"))
 RECIPES = [name for name in NAMES if name.startswith("rt2_")]
 # What the public checkpoint of that name has, where it is not what it says.
 BILLIONS = {"rt2_paligemma2_10b": 9.66}

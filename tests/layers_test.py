@@ -16,11 +16,11 @@ FLOORS = [
   # words
   {"action_tokens", "batch", "images", "losses", "parameters", "trees"}
   | {"checksums", "differences", "import_path", "interrupts", "ranges"}
-  | {"compiler_options", "cpu_memory", "hosts", "storage"},
+  | {"compiler_options", "cpu_memory", "hosts", "shipped", "storage"},
   # parts
   {"actions", "augment", "models", "optimizers", "sharding", "tokenizer"}
   | {"byte_ranges", "event_files", "lease", "local_copies"}
-  | {"clusters", "consensus", "divergence", "fields", "platforms"}
+  | {"clusters", "consensus", "divergence", "fields", "platforms", "programs"}
   | {"orbax_manager", "trace_summary", "watchdog"},
   # grammar
   {"action_spaces", "decode", "objectives", "observation", "optimizer"}

@@ -1,26 +1,36 @@
 """What setup.py installs is what is imported."""
 
 import importlib.metadata
+import os
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import setuptools
 
+from rt2_jax import programs
 from tests.conftest import ROOT
 from tests.layers_test import imports
 
 
 @pytest.fixture(scope="module")
-def requirements():
-  """Names of distributions by extra; those of every install under ""."""
+def fields():
+  """What setup.py hands to setuptools."""
   with pytest.MonkeyPatch.context() as patch:
     found = {}
     patch.setattr(setuptools, "setup", lambda **fields: found.update(fields))
-    runpy.run_path(str(ROOT / "setup.py"))
-  wanted = {"": found["install_requires"], **found["extras_require"]}
+    patch.chdir(ROOT)
+    runpy.run_path("setup.py")
+  return found
+
+
+@pytest.fixture(scope="module")
+def requirements(fields):
+  """Names of distributions by extra; those of every install under ""."""
+  wanted = {"": fields["install_requires"], **fields["extras_require"]}
   return {
     extra: {_plain(re.match(r"[\w.\-]+", line)[0]) for line in lines}
     for extra, lines in wanted.items()
@@ -57,3 +67,77 @@ def test_the_extra_test_holds_the_extras_that_tests_use(requirements):
   used = ("estimate", "gcs", "import", "int8", "lint", "serve", "sim", "torch")
   for extra in used:
     assert requirements[extra] <= requirements["test"]
+
+
+# They make what is committed, or ship a commit.
+OF_A_CLONE = {
+  "gpu-check",
+  "make-picture-tokenizer",
+  "make-pictures",
+  "make-tokenizer",
+  "pod",
+}
+
+
+def test_every_program_is_a_command(fields):
+  scripts = fields["entry_points"]["console_scripts"]
+  commands = {script.partition(" = ")[0] for script in scripts}
+  programs = {
+    f"rt2-{path.stem.replace('_', '-')}"
+    for folder in ("launch", "data")
+    for path in (ROOT / folder).glob("*.py")
+    if re.search(r"^  app\.run\(main\)$", path.read_text(), re.M)
+  } - {"rt2-program"}  # whose docstring shows that line
+  assert commands == programs - {f"rt2-{name}" for name in OF_A_CLONE}
+
+
+def test_acting_in_pytorch_needs_neither_jax_nor_tensorflow(requirements):
+  installed = requirements[""] | requirements["torch"]
+  heavy = {"jax", "flax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu"}
+  assert not heavy & installed
+  folders = ("pytorch", "rollouts")
+  paths = [p for f in folders for p in (ROOT / "rt2_jax" / f).glob("*.py")]
+  paths += [
+    ROOT / "rt2_jax" / f"{name}.py"
+    for name in ("images", "local_copies", "prompt", "robot_policy", "storage")
+  ]
+  for name, distributions in third_party(paths).items():
+    assert distributions & installed or name == "peft", name
+
+
+START = """
+import sys
+from rt2_jax import programs
+sys.argv = ["/usr/bin/rt2-robot", *sys.argv[1:]]
+programs.main()
+"""
+
+
+def test_a_command_is_its_program(tmp_path):
+  page = tmp_path / "page.flags"
+  page.write_text("--no_such_flag")
+  done = subprocess.run(
+    [sys.executable, "-c", START, f"--flagfile={page}"],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert "Unknown command line flag 'no_such_flag'" in done.stderr
+  assert "launch/robot.py" in done.stderr
+
+
+@pytest.mark.parametrize(
+  ("package", "extra"),
+  [("jax", "jax"), ("orbax", "jax"), ("mujoco", "sim"), ("numpy", None)],
+)
+def test_a_missing_package_is_found_in_its_extra(package, extra, monkeypatch):
+  lines = [
+    "numpy>=2.0",
+    'jax>=0.10; extra == "jax"',
+    'orbax-checkpoint>=0.11; extra == "jax"',
+    'jax[tpu]>=0.10; extra == "tpu"',
+    'mujoco<5,>=4.0; extra == "sim"',
+  ]
+  monkeypatch.setattr(importlib.metadata, "requires", lambda _: lines)
+  assert programs.extra_of(package) == extra

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rt2_jax import storage
+from rt2_jax import shipped, storage
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.checkpoint_meta import CheckpointMeta
@@ -29,7 +29,8 @@ _SMALL_TOKENIZER = "data/small_tokenizer.model"
 def words(config: TrainConfig) -> tuple[Prompt, dict[str, ActionTokenizer]]:
   """Makes the config's prompt and action tokenizers, or a stand-in's."""
   file = config.tokenizer_file
-  if not storage.locate(file, "config.tokenizer_file").is_file():
+  found = storage.locate(shipped.find(file), "config.tokenizer_file")
+  if not found.is_file():
     file = _SMALL_TOKENIZER
   tokenizer = Tokenizer.from_file(file)
   route = tokenizer.action_route(config.actions.route)

@@ -11,8 +11,6 @@ from typing import Any
 
 from rt2_jax.benchmarks import meters
 
-_PICTURES = "data/pictures.zip"
-
 
 def measure(episodes: int) -> dict[str, Any]:
   """Drives the environment in a process of its own.
@@ -30,7 +28,7 @@ def drive(episodes: int) -> dict[str, Any]:
   from rt2_jax.envs.tabletop import pictures
   from rt2_jax.envs.tabletop.environment import TabletopEnv
 
-  env = TabletopEnv(pictures.load(_PICTURES))
+  env = TabletopEnv(pictures.load(pictures.PATH))
   clock = time.process_time
   reset_s, step_s = [], []
   for seed in range(episodes):

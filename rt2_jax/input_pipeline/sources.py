@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from rt2_jax import import_path
+from rt2_jax import import_path, shipped
 from rt2_jax.actions import ActionSpace
 from rt2_jax.byte_ranges import Storage, open_storage
 from rt2_jax.errors import UserError, unknown_name
@@ -174,7 +174,8 @@ class SourceConfig:
     if not self.statistics:
       return {}
     try:
-      path = locate(self.statistics, "a source's statistics")
+      file = shipped.find(self.statistics)
+      path = locate(file, "a source's statistics")
       figures = json.loads(path.read_text())
       found, _ = figures["dataset"], figures["bounds"]
     except UserError:

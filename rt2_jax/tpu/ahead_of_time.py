@@ -29,7 +29,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from rt2_jax import storage
+from rt2_jax import shipped, storage
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.tpu.chips import SLICES
 
@@ -94,7 +94,8 @@ def check_topology(topology: str):
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(
       "got no module libtpu, which holds the TPU compiler; install it with "
-      "`pip install 'rt2_jax[estimate]'` (Linux on x86-64; no TPU is needed)"
+      f"`{shipped.install_command('estimate')}` (Linux on x86-64; no TPU is "
+      "needed)"
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from rt2_jax import storage, trees
+from rt2_jax import shipped, storage, trees
 from rt2_jax.errors import UserError
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import abstract_params
@@ -180,7 +180,7 @@ def _open_file(path: storage.Path, config: VLMConfig) -> dict[str, Stored]:
 
 
 def _existing(source: Path) -> storage.Path:
-  path = storage.locate(source, "config.pretrained")
+  path = storage.locate(shipped.find(source), "config.pretrained")
   if not path.exists():
     raise UserError(
       f"got weights {str(path)!r}, which does not exist; pass an .npz file or "

@@ -131,7 +131,7 @@ def test_a_machine_without_the_compiler_says_what_to_install():
   assert done.returncode != 0
   last = done.stderr.strip().splitlines()[-1]
   assert last.startswith("got no module libtpu, which holds the TPU compiler")
-  assert "`pip install 'rt2_jax[estimate]'`" in last
+  assert "`pip install -e '.[estimate]'`" in last
 
 
 def test_stand_ins_write_the_configs_own_chunks(tiny):

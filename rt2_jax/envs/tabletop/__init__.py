@@ -7,11 +7,13 @@ import ctypes.util
 import importlib.util
 import os
 
+from rt2_jax import shipped
+
 for _package in ("gymnasium", "mujoco", "PIL"):
   if importlib.util.find_spec(_package) is None:
     raise ModuleNotFoundError(
       f"got no package {_package!r}, expected the simulator's; run "
-      "`pip install -e '.[sim]'`"
+      f"`{shipped.install_command('sim')}`"
     )
 
 # MuJoCo reads this once, when it is imported; by itself it would ask for a

@@ -12,19 +12,17 @@ import functools
 import io
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
-import rt2_jax
+from rt2_jax import shipped
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.storage import locate
 
-# Of a clone of the repository; an installed package has no data folder.
-PATH = pathlib.Path(rt2_jax.__file__).parents[1] / "data/pictures.zip"
+PATH = shipped.FOLDER / "data/pictures.zip"
 SIDE = 64  # pixels of a picture
 ATLAS_COLUMNS = 32
 

@@ -1,0 +1,1 @@
+"""The programs that run before a training job, and small data."""

@@ -1,0 +1,55 @@
+"""Files that ship with the package are found from any folder."""
+
+import pytest
+
+from launch import config_file
+from rt2_jax import shipped
+from rt2_jax.tokenizer import Tokenizer
+from tests.conftest import ROOT
+
+TOKENIZER = "data/small_tokenizer.model"
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  return tmp_path
+
+
+def test_a_shipped_file_is_found_where_there_is_none(elsewhere, tokenizer):
+  assert shipped.find(TOKENIZER) == str(ROOT / TOKENIZER)
+  assert Tokenizer.from_file(TOKENIZER).sha256 == tokenizer.sha256
+
+
+def test_a_persons_own_file_comes_first(elsewhere):
+  (elsewhere / "data").mkdir()
+  (elsewhere / TOKENIZER).write_bytes(b"mine")
+  assert shipped.find(TOKENIZER) == TOKENIZER
+
+
+@pytest.mark.parametrize(
+  "path", ["data/none.model", "data", "/data/x", "gs://bucket/data", ""]
+)
+def test_another_path_stays_what_it_is(path, elsewhere):
+  assert shipped.find(path) == path
+
+
+def test_a_shipped_config_is_named_without_its_folder(elsewhere):
+  fields = config_file.read("quickstart:here")
+  assert fields == config_file.read(f"{ROOT}/configs/quickstart.py:here")
+  (elsewhere / "quickstart").write_text("def get_config(): return {}")
+  assert config_file.find("quickstart") == "quickstart"
+
+
+@pytest.mark.parametrize(
+  ("folder", "expected"),
+  [
+    (ROOT, "pip install -e '.[serve]'"),
+    (shipped._IN_WHEEL, "pip install 'rt2-jax[serve]'"),
+  ],
+)
+def test_an_extra_is_installed_as_this_package_was(
+  folder, expected, monkeypatch
+):
+  monkeypatch.setattr(shipped, "FOLDER", folder)
+  assert shipped.install_command("serve") == expected
