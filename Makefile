@@ -40,7 +40,8 @@ INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   --no-install-recommends slurm-wlm munge; }
 
 .PHONY: quickstart mini test test-newest cluster-tests slurm lint format bench \
-  estimates rehearsal gpu-check docs colabs load-test serving-bench fuzz libero clean
+  estimates rehearsal gpu-check docs colabs load-test serving-bench fuzz libero \
+  wheel clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -150,6 +151,11 @@ colabs: .venv/installed-extras
 	test -d $(QUICKSTART)/run || $(MAKE) quickstart
 	for notebook in colabs/*.ipynb; do \
 	  .venv/bin/jupyter execute --inplace $$notebook || exit 1; done
+
+# The wheel in clean environments of PYTHON, outside the repository.
+wheel:
+	$(DRAWING) || $(INSTALL_DRAWING)
+	$(PYTHON) -m tests.wheel
 
 # What the tests import: PyTorch, to compare with, the TPU's compiler.
 .venv/installed-extras: .venv/installed-sim

@@ -1,11 +1,13 @@
 """Prints what a checkpoint is: `python launch/describe.py DIR`.
 
-DIR is the workdir of a run. Nothing but names and texts is read: a checkpoint
-of any size takes a second.
+Ten lines say how it was trained, what it reads and answers, and how it is
+served; --details adds sizes, sources, bounds, percentiles, the prompt, the
+tokenizer and versions. DIR is the workdir of a run. Nothing but names and texts
+is read: a checkpoint of any size takes a second.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from absl import app, flags
 
@@ -18,13 +20,21 @@ from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 _STEP = flags.DEFINE_integer(
   "step", None, "Checkpoint; default: the newest.", 0
 )
+_DETAILS = flags.DEFINE_boolean("details", False, "Print all of it.")
 
 
 @program.main_on_devices
 def main(workdir):
   checkpoint = StoredCheckpoint.open(workdir, _STEP.value)
+  for title, line in summary(checkpoint, workdir).items():
+    print(f"{title:<12}{line}")
+  if _DETAILS.value:
+    print()
+    print_details(checkpoint)
+
+
+def print_details(checkpoint: StoredCheckpoint):
   for title, lines in (
-    ("checkpoint", place(checkpoint)),
     ("parameters", parameters(checkpoint)),
     ("sources", sources(checkpoint.meta)),
     ("prompt", prompt(checkpoint.meta)),
@@ -37,12 +47,79 @@ def main(workdir):
     print()
 
 
-def place(checkpoint: StoredCheckpoint) -> Iterator[str]:
-  yield f"{checkpoint.folder}, step {checkpoint.step}"
-  if checkpoint.has_optimizer:
-    yield "with optimizer state: training can go on from it"
-  else:
-    yield "without optimizer state: inference-only"
+def summary(checkpoint: StoredCheckpoint, workdir: str) -> dict[str, str]:
+  """Says in ten lines what a checkpoint is, by what each line is about."""
+  meta, step = checkpoint.meta, checkpoint.step
+  config, img = meta["config"], meta["model"]["img"]
+  count = sum(math.prod(leaf.shape) for leaf in checkpoint.shapes.values())
+  types = sorted({str(leaf.dtype) for leaf in checkpoint.shapes.values()})
+  optimizer = config.get("optimizer", {})
+  start = meta["base"].get("weights") or config.get("pretrained")
+  return {
+    "checkpoint": f"{checkpoint.folder}, step {step}",
+    "model": f"SigLIP and {FAMILIES[meta['model']['llm']['family']]}, "
+    f"{count:,} parameters in {', '.join(types)}; "
+    f"{meta['model']['num_images']} x {img['image_size']} px",
+    "trained": f"step {step} of {config.get('num_steps', 'an unknown number')}"
+    f", batch {config.get('batch_size', 'unknown')}, "
+    f"{optimizer.get('name', 'the default optimizer')}, "
+    f"seed {config.get('seed', 0)}",
+    "from": str(start or "nothing: random parameters"),
+    "robot data": examples(meta, "sources", "steps"),
+    "web data": examples(meta, "web", "questions"),
+    "sees": "; ".join(dict.fromkeys(seen(s) for s in robots(meta).values())),
+    "acts": "; ".join(acts(meta)) or "not at all: it answers questions",
+    "training": "can go on from it, with optimizer state"
+    if checkpoint.has_optimizer
+    else "cannot go on from it: inference-only, without optimizer state",
+    "serve it": serving(meta, workdir),
+  }
+
+
+def examples(meta: Mapping, kind: str, unit: str) -> str:
+  """Counts the examples of all robot or web sources, and names these."""
+  names = meta["config"].get(kind, {})
+  if not names:
+    return "none"
+  lengths = [meta["data"].get(name, {}).get("length", 0) for name in names]
+  count = f"{sum(lengths):,}" if all(lengths) else "an unknown number of"
+  return f"{count} {unit} of {', '.join(names)}"
+
+
+def robots(meta: Mapping) -> dict[str, dict]:
+  """Returns each robot's ObservationSpec; the model's own where none is."""
+  return meta["observations"] or {"": meta["observation"]}
+
+
+def seen(spec: Mapping) -> str:
+  cameras = [name for name in spec["cameras"] if name not in spec["missing"]]
+  state = f"{len(spec['state']['dimensions'])} numbers" if spec["state"] else ""
+  return (
+    f"cameras {', '.join(cameras)}; history {spec['history']}; "
+    f"state {state or 'none'}"
+  )
+
+
+def acts(meta: Mapping) -> Iterator[str]:
+  """Writes what each robot source's actions are."""
+  for name, fields in meta["action_tokenizers"].items():
+    tokens = ActionTokenizer.from_dict(fields)
+    yield (
+      f"{name}: space {tokens.space.name!r}, {len(tokens.space.dimensions)} "
+      f"numbers, horizon {tokens.horizon}, as {type(tokens.route).__name__}"
+    )
+
+
+def serving(meta: Mapping, workdir: str) -> str:
+  """Writes the command that serves it to robots, or says why there is none."""
+  if not meta["action_tokenizers"]:
+    return "cannot: it has no robot source"
+  robots = list(meta["action_tokenizers"])
+  source = f" --source={robots[0]}" if len(robots) > 1 else ""
+  return (
+    f"python launch/serve.py --checkpoint={workdir}{source} "
+    "--camera_sizes=HEIGHTxWIDTH"
+  )
 
 
 def parameters(checkpoint: StoredCheckpoint) -> Iterator[str]:

@@ -24,7 +24,7 @@ PROGRAMS = [
 ]
 BLOCK = re.compile(r"^ *```bash\n(.*?)^ *```", re.M | re.S)
 INDENTED = re.compile(r"^ +(python3? (?:\\\n|.)*)", re.M)
-INLINE = re.compile(r"`((?:python3?|make) [^`]+)`")
+INLINE = re.compile(r"`((?:python3?|make|rt2-[\w-]+) [^`]+)`")
 # Flags that absl, or ml_collections for a config's fields, define.
 EVERYWHERE = {"help", "flagfile", "config"}
 
@@ -43,9 +43,18 @@ def commands(text: str) -> list[list[str]]:
       words.pop(0)  # a variable
     if words[:1] == ["taskset"]:
       words = words[3:]
+    if words and words[0].startswith("rt2-"):
+      words = ["python", installed(words[0]), *words[1:]]
     if words and words[0] in ("python", "python3", "make"):
       found.append(words)
   return found
+
+
+def installed(command: str) -> str:
+  """The program of a command such as rt2-train."""
+  name = command.removeprefix("rt2-").replace("-", "_")
+  paths = [f"{folder}/{name}.py" for folder in ("launch", "data")]
+  return next((path for path in paths if path in PROGRAMS), paths[0])
 
 
 def flags_of(path: pathlib.Path) -> set[str]:
@@ -137,6 +146,8 @@ def test_commands_are_found_and_wrong_ones_refused(known):
     ["python", "-m", "data.make_tabletop", "--outputdir=x"],
     ["python", "launch/train.py", "--config.optimizer.b3=1"],
     ["make", "quikstart"],
+    *commands("`rt2-trian --help`"),
+    *commands("`rt2-train --workdri=x`"),
   ):
     with pytest.raises(AssertionError):
       check(wrong, *known)
