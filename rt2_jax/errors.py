@@ -3,12 +3,25 @@
 import difflib
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 _INTERRUPTED = 130
 # Exit code after which the same command goes on: a run was asked to stop and
 # has saved its step, or it has lost a host.
 START_AGAIN = 42
+
+# A page that says what stands behind a message which holds one of the words.
+EXPLAINED = {
+  "docs/troubleshooting.md": (
+    "got no way to draw without a screen",
+    "run the environment in a",
+    "checksum is wrong",
+    "got a config that differs from the one in",
+    "in which another program trains now",
+    "there is no checkpoint",
+    "got logits that are not finite",
+  ),
+}
 
 
 class UserError(ValueError):
@@ -37,6 +50,13 @@ def first_line(error: BaseException) -> str:
   return f"{text.splitlines()[0]:.200}"
 
 
+def _pages(message: str) -> Iterator[str]:
+  """Yields a line for each page that explains a message."""
+  for page, words in EXPLAINED.items():
+    if any(w in message for w in words):
+      yield f"more about it: {page}"
+
+
 def ends_in_one_message(main: Callable[[list[str]], None]) -> Callable:
   """Ends a program's `main` in a UserError's message, without a traceback.
 
@@ -49,7 +69,7 @@ def ends_in_one_message(main: Callable[[list[str]], None]) -> Callable:
     try:
       main(argv)
     except UserError as error:
-      sys.exit(str(error))
+      sys.exit("\n".join((str(error), *_pages(str(error)))))
     except Stopped as stop:
       print(stop, file=sys.stderr)
       sys.exit(START_AGAIN)

@@ -5,7 +5,13 @@ import json
 import pytest
 
 from rt2_jax.action_spaces import RT2
-from rt2_jax.errors import ends_in_one_message, unknown_name
+from rt2_jax.errors import (
+  EXPLAINED,
+  UserError,
+  ends_in_one_message,
+  unknown_name,
+)
+from tests.conftest import ROOT
 
 
 def test_an_unknown_name_lists_the_known_ones():
@@ -23,6 +29,22 @@ def test_a_users_mistake_ends_in_its_message():
   main(["dx"])
   with pytest.raises(SystemExit, match="^got 'dxx' for dimension of action sp"):
     main(["dxx"])
+
+
+@pytest.mark.parametrize("page", EXPLAINED)
+def test_a_message_ends_with_the_page_that_explains_it(page):
+  text = (ROOT / page).read_text()
+  for words in EXPLAINED[page]:
+    assert f"`{words}" in text  # as the page quotes it
+
+    @ends_in_one_message
+    def main(argv, words=words):
+      raise UserError(f"got x, {words} y")
+
+    with pytest.raises(SystemExit) as error:
+      main([])
+    message, more = error.value.code.splitlines()
+    assert message == f"got x, {words} y" and more.endswith(f" {page}")
 
 
 @pytest.mark.parametrize(
