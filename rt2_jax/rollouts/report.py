@@ -8,6 +8,7 @@ links to the films. Tables are laid out as the paper's tables 4 to 6.
 from __future__ import annotations
 
 import base64
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -34,6 +35,7 @@ def write(folder: storage.Path) -> storage.Path:
   found = results.read(folder)
   first = next(iter(found.values()))
   reasons = _reasons(found)
+  filmed = list(_filmed(found))
   success = plots.draw_success(results.by_topic(found))
   storage.write(folder / FIGURE, success)
   environment = jinja2.Environment(
@@ -57,7 +59,8 @@ def write(folder: storage.Path) -> storage.Path:
     ],
     plans=_plans(found),
     web=_web(found),
-    filmed=list(_filmed(found)),
+    filmed=filmed,
+    first_films=_first_films(filmed),
     strip=lambda film: _encoded(folder / film),
     broken=list(_broken(found)),
   )
@@ -203,11 +206,12 @@ def _web(found: Mapping[str, dict]) -> dict[str, list[str]]:
 
 
 def _filmed(found: Mapping[str, dict]) -> Iterator[dict[str, Any]]:
-  """Yields the suites that have films, with (policy, trial) of each."""
+  """Yields the suites that have films, with (policy, trial, anchor) of each."""
+  number = itertools.count()
   for name, suite in next(iter(found.values()))["suites"].items():
     group, title = suite["group"], suite["title"]
     trials = [
-      (policy, trial)
+      (policy, trial, f"film{next(number)}")
       for policy, result in found.items()
       for trial in result["suites"][name]["trials"]
       if trial["film"]
@@ -215,6 +219,15 @@ def _filmed(found: Mapping[str, dict]) -> Iterator[dict[str, Any]]:
     if trials:
       full = title if group == title else f"{group}: {title}"
       yield {"title": full, "trials": trials}
+
+
+def _first_films(filmed: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+  """Finds the anchor of the first film of each (policy, outcome)."""
+  found: dict[tuple[str, str], str] = {}
+  for suite in filmed:
+    for policy, trial, anchor in suite["trials"]:
+      found.setdefault((policy, trial["outcome"]), anchor)
+  return found
 
 
 def _encoded(film: storage.Path) -> str:

@@ -33,6 +33,18 @@ def filmed(folder, trial):
   films.write_film(images, folder / trial["film"], 4.0)
 
 
+def test_the_number_of_a_failure_leads_to_its_film(tmp_path):
+  one = result("a <b>", {0})
+  filmed(tmp_path, one["suites"]["near"]["trials"][1])
+  save(tmp_path, one)
+  text = report.write(tmp_path).read_text()
+  (anchor, count), *others = re.findall(r'<a href="#(\w+)">(\d+)</a>', text)
+  assert not others and int(count) > 0
+  figure = text[text.index(f'<figure id="{anchor}">') :]
+  outcome = one["suites"]["near"]["trials"][1]["outcome"]
+  assert outcome in figure[: figure.index("</figure>")]
+
+
 def rows(text):
   """Cells of each table's row by its first cell."""
   found = {}
