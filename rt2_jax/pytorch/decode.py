@@ -74,6 +74,63 @@ def decode(
   return plans.astype(np.int32), actions, walk.finite.cpu().numpy()
 
 
+def answer(
+  model: Model,
+  inputs: Mapping[str, torch.Tensor],
+  pixels: torch.Tensor,
+  longest: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Decodes free text, greedily.
+
+  Args:
+    model: in PyTorch.
+    inputs: from `TorchPolicy.inputs`.
+    pixels: from `TorchPolicy.prepare`.
+    longest: N, most tokens of an answer.
+
+  Returns:
+    int32[B, N], eos after a shorter text; and bool[B], whether all logits were
+    finite.
+  """
+  prompt = dict(inputs)
+  del prompt["position_ids"]  # `generate` counts real tokens likewise
+  batch, size = prompt["input_ids"].shape
+  text = TextOnly(model, batch)
+  found = model.generate(
+    **prompt,
+    pixel_values=pixels,
+    logits_processor=[text],
+    max_new_tokens=longest,
+    do_sample=False,
+    num_beams=1,
+    eos_token_id=EOS,
+    pad_token_id=EOS,
+  )
+  answers = np.full((batch, longest), EOS, np.int32)
+  answers[:, : found.shape[1] - size] = found[:, size:].cpu().numpy()
+  return answers, text.finite.cpu().numpy()
+
+
+class TextOnly(transformers.LogitsProcessor):
+  """Masks the token table's padding.
+
+  Attributes:
+    finite: bool[B], whether all logits so far were, before the mask.
+  """
+
+  def __init__(self, model: Model, batch: int):
+    self._vocab_size = vocab_size(model)
+    self.finite = torch.ones(batch, dtype=torch.bool, device=model.device)
+
+  def __call__(
+    self, input_ids: torch.Tensor, scores: torch.Tensor
+  ) -> torch.Tensor:
+    """Masks the next token's logits, float32[B, V]."""
+    self.finite &= scores[:, : self._vocab_size].isfinite().all(-1)
+    tokens = torch.arange(scores.shape[1], device=scores.device)
+    return scores.masked_fill(tokens >= self._vocab_size, -torch.inf)
+
+
 class AnswerGrammar(transformers.LogitsProcessor):
   """Masks all tokens that may not come next in an answer.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,8 +26,13 @@ from rt2_jax.errors import UserError
 from rt2_jax.images import as_frames, as_sizes, resize
 from rt2_jax.observation import Batched, ObservationSpec
 from rt2_jax.prompt import Prompt
-from rt2_jax.pytorch.decode import decode, vocab_size
-from rt2_jax.robot_policy import Decoded, RobotPolicy, check_finite
+from rt2_jax.pytorch.decode import answer, decode, vocab_size
+from rt2_jax.robot_policy import (
+  Decoded,
+  RobotPolicy,
+  check_finite,
+  is_empty,
+)
 from rt2_jax.tokenizer import Tokenizer
 
 
@@ -97,6 +103,25 @@ class TorchPolicy(RobotPolicy):
     return cls(
       model, meta.make_prompt(text, source), action_tokenizer, observation
     )
+
+  @torch.inference_mode()
+  def answer(
+    self,
+    image: np.ndarray,
+    questions: Sequence[str],
+    image_size: np.ndarray | None = None,
+  ) -> tuple[str, ...]:
+    """Answers questions about B images; see `rt2_jax.policy.Policy.answer`."""
+    if is_empty(image, questions):
+      return ()
+    image = as_frames(image, len(questions), self.observation.num_images)
+    pixels = self.prepare(image, len(image), image_size)
+    shown = self.shown(image, image_size)
+    inputs = self.inputs(shown, *self.prompt.prefixes(questions))
+    room = self.prompt.suffix_length - 1  # for eos, as answers are taught
+    ids, finite = answer(self.model, inputs, pixels, room)
+    check_finite(finite)
+    return tuple(self.prompt.tokenizer.decode(row) for row in ids)
 
   @torch.inference_mode()
   def image_tokens(

@@ -65,6 +65,15 @@ def test_one_robot_and_its_action(tmp_path, tokenizer, images):
   assert theirs.action_space == ours.action_space
 
 
+def test_answers_to_questions_are_equal(tmp_path, tokenizer, images):
+  ours, theirs = both(tmp_path, tokenizer, "gemma2")
+  questions = [f"Answer in en: what is {i}?" for i in range(12)]
+  answers = ours.answer(images[:12, 0], questions)
+  assert len(set(answers)) > 2
+  assert theirs.answer(images[:12, 0], questions) == answers
+  assert theirs.answer(images[:0, 0], []) == ()
+
+
 def test_answers_of_any_length(tmp_path, tokenizer, images):
   """Digits as text: the grammar has states, and answers end with eos."""
   ours, theirs = both(tmp_path, tokenizer, "gemma2", "integers")
