@@ -110,9 +110,13 @@ def train_and_export(here: Installed, folder: pathlib.Path):
   """From data to an exported folder, and a robot in simulation."""
   here.run("rt2-make-rt1-episodes", "--output_dir=rt1", "--train_episodes=4")
   path = "rt1/fractal20220817_data/0.1.0"
-  here.run(
-    "rt2-check-episodes", f"--path={path}", "--dataset=fractal20220817_data"
+  found = here.run(
+    "rt2-check-episodes",
+    f"--path={path}",
+    "--dataset=fractal20220817_data",
+    fails=True,  # RT-1's bounds are too wide for these motions
   )
+  assert "page: check.html" in found
   (folder / "mine.py").write_text(MINE)
   here.run("rt2-train", f"--config=mine.py:{path}", "--workdir=run")
   here.run("rt2-evaluate", "--workdir=run", "--limit=8")
