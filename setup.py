@@ -11,6 +11,7 @@ from setuptools.command.build_py import build_py
 
 # What a wheel holds of this repository beside the package.
 SHIPPED = [
+  "launch/*.jinja",
   "launch/*.py",
   "configs/*.py",
   "data/*.py",

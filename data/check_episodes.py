@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import markupsafe
 import numpy as np
 from absl import app, flags
@@ -34,10 +33,10 @@ from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import bounds_fit
 from rt2_jax.input_pipeline.description import FILE
 from rt2_jax.input_pipeline.sources import SourceConfig
-from rt2_jax.rollouts import report
+from rt2_jax.rollouts import page
 from rt2_jax.storage import locate, output_folder, write
 
-_TEMPLATE = "episodes.html.jinja"
+_TEMPLATE = Path(__file__).with_name("episodes.html.jinja")
 CHECKS = (
   record_checks.check_counts,
   record_checks.check_texts,
@@ -92,16 +91,9 @@ def write_page(
   split: RecordedSplit, findings: list[Finding], path: storage.Path
 ) -> None:
   """Writes the page about a split."""
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(
-      [Path(__file__).parent, Path(report.__file__).parent]
-    ),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    keep_trailing_newline=True,
-  )
   lengths = [len(e.action) for e in split.episodes]
-  page = environment.get_template(_TEMPLATE).render(
+  text = page.render(
+    _TEMPLATE,
     config=split.config,
     robot=split.robot,
     findings=findings,
@@ -114,7 +106,7 @@ def write_page(
     plots=[markupsafe.Markup(plot) for plot in episode_plots.draw(split)],
     changes=_changes(split),
   )
-  write(path, page)
+  write(path, text)
 
 
 def _texts(split: RecordedSplit) -> list[tuple[str, int]]:

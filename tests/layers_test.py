@@ -82,7 +82,7 @@ INSIDE = {
     {"benchmark"},
   ],
   "rollouts": [
-    {"films", "trial", "wire"},
+    {"films", "page", "trial", "wire"},
     {"plots", "worker", "simulation", "simulated_robot"},
     {"runner"},
     {"results"},

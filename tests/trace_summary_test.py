@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from launch.profile_summary import write_page
 from rt2_jax import trace_summary
 from rt2_jax.errors import UserError
 from rt2_jax.profiling import Profiler
@@ -36,6 +37,11 @@ def test_a_trace_tells_where_a_step_goes(tmp_path):
   total = sum(op.seconds for op in found.ops) + found.idle_s
   assert total == pytest.approx(found.step_s)
   assert found.ops[0].count == 1 and found.ops[0].seconds > 1e-4
+  write_page(found, "a <trace>", tmp_path / "page.html")
+  text = (tmp_path / "page.html").read_text()
+  assert "a &lt;trace&gt;" in text and "viewport" in text
+  assert all(f"<code>{op.name}</code>" in text for op in found.ops)
+  assert f"{1e3 * found.step_s:.2f} ms a step" in text
   lines = found.lines(1)
   assert found.ops[0].name in lines[2] and "a step" in lines[-1]
 

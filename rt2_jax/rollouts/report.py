@@ -13,15 +13,14 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jinja2
 import markupsafe
 
 from rt2_jax import storage
-from rt2_jax.rollouts import films, plots, results
+from rt2_jax.rollouts import films, page, plots, results
 
 PAGE = "report.html"
 FIGURE = "success.svg"
-_TEMPLATE = "report.html.jinja"
+_TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
 
 
 def write(folder: storage.Path) -> storage.Path:
@@ -38,13 +37,8 @@ def write(folder: storage.Path) -> storage.Path:
   filmed = list(_filmed(found))
   success = plots.draw_success(results.by_topic(found))
   storage.write(folder / FIGURE, success)
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    keep_trailing_newline=True,
-  )
-  page = environment.get_template(_TEMPLATE).render(
+  text = page.render(
+    _TEMPLATE,
     benchmark=first["benchmark"],
     first=first,
     results=found,
@@ -65,7 +59,7 @@ def write(folder: storage.Path) -> storage.Path:
     broken=list(_broken(found)),
   )
   path = folder / PAGE
-  storage.write(path, page)
+  storage.write(path, text)
   return path
 
 
