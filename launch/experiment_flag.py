@@ -38,7 +38,8 @@ def define():
 
 def path() -> str:
   """Returns the config file, without its argument."""
-  return config_flags.get_config_filename(flags.FLAGS[_NAME])
+  argument = config_flags.get_config_filename(flags.FLAGS[_NAME])
+  return argument.partition(":")[0]
 
 
 def read() -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-RUN = ("run", "--config=configs/bridge_debug.py", "--config.seed=3")
+CONFIG = "--config=configs/rt2_paligemma_3b.py:gs://bucket/data"
+RUN = ("run", CONFIG, "--config.seed=3")
 TPU = ("--zone=z", "--accelerator=v6e-256", "--dry_run", "--allow_dirty")
 
 
@@ -30,7 +31,7 @@ def test_a_dry_run_shows_what_every_process_would_run(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   ship, *processes = done.stdout.splitlines()
-  assert ship.endswith(f"tar -x -C {tmp_path}/bridge-debug/code")
+  assert ship.endswith(f"tar -x -C {tmp_path}/rt2-paligemma-3b/code")
   assert len(processes) == 2
   for n, line in enumerate(processes):
     _, program, *arguments = line.split()
