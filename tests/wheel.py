@@ -16,7 +16,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).parents[1]
 LARGEST = 8_000_000  # bytes
 WITH_JAX = "jax,data,torch,sim"
-WITHOUT_JAX = "torch"
+WITHOUT_JAX = "torch,serve"
 
 # A person's own config, on one that ships.
 MINE = """
@@ -152,6 +152,8 @@ def main():
     without_jax = Installed(wheel, WITHOUT_JAX, folder)
     found = without_jax.act(**IN_TORCH)
     assert found == expected, (found, expected)
+    served = without_jax.run("rt2-serve", "--help", fails=True)  # absl's code
+    assert "--camera_sizes" in served, served
     missing = without_jax.run("rt2-train", "--help", fails=True)
     assert "pip install 'rt2-jax[jax]'" in missing, missing
   print(f"the wheel works outside the repository: Python {sys.version}")
