@@ -39,9 +39,9 @@ SLURM := [ "$$(id -u)" != 0 ] || which slurmctld munged > /dev/null
 INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   --no-install-recommends slurm-wlm munge; }
 
-.PHONY: quickstart mini test test-newest cluster-tests slurm lint format bench \
-  estimates rehearsal gpu-check docs colabs load-test serving-bench fuzz libero \
-  wheel clean
+.PHONY: quickstart mini test slow-tests test-newest cluster-tests slurm lint \
+  format bench estimates rehearsal gpu-check docs colabs load-test serving-bench \
+  fuzz libero wheel clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -83,7 +83,11 @@ $(MINI)/web/written: .venv/installed-sim
 	touch $@
 
 test: .venv/installed-extras .venv-xpk/installed slurm
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
+
+# What takes a minute and seldom breaks: several hosts, a bucket that fails.
+slow-tests: .venv/installed-extras
+	$(RUN) -m pytest -n 2 --dist loadfile -m slow
 
 # Trainings on a real Slurm cluster and as several processes, interrupted.
 cluster-tests: .venv/installed-extras slurm

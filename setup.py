@@ -142,6 +142,7 @@ EXTRAS["test"] = [
   "hypothesis>=6.100",
   "peft>=0.17",
   "pytest>=8.0",
+  "pytest-timeout>=2.4",
   "pytest-xdist>=3.6",
   "setuptools>=68",
 ]

@@ -110,8 +110,8 @@ def whole(folder):
 
 def test_a_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(folder, whole):
   victim = start(folder, "killed")
-  # Any step: the claim is for all.
-  last = random.randint(SAVED_EVERY + 2, NUM_STEPS - 2)
+  # Any step after the second save has begun, for then the first is complete.
+  last = random.randint(2 * SAVED_EVERY + 1, NUM_STEPS - 2)
   seen = []
   for line in victim.stdout:
     seen.append(line)
@@ -179,6 +179,7 @@ def assert_ends_like(workdir, whole):
   )
 
 
+@pytest.mark.slow
 def test_four_processes_train_like_one_and_one_goes_on(folder, whole):
   out = [finish(p) for p in start_many(folder, "four", 4)]
   assert f"step {NUM_STEPS}/{NUM_STEPS}" in out[0]
@@ -190,6 +191,7 @@ def test_four_processes_train_like_one_and_one_goes_on(folder, whole):
   assert_ends_like(folder / "four", whole)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_with_what_one_has_saved(folder, whole):
   shutil.copytree(whole, folder / "two")
   lose_last_checkpoint(folder / "two")
@@ -198,6 +200,7 @@ def test_two_processes_go_on_with_what_one_has_saved(folder, whole):
   assert_ends_like(folder / "two", whole)
 
 
+@pytest.mark.slow
 def test_a_preemption_of_one_host_saves_one_step_on_all(folder):
   flags = ("--config.mesh.fsdp=1", "--config.mesh.model=1")
   first, second = start_many(folder, "preempted", 2, flags, num_devices=2)

@@ -199,6 +199,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_benchmarks_run_without_tensorflow():
   done = subprocess.run(
     [

@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_two_processes_and_two_misfortunes_in_a_bucket():
   done = subprocess.run(
     [

@@ -275,6 +275,7 @@ def test_another_benchmark_and_a_function_as_its_policy(tmp_path):
     assert film.size == (8, 8) and film.info["duration"] == 250  # 4 Hz
 
 
+@pytest.mark.slow
 def test_an_exported_folder_acts_as_its_run(tmp_path, tokenizer):
   """A run of two frames acts as well; the runner keeps them for it."""
   run = save_run(tmp_path / "run", tokenizer)

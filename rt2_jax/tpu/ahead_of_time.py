@@ -191,6 +191,8 @@ def _compile(folder, topology, lower, arguments, mode, options):
   # There is no TPU metadata server here, and several processes may compile.
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+  # A shell's flags would change the estimate; those of a CPU end the compiler.
+  os.environ.pop("XLA_FLAGS", None)
   jax.config.update("jax_platforms", "cpu")
   try:
     done = _compile_here(folder, topology, lower, arguments, mode, options)

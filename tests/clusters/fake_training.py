@@ -23,13 +23,25 @@ def leave(*_):
   os._exit(42)
 
 
+def started(folder: pathlib.Path, process: str | int) -> int:
+  """Counts a process's starts that are written down."""
+  lines = folder / f"starts_{process}"
+  return len(lines.read_text().splitlines()) if lines.exists() else 0
+
+
+def wait_for_all(folder: pathlib.Path, starts: int):
+  """Waits until every process of a local run has written down this start."""
+  for n in range(int(argument("num_processes") or 0)):
+    while started(folder, n) <= starts:
+      time.sleep(0.05)
+
+
 def main():
   signal.signal(signal.SIGTERM, leave)
   folder = pathlib.Path(argument("workdir"))
   process = argument("process_id") or os.environ.get("SLURM_PROCID", "0")
-  mine = folder / f"starts_{process}"
-  starts = len(mine.read_text().splitlines()) if mine.exists() else 0
-  with mine.open("a") as file:
+  starts = started(folder, process)
+  with (folder / f"starts_{process}").open("a") as file:
     file.write(f"{' '.join(sys.argv[1:])} in {os.getcwd()}\n")
   plan = json.loads((folder / "plan.json").read_text())
   now = plan[min(starts, len(plan) - 1)]
@@ -37,6 +49,7 @@ def main():
   action, _, code = now_does.partition(" ")
   print(f"process {process}, start {starts}: {now_does}", flush=True)
   if action == "kill":
+    wait_for_all(folder, starts)
     os.kill(os.getpid(), signal.SIGKILL)
   while action == "hang":
     time.sleep(0.05)
