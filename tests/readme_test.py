@@ -141,6 +141,32 @@ def test_the_figures_of_this_machine_are_the_programs():
   assert len(train["config_hash"]) == len(policy["config_hash"]) == 16
 
 
+def serving_line(row: dict) -> str:
+  """A row of the tables of docs/serving.md; times are medians."""
+  if "way" in row:
+    low, high = (f"{100 * side:.0f}" for side in row["interval"])
+    return (
+      f"| {row['horizon']} | {row['execute']} | {row['way']} | "
+      f"{row['successes']} of {row['n']} | {low} to {high}% |"
+    )
+  if row["benchmark"] == "policy":
+    parts = ("jpeg", "words", "image", "prefill", "passes", "call")
+    others = [row[name]["ms"]["call"]["p50"] for name in ("torch", "int8")]
+    times = [row["ms"][part]["p50"] for part in parts] + others
+  else:
+    parts = ("network", "read", "queue", "call")
+    times = [row["ms"][part]["p50"] for part in parts]
+    times += [row["ms"]["answer"][p] for p in ("p50", "p95", "p99")]
+  shown = " | ".join(f"{ms:.1f}" for ms in times)
+  return f"| {row['horizon']} | {row['robots']} | {row['passes']} | {shown} |"
+
+
+def test_the_figures_of_serving_are_the_programs():
+  page = (ROOT / "docs/serving.md").read_text()
+  for row in rows("serving"):
+    assert serving_line(row) in page
+
+
 def test_the_memory_of_one_gpu_is_the_programs_on_every_page():
   part = {row["part"]: row for row in rows("gpu") if "seconds" not in row}
   lora, full = part["lora"], part["full_24"]
