@@ -33,6 +33,13 @@ def test_the_tables_of_the_mini_robots_are_the_programs(folder):
   assert table in (ROOT / "docs/mini.md").read_text()
 
 
+def test_the_table_of_lora_is_the_programs():
+  folder = ROOT / "docs/lora"
+  found = results.read(folder)
+  shown = {name: found[name] for name in ("full", "lora", "guess")}
+  assert results.table(shown) in (ROOT / "docs/one_gpu.md").read_text()
+
+
 def test_the_table_of_readme_is_a_part_of_it():
   found = results.read(MINI)
   table = results.table({policy: found[policy] for policy in SHOWN})
