@@ -176,9 +176,7 @@ def record(
         "language_instruction": observation["instruction"],
         "observation": {
           "image": jpeg(observation["image"]),
-          "state": np.float32(
-            [*env.world.position, *env.world.turn, env.world.gripper]
-          ),
+          "state": env.world.state(),
         },
         "reference_box": np.float32(
           env.box(info["reference"]) if info["reference"] else [0] * 4

@@ -59,6 +59,19 @@ TABLETOP = dataclasses.replace(RT2, name="tabletop").with_bounds(
   }
 )
 
+# Where the tabletop's hand is commanded to be, in the box that it stays in.
+TABLETOP_STATE = ActionSpace(
+  "tabletop_state",
+  "table",
+  (
+    *(Dimension(axis, "m", *centred(0.2)) for axis in "xy"),
+    Dimension("z", "m", 0.0, 0.2),
+    *(Dimension(name, "rad", *centred(0.5)) for name in ("roll", "pitch")),
+    Dimension("yaw", "rad", *centred(1.6)),
+    Dimension("gripper", "open", 0.0, 1.0),
+  ),
+)
+
 # RT-1's 11 tokens (robotics_transformer, trained_checkpoints/rt1main).
 RT1 = ActionSpace(
   "rt1",

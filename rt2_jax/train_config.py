@@ -29,7 +29,7 @@ from rt2_jax.objectives import OBJECTIVES
 from rt2_jax.observation import ObservationConfig, ObservationSpec
 from rt2_jax.optimizer import OptimizerConfig, make_optimizer
 from rt2_jax.prompt import STATE_FIELD, Prompt, PromptConfig
-from rt2_jax.ranges import at_least, between
+from rt2_jax.ranges import at_least, below, between
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.train_state import Trainer
 from rt2_jax.watchdog import WatchdogConfig
@@ -37,11 +37,17 @@ from rt2_jax.watchdog import WatchdogConfig
 
 @dataclasses.dataclass(frozen=True)
 class ActionConfig:
-  """Fields of a config's `actions`, see `actions.ActionTokenizer`."""
+  """Fields of a config's `actions`, see `actions.ActionTokenizer`.
+
+  Attributes:
+    masked_fraction: of an action's tokens that training hides from the model
+      and does not count, see `masked_actions`.
+  """
 
   route: str = "rare"
   rt1_compat: bool = False
   horizon: Annotated[int, at_least(1)] = 1
+  masked_fraction: Annotated[float, below(1)] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +283,7 @@ class TrainConfig:
       frozen_dtype=self.optimizer.frozen_dtype,
       ema_decay=self.optimizer.ema_decay,
       objective=self.objective,
+      masked_fraction=self.actions.masked_fraction,
       observation=self.observation.spec,
       skips_bad_steps=self.divergence.max_skipped > 0,
       largest_gradient=self.divergence.gradient_norm or math.inf,

@@ -24,6 +24,7 @@ from rt2_jax import augment, losses, sharding, step_metrics, trainable, trees
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.compiler_options import TRAINING, options_for
+from rt2_jax.masked_actions import hidden_tokens
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM, init_params
 from rt2_jax.objectives import OBJECTIVES
@@ -76,6 +77,7 @@ class Trainer:
     frozen_dtype: of the frozen ones.
     ema_decay: of the running mean of the parameters, 0 for none.
     objective: one of `objectives.OBJECTIVES`.
+    masked_fraction: of an action's tokens, see `masked_actions`.
     observation: cameras of the model, and which of them may be cropped.
     module: computes the model.
     skips_bad_steps: a step with a bad gradient changes nothing but the step.
@@ -100,6 +102,7 @@ class Trainer:
   skips_bad_steps: bool = False
   largest_gradient: float = math.inf
   fractions: tuple[float, ...] = ()
+  masked_fraction: float = 0.0
 
   def abstract_state(self) -> TrainState:
     """ShapeDtypeStructs with shardings; allocates nothing.
@@ -208,8 +211,10 @@ class Trainer:
       global norms.
     """
     images = self.training_images(batch, state.step)
+    hiding = self.masked_fraction, self.seed, state.step
+    hidden = hidden_tokens(batch, self.action_tokenizers, *hiding)
     frozen, trained = self._split(state.params)
-    grads, metrics = self._gradients(trained, frozen, images, batch)
+    grads, metrics = self._gradients(trained, frozen, images, batch, hidden)
     updates, opt_state = self.optimizer.update(
       grads, state.opt_state, trainable.float32(trained)
     )
@@ -242,7 +247,7 @@ class Trainer:
     key = jax.random.fold_in(jax.random.key(self.seed), state.step)
     return jax.random.fold_in(key, _ROUNDING)
 
-  def _gradients(self, trained, frozen, images, batch):
+  def _gradients(self, trained, frozen, *inputs):
     """Computes the microbatches' mean gradient, and the sums of metrics."""
 
     def gradients_of(part):
@@ -250,8 +255,8 @@ class Trainer:
       return trainable.float32(found)
 
     if self.microbatches == 1:
-      return gradients_of((images, batch))
-    parts = jax.tree.map(self._parts, (images, batch))
+      return gradients_of(inputs)
+    parts = jax.tree.map(self._parts, inputs)
     one = jax.tree.map(lambda x: x[0], parts)
     nothing = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients_of, one)
@@ -263,15 +268,16 @@ class Trainer:
     (grads, metrics), _ = jax.lax.scan(add, nothing, parts)
     return jax.tree.map(lambda g: g / self.microbatches, grads), metrics
 
-  def _loss(self, trained, frozen, images, batch):
+  def _loss(self, trained, frozen, images, batch, hidden):
     """Computes the mean loss of the examples, and their metrics."""
     params = trees.join(frozen, trained)
     several_cameras = self.observation.several_cameras
     mask_image = augment.shown(batch.image_size) if several_cameras else None
     logits, batch = OBJECTIVES[self.objective](
-      self.module(self.model), params, images, mask_image, batch
+      self.module(self.model), params, images, mask_image, batch, hidden
     )
-    loss = losses.answer_loss(logits, batch.suffix, batch.mask_loss)
+    counted = batch.mask_loss if hidden is None else batch.mask_loss * ~hidden
+    loss = losses.answer_loss(logits, batch.suffix, counted)
     return loss.mean(), step_metrics.per_source(
       loss, logits, batch, self.action_tokenizers
     )

@@ -24,7 +24,7 @@ FLOORS = [
   | {"orbax_manager", "trace_summary", "watchdog"},
   # grammar
   {"action_spaces", "decode", "objectives", "observation", "optimizer"}
-  | {"prompt", "saved_step", "step_metrics", "trainable"}
+  | {"masked_actions", "prompt", "saved_step", "step_metrics", "trainable"}
   | {"profiling", "speed"},
   # data and state
   {"checkpoint", "checkpoint_meta", "input_pipeline", "robot_policy"}

@@ -12,6 +12,7 @@ from rt2_jax.envs.tabletop.instructions import FAMILIES
 from rt2_jax.errors import UserError
 from rt2_jax.images import decode
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
+from rt2_jax.observation import ONE_CAMERA
 from rt2_jax.tokenizer import Tokenizer
 from tests.conftest import ROOT
 
@@ -49,6 +50,21 @@ def test_training_reads_what_the_expert_did(folder):
   seen = [source.storage.read(source.requests([i])[0]) for i in range(4)]
   images = np.stack([decode(*each) for each in seen])
   assert images.shape == (4, 48, 48, 3) and images.std() > 10
+
+
+def test_the_state_is_where_the_actions_lead(folder):
+  """But for the steps in which the hand is led astray."""
+  config = SourceConfig("tabletop", str(folder))
+  spec = config.observation_spec(ONE_CAMERA, reads_state=True)
+  index = open_source(config, "train", spec).index
+  for d, values in zip(spec.state.dimensions, index.state.T, strict=True):
+    assert d.low - 1e-6 <= values.min() and values.max() <= d.high + 1e-6
+  inside = np.diff(index.episode) == 0
+  moved = np.diff(index.state[:, :6], axis=0)[inside]
+  follows = np.isclose(moved, index.action[:-1, 1:7][inside], atol=1e-5)
+  assert 0.6 < follows.all(1).mean() < 1
+  closed = index.state[1:, 6] == index.action[:-1, 7]
+  assert closed[inside].mean() > 0.8
 
 
 def test_who_is_led_astray_moves_and_fumbles_but_does_not_end():

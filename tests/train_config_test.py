@@ -90,6 +90,15 @@ def test_a_template_of_a_source_has_the_models_fields(fields):
     TrainConfig.from_dict(fields)
 
 
+def test_a_run_may_hide_tokens_of_actions(fields):
+  mesh = sharding.make_mesh({}, jax.devices()[:1])
+  trainer = TrainConfig.from_dict(fields).make_trainer({}, mesh)
+  assert trainer.masked_fraction == 0.0
+  fields["actions"] = {"masked_fraction": 0.2}
+  trainer = TrainConfig.from_dict(fields).make_trainer({}, mesh)
+  assert trainer.masked_fraction == 0.2
+
+
 def test_a_source_may_be_augmented_less(fields):
   config = TrainConfig.from_dict(fields)
   mesh = sharding.make_mesh({}, jax.devices()[:1])

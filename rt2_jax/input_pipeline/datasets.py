@@ -14,7 +14,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rt2_jax.action_spaces import LANGUAGE_TABLE, RT2, TABLETOP
+from rt2_jax.action_spaces import (
+  LANGUAGE_TABLE,
+  RT2,
+  TABLETOP,
+  TABLETOP_STATE,
+)
 from rt2_jax.actions import ActionSpace, Dimension
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import rlds
@@ -163,7 +168,7 @@ def tabletop_with_plan(episode: Episode) -> Canonical:
 
 
 def _pose(episode: Episode) -> np.ndarray:
-  """Bridge's state, [T, 7]: position, Euler angles, gripper with 1 = open."""
+  """Reads Bridge's and the tabletop's state, [T, 7], gripper with 1 = open."""
   return episode.numbers("observation/state", 7)
 
 
@@ -183,6 +188,7 @@ def _pose_space(name: str, *gripper: Dimension) -> ActionSpace:
 _BRIDGE_STATE = rlds.RobotState(
   _pose_space("bridge_state", Dimension("gripper", "open")), _pose
 )
+_TABLETOP_STATE = rlds.RobotState(TABLETOP_STATE, _pose)
 _LIBERO_STATE = rlds.RobotState(
   _pose_space(
     "libero_state",
@@ -233,9 +239,11 @@ DATASETS: Mapping[str, RobotDataset] = {
     rate_hz=20.0,
     recorded_as="libero(_.*)?",
   ),
-  "tabletop": RobotDataset(TABLETOP, _IMAGE, tabletop, **_TABLETOP),
+  "tabletop": RobotDataset(
+    TABLETOP, _IMAGE, tabletop, _TABLETOP_STATE, **_TABLETOP
+  ),
   "tabletop_with_plan": RobotDataset(
-    TABLETOP, _IMAGE, tabletop_with_plan, **_TABLETOP
+    TABLETOP, _IMAGE, tabletop_with_plan, _TABLETOP_STATE, **_TABLETOP
   ),
   **{
     name: dataclasses.replace(each, recorded_as=name)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rt2_jax.action_spaces import TABLETOP
+from rt2_jax.action_spaces import TABLETOP, TABLETOP_STATE
 from rt2_jax.envs.tabletop import (
   baselines,
   environment,
@@ -36,7 +36,7 @@ class Tabletop(Benchmark):
   title = "the tabletop"
   notes = _NOTES
   action_space = TABLETOP
-  spec = ObservationSpec()
+  spec = ObservationSpec(state=TABLETOP_STATE)
   reasons = (
     environment.SUCCESS,
     environment.WRONG_OBJECT,
@@ -132,7 +132,9 @@ class TrialEnvironment:
 
   def reset(self, trial: Trial) -> Observation:
     options = trials.reset_options(trial)
-    return _observation(self._env.reset(seed=trial.seed, options=options)[0])
+    return self._observation(
+      self._env.reset(seed=trial.seed, options=options)[0]
+    )
 
   def step(self, action: np.ndarray) -> tuple[Observation, Outcome | None]:
     seen, _, terminated, truncated, info = self._env.step(action)
@@ -141,11 +143,11 @@ class TrialEnvironment:
       reason = info["outcome"]
       details = {"engaged": info["engaged"], "capped": truncated}
       outcome = Outcome(reason == environment.SUCCESS, reason, details)
-    return _observation(seen), outcome
+    return self._observation(seen), outcome
 
   def expert(self, trial: Trial) -> np.ndarray:
     return oracle.act(self._env.world, trials.task(trial))
 
-
-def _observation(seen: dict) -> Observation:
-  return Observation({PRIMARY: seen["image"][None]}, seen["instruction"])
+  def _observation(self, seen: dict) -> Observation:
+    images = {PRIMARY: seen["image"][None]}
+    return Observation(images, seen["instruction"], self._env.world.state())

@@ -242,6 +242,10 @@ class World:
       )
       mujoco.mj_step(self.model, self.data, nstep=_SUBSTEPS // _CHUNKS)
 
+  def state(self) -> np.ndarray:
+    """Returns `TABLETOP_STATE`, float32[7], as commanded."""
+    return np.float32([*self.position, *self.turn, self.gripper])
+
   def _hold(self, position: np.ndarray, turn: np.ndarray) -> None:
     """Moves the point that the hand is tied to, and the hand's shadow."""
     data, model = self.data, self.model

@@ -57,6 +57,22 @@ def test_rest_is_the_floor_and_meets_the_step_cap():
   assert summary["outcomes"][NOTHING] == len(SUITES)
 
 
+def test_a_policy_reads_the_hands_state_as_demonstrations_hold_it():
+  states = []
+
+  def act(observations):
+    states.append(observations[0].state)
+    return np.float32([[[0, 0.01, -0.02, 0, 0, 0, 0.1, 0]]])
+
+  known = benchmark(max_steps=2)
+  (rollout,) = runner.run(act, draw(1, "seen")[:1], known, 1, 1)
+  assert rollout.steps == len(states) == 2
+  start, end = states
+  assert start.shape == (len(known.spec.state),) and start[6] == 1
+  moved = [0.01, -0.02, 0, 0, 0, 0.1, -1]
+  np.testing.assert_allclose(end - start, moved, atol=1e-6)
+
+
 def test_one_who_guesses_moves_well_and_often_takes_the_wrong_thing():
   drawn = draw(24, "reasoning_use")
   rollouts = runner.run(None, drawn, benchmark(), 8, 1, expert=guessed)

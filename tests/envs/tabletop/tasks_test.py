@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rt2_jax.action_spaces import TABLETOP_STATE
 from rt2_jax.envs.tabletop import oracle, scene, tasks
 from rt2_jax.envs.tabletop.instructions import FAMILIES, SIDES, Task
 from rt2_jax.envs.tabletop.scene import Thing, World
@@ -116,6 +117,14 @@ def test_the_hand_stays_above_the_table(world):
     world.step(np.array([0.05, 0.05, -0.05]), np.full(3, 0.25), 1.0)
   np.testing.assert_allclose(world.position, [0.2, 0.2, 0.008])
   np.testing.assert_allclose(world.turn, scene.TURN_HIGH)
+  bounds = [(d.low, d.high) for d in TABLETOP_STATE.dimensions]
+  reach = zip(
+    [*scene.LOW, *scene.TURN_LOW, 0],
+    [*scene.HIGH, *scene.TURN_HIGH, 1],
+    strict=True,
+  )
+  for (low, high), (least, most) in zip(bounds, reach, strict=True):
+    assert low <= least < most <= high
 
 
 def test_a_closed_hand_pushes(world):
