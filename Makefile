@@ -39,9 +39,9 @@ SLURM := [ "$$(id -u)" != 0 ] || which slurmctld munged > /dev/null
 INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   --no-install-recommends slurm-wlm munge; }
 
-.PHONY: quickstart mini test slow-tests test-newest cluster-tests slurm lint \
-  format bench estimates rehearsal gpu-check docs colabs load-test serving-bench \
-  fuzz libero wheel clean
+.PHONY: quickstart ablations mini test slow-tests test-newest cluster-tests \
+  slurm lint format bench estimates rehearsal gpu-check docs colabs load-test \
+  serving-bench fuzz libero wheel clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
@@ -134,6 +134,10 @@ estimates: .venv/installed-extras
 	  $(ESTIMATE_55B) --config.model.remat=dots && \
 	  $(ESTIMATE_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1) \
 	  | tee runs/bench/estimates.jsonl
+
+# docs/your_robot.md: a LeRobot folder of two arms becomes a policy that acts.
+two-arms: .venv/installed-extras
+	$(RUN) -m pytest tests/two_arms.py
 
 # Four processes train in a bucket, and are killed, stopped and refused.
 rehearsal: .venv/installed-extras
