@@ -72,6 +72,10 @@ class RareTokens:
     """Converts int32[..., D] bins to int32[..., D] ids."""
     return self._ids[numbers - firsts]
 
+  def of_bins(self, bins: np.ndarray) -> np.ndarray:
+    """Writes n chunks, int[n, H, D] bins -> int32[n, H * D] ids."""
+    return self._ids[bins.reshape(len(bins), -1)]
+
   def to_numbers(self, ids: np.ndarray, firsts: np.ndarray) -> np.ndarray:
     """Converts int32[..., D] ids to int32[..., D] numbers.
 

@@ -246,8 +246,9 @@ class Prompt:
       )
     ids = np.full((count, self.suffix_length), PAD, np.int32)
     ids[:, :length], ids[:, length] = answers, EOS
-    row = (np.arange(self.suffix_length) <= length).astype(np.float32)
-    return ids, np.repeat(row[None], count, 0)
+    mask_loss = np.zeros(ids.shape, np.float32)
+    mask_loss[:, : length + 1] = 1.0
+    return ids, mask_loss
 
 
 def _fill(template: str, instruction: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -164,7 +165,9 @@ def by_source(source: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
   """Yields each source of a batch, int32[n], with its rows."""
   order = np.argsort(source, kind="stable")
   present, starts = np.unique(source[order], return_index=True)
-  yield from zip(present.tolist(), np.split(order, starts[1:]), strict=True)
+  bounds = itertools.pairwise([*starts.tolist(), len(order)])
+  for s, (first, last) in zip(present.tolist(), bounds, strict=True):
+    yield s, order[first:last]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -154,11 +154,12 @@ class RobotText:
       int32[n, P] and mask_input bool[n, P].
     """
     text = self._source.index.text[numbers]
-    ids, mask_input, start = (column[text] for column in self._texts.asking)
+    asking = self._texts.asking
+    ids, mask_input = asking.ids[text], asking.mask_input[text]
     if not self._state_tokens:
       return ids, mask_input
     tokens = self._state_tokens.encode_bins(self._states[numbers][:, None])
-    positions = start[:, None] + np.arange(tokens.shape[1])
+    positions = asking.state[text, None] + np.arange(tokens.shape[1])
     np.put_along_axis(ids, positions, tokens, 1)
     if self._dropout:
       # Of (step, epoch), so that a resumed run asks the same.
@@ -173,7 +174,7 @@ class RobotText:
     bins = self._chunks(numbers)
     index = self._source.index
     if not index.plans and isinstance(self._tokenizer.route, RareTokens):
-      return self._prompt.suffixes(self._tokenizer.encode_bins(bins))
+      return self._prompt.suffixes(self._tokenizer.route.of_bins(bins))
     answers = [self._tokenizer.encode_bins(chunk) for chunk in bins]
     if index.plans:
       plans = [self._texts.plans[p] for p in index.plan[numbers].tolist()]
@@ -183,9 +184,12 @@ class RobotText:
     return np.stack(ids), np.stack(mask_loss)
 
   def _chunks(self, numbers: np.ndarray) -> np.ndarray:
-    """Gathers the bins of n chunks, int32[n, H, D]."""
-    steps, is_past = self._source.following(numbers, self._tokenizer.horizon)
-    bins = self._bins[steps].astype(np.int32)
+    """Gathers the bins of n chunks, int[n, H, D]."""
+    horizon = self._tokenizer.horizon
+    if horizon == 1:
+      return self._bins[numbers, None]
+    steps, is_past = self._source.following(numbers, horizon)
+    bins = self._bins[steps]
     if not is_past.any():
       return bins
     ends = np.where(self._is_held, bins, self._end)

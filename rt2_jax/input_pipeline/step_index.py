@@ -221,14 +221,17 @@ class StepSource:
     """
     index, steps = self.index, np.asarray(numbers, np.int64)
     episode = index.episode[steps]
-    frames = index.frame[steps].astype(np.int64)[:, None]
+    frames = index.frame[steps].astype(np.int64)
+    places = [index.offset, index.length, index.checksum]
     if self.history > 1:
-      frames = frames + np.arange(1 - self.history, 1)
+      frames = frames[:, None] + np.arange(1 - self.history, 1)
       frames = np.maximum(frames, index.start[episode][:, None])
-    places = [
-      column[frames].swapaxes(1, 2).reshape(len(steps), -1).tolist()
-      for column in (index.offset, index.length, index.checksum)
-    ]
+      places = [
+        column[frames].swapaxes(1, 2).reshape(len(steps), -1).tolist()
+        for column in places
+      ]
+    else:
+      places = [column[frames].tolist() for column in places]
     files = [index.files[f] for f in index.file[episode].tolist()]
     return [
       [Request(file, *place) for place in zip(*row, strict=True)]
