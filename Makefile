@@ -58,6 +58,23 @@ quickstart: .venv/installed-sim
 	$(QUICKSTART_ROLLOUT) --policy=$(QUICKSTART)/run
 	$(QUICKSTART_ROLLOUT) --policy=guess,oracle
 
+# What masked actions, a state and its dropout do to `quickstart`: half an hour.
+ABLATIONS := plain masked state state_dropout
+masked := --config.actions.masked_fraction=0.2
+state := --config.observation.state=True --config.prompt.prefix_length=28 \
+  --config.prompt.template='Q: what action should the robot take to \
+  {instruction}? {state} A:'
+state_dropout := $(state) --config.observation.state_dropout=0.2
+ABLATION_ROLLOUT = $(RUN) launch/rollout.py $(QUICKSTART_TASKS) --episodes=200 \
+  --output=$(QUICKSTART)/ablations/rollouts --suites=seen,objects_easy \
+  --flagfile=data/mini_concepts.flags
+ablations: .venv/installed-sim
+	test -d $(QUICKSTART)/run || $(MAKE) quickstart
+	$(foreach run,$(ABLATIONS:%=$(QUICKSTART)/ablations/%),$(RUN) launch/train.py \
+	  --config=configs/quickstart.py:$(QUICKSTART) --workdir=$(run) \
+	  $($(notdir $(run))) && $(RUN) launch/evaluate.py --workdir=$(run) && \
+	  $(ABLATION_ROLLOUT) --policy=$(run) &&) $(ABLATION_ROLLOUT) --policy=guess
+
 # RT-2 in miniature: hours on two cores. A call that was killed goes on. At
 # another size: MINI=runs/micro MINI_MODEL='--config.model.img=micro/16
 # --config.model.llm=gemma_micro'.

@@ -4,12 +4,14 @@ On the evaluation split of each robot source: token accuracy and L1 in physical
 units per action dimension, and a picture of predicted against recorded actions.
 On that of each web source: how many answers are right, so that forgetting
 shows; --web_of asks the questions of another run, such as the one it started
-from. Everything is also written to `DIR/evaluation/`.
+from. Data that moved since training are named by --paths=NAME=FOLDER.
+Everything is also written to `DIR/evaluation/`.
 How often the run does what it is asked to is launch/rollout.py's question.
 """
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -21,6 +23,7 @@ from absl import app, flags
 from launch import program
 from rt2_jax import storage
 from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.evaluators import action_accuracy
 from rt2_jax.evaluators.held_out import HeldOut
 from rt2_jax.input_pipeline import web
@@ -38,6 +41,9 @@ _WEB_OF = flags.DEFINE_string(
   None,
   "Workdir of the run whose web sources to ask; default: its own.",
 )
+_PATHS = flags.DEFINE_list(
+  "paths", [], "NAME=FOLDER of sources that lie elsewhere than in training."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 50, "Steps in one call.", 1)
 _LIMIT = flags.DEFINE_integer(
   "limit", None, "Examples of each source, spread over it; default: all.", 1
@@ -53,18 +59,19 @@ def main():
   meta, _ = checkpoints.restore_meta(step)
   run = {"step": step, "config_hash": config_hash(meta["config"])}
   config = with_defaults(meta["config"])
+  robots, webs = moved((config["sources"], web_sources(config)), _PATHS.value)
   held_out = HeldOut(LoaderConfig(**config["loader"]), _BATCH_SIZE.value)
   folder = storage.output_folder(workdir / "evaluation", "--workdir")
-  for name, fields in config["sources"].items():
+  for name, fields in robots.items():
     policy = Policy.from_checkpoint(workdir, name, step)
     source = SourceConfig(**fields)
     metrics = evaluate_actions(policy, name, source, held_out, folder)
     write(run | metrics, folder / f"{name}.json")
-  for name, fields in web_sources(config).items():
+  for name, fields in webs.items():
     source = web.WebConfig(**fields)
     if source.eval_split:
       # Any robot's: its action tokenizer is not used.
-      robot = next(iter(config["sources"]), None)
+      robot = next(iter(robots), None)
       policy = Policy.from_checkpoint(workdir, robot, step)
       metrics = evaluate_answers(policy, name, source, held_out)
       write(run | metrics, folder / f"{name}.json")
@@ -77,6 +84,36 @@ def web_sources(config):
     config = with_defaults(checkpoints.restore_meta()[0]["config"])
     checkpoints.close()
   return config["web"]
+
+
+def moved(
+  groups: Sequence[Mapping[str, Any]], values: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Puts sources where they are now.
+
+  Args:
+    groups: fields of sources, by name.
+    values: NAME=FOLDER each.
+
+  Raises:
+    UserError: a value of another form, or no source of that name.
+  """
+  known = [name for group in groups for name in group]
+  places = {}
+  for value in values:
+    name, _, folder = value.partition("=")
+    if not folder:
+      raise UserError(
+        f"got {value!r} for --paths, expected NAME=FOLDER, such as "
+        f"{known[0]}=/new/place"
+      )
+    if name not in known:
+      raise unknown_name("a source of --paths", name, known)
+    places[name] = {"path": folder}
+  return [
+    {name: fields | places.get(name, {}) for name, fields in group.items()}
+    for group in groups
+  ]
 
 
 def evaluate_actions(policy, name, source, held_out, folder):

@@ -295,12 +295,15 @@ def test_a_policy_acts_from_the_checkpoint_alone(folder, whole):
 def test_a_run_without_web_data_is_asked_the_questions_of_another(
   folder, whole
 ):
-  """So that forgetting can be measured after training on robots alone."""
+  """So that forgetting can be measured after training on robots alone.
+
+  The data may have moved since then.
+  """
   records = [tiny_datasets.web_example(i, f"dog {i}") for i in range(4)]
   tiny_datasets.write(folder / "web", records, "vqa", "val")
   other = folder / "with_web"
   stored = StoredCheckpoint.open(whole)
-  web = {"vqa": {"path": str(folder / "web"), "eval_split": "val"}}
+  web = {"vqa": {"path": str(folder / "gone"), "eval_split": "val"}}
   config = stored.meta["config"] | {"web": web}
   checkpoints = Checkpoints(other / "checkpoints")
   params = {"none": np.zeros(1)}
@@ -309,7 +312,14 @@ def test_a_run_without_web_data_is_asked_the_questions_of_another(
   checkpoints.close()
   command = [sys.executable, "launch/evaluate.py", f"--workdir={whole}"]
   subprocess.run(
-    [*command, f"--web_of={other}", "--limit=4"], cwd=ROOT, check=True
+    [
+      *command,
+      f"--web_of={other}",
+      f"--paths=vqa={folder / 'web'}",
+      "--limit=4",
+    ],
+    cwd=ROOT,
+    check=True,
   )
   metrics = json.loads((whole / "evaluation/vqa.json").read_text())
   assert metrics["step"] == NUM_STEPS and 0 <= metrics["accuracy"] <= 1
