@@ -40,14 +40,18 @@ def state_units(
     name_of_unit, _, scale = value.partition("*")
     if not name_of_unit:
       raise UserError(
-        f"got --units={text!r}, expected e.g. elbow=rad*0.0174533"
+        f"got --units={text!r}, expected e.g. elbow=rad*0.0174533; repeat the "
+        "flag for each number"
       )
     changes[name] = {"unit": name_of_unit, "scale": _number(text, scale or "1")}
   for text in grippers:
     name, _, value = text.partition("=")
     ends = value.split(":")
     if len(ends) != 2:
-      raise UserError(f"got --gripper={text!r}, expected e.g. gripper=100:0")
+      raise UserError(
+        f"got --gripper={text!r}, expected e.g. gripper=100:0; repeat the flag "
+        "for each gripper"
+      )
     opened, closed = (_number(text, end) for end in ends)
     changes[name] = {"gripper": (opened, closed)}
   columns = (*layout.action, *layout.state)

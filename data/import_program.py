@@ -329,8 +329,12 @@ def define_flags():
   flags.DEFINE_integer("max_skipped", 0, "Damaged episodes to leave out", 0)
   flags.DEFINE_integer("num_workers", None, "Processes; default: all CPUs", 1)
   flags.DEFINE_string("unit", "", "Of numbers that no other flag names")
-  flags.DEFINE_multi_string("units", [], "NAME=UNIT or NAME=UNIT*SCALE")
-  flags.DEFINE_multi_string("gripper", [], "NAME=OPEN:CLOSED")
+  flags.DEFINE_multi_string(
+    "units", [], "NAME=UNIT or NAME=UNIT*SCALE; repeat it"
+  )
+  flags.DEFINE_multi_string(
+    "gripper", [], "NAME=OPEN:CLOSED; repeat it for each"
+  )
   flags.DEFINE_multi_string("rotation", [], "See data/conversions.py")
   flags.DEFINE_multi_string("motion", [], "See data/conversions.py")
   flags.DEFINE_string("robot", "", "A robot.json, in place of a derived one")

@@ -252,6 +252,7 @@ def test_bounds_are_percentiles_and_grippers_hold_what_was_recorded(
     ({"gripper": ("left_gripper=1:0",)}, "for gripper 'left_gripper'"),
     ({"gripper": ("left_griper=1:0",)}, "did you mean 'left_gripper'"),
     ({"gripper": ("left_gripper",)}, "--gripper="),
+    ({"gripper": ("left=1:0,right=1:0",)}, "repeat the flag for each gripper"),
     ({"units": ("left_gripper=",)}, "--units="),
     ({"image_size": "224"}, "HEIGHTxWIDTH"),
     ({"name": "My arm"}, "--name"),
