@@ -103,8 +103,9 @@ def write_lerobot(
 
 def _table(episode: int, length: int, first: int, start: float) -> pa.Table:
   fixed = pa.list_(pa.float32(), len(TWO_ARMS))
-  action = numbers(episode, length)
-  state = numbers(50 + episode, length)
+  # An action is where the arms should be at the next step.
+  way = numbers(episode, length + 1)
+  action, state = way[1:], way[:-1]
   return pa.table(
     {
       "action": pa.array(list(action), fixed),
