@@ -152,10 +152,6 @@ estimates: .venv/installed-extras
 	  $(ESTIMATE_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1) \
 	  | tee runs/bench/estimates.jsonl
 
-# docs/your_robot.md: a LeRobot folder of two arms becomes a policy that acts.
-two-arms: .venv/installed-extras
-	$(RUN) -m pytest tests/two_arms.py
-
 # Four processes train in a bucket, and are killed, stopped and refused.
 rehearsal: .venv/installed-extras
 	$(RUN) -m tests.rehearsal --num_processes=4 --num_faults=5

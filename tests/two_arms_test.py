@@ -1,6 +1,6 @@
-"""Two arms, from a LeRobot folder to actions and back: make two-arms.
+"""Two arms, from a LeRobot folder to actions and back, by the page's commands.
 
-The commands are those of docs/your_robot.md. A minute on one core.
+They are those of docs/your_robot.md. A minute on one core.
 """
 
 import re
@@ -24,6 +24,7 @@ COMMANDS = [
   for block in re.findall(r"```bash\n(.*?)```", TWO_ARMS, re.S)
   for line in block.replace("\\\n", " ").splitlines()
 ]
+pytestmark = pytest.mark.slow
 SIZE = (48, 64)  # of the pictures, here
 NUM_STEPS = 12  # of an episode
 
@@ -79,7 +80,7 @@ def said(folder):
     "runs/two_arms": str(folder),
     "my_two_arms": f"{folder}/recorded",
     "480x640": "{}x{}".format(*SIZE),
-    "my_lab.arms:make": "tests.two_arms:Arms",
+    "my_lab.arms:make": "tests.two_arms_test:Arms",
     ":8000": f":{port}",
   }
   said, service = {}, None
