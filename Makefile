@@ -167,11 +167,10 @@ docs: .venv/installed
 	  -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build -q
 
-# Runs the notebooks and keeps what they print and draw.
+# Runs the notebooks and compares what they show with what is committed.
 colabs: .venv/installed-extras
 	test -d $(QUICKSTART)/run || $(MAKE) quickstart
-	for notebook in colabs/*.ipynb; do \
-	  .venv/bin/jupyter execute --inplace $$notebook || exit 1; done
+	$(RUN) -m pytest -n 0 -rP tests/notebooks.py
 
 # The wheel in clean environments of PYTHON, outside the repository.
 wheel:

@@ -54,7 +54,8 @@ def test_probabilities_are_those_of_training(acts, seen):
   suffix, *_ = acts.prompt.suffix(tokenizer.encode(look.actions))
   images = augment.prepare(batch.image, 32, batch.image_size)
   columns = images, *acts.prompts(batch), suffix[None]
-  logits = VLM(acts.model).apply({"params": acts.params}, *columns)
+  train = jax.jit(lambda *columns: VLM(acts.model).apply(*columns))
+  logits = train({"params": acts.params}, *columns)
   candidates = np.asarray(logits)[0, :8][:, np.asarray(tokenizer.route.ids)]
   expected = special.softmax(candidates[1:], -1)  # all but terminate
   np.testing.assert_allclose(look.probabilities[0, 1:], expected, atol=1e-5)
