@@ -196,6 +196,13 @@ wheel:
 	.venv-xpk/bin/pip install -q --disable-pip-version-check xpk==1.16.0
 	touch $@
 
+# W&B and Trackio take a run's figures, offline.
+trackers:
+	$(PYTHON) -m venv .venv-trackers
+	.venv-trackers/bin/pip install -q --disable-pip-version-check \
+	  -c constraints.txt -e '.[wandb,trackio]' pytest hypothesis
+	JAX_PLATFORMS=cpu .venv-trackers/bin/python -m pytest tests/run_log_test.py
+
 # Many robots against one service, for a minute; prints JSON.
 load-test: .venv/installed-extras
 	mkdir -p runs
@@ -257,7 +264,7 @@ runs/libero/random: .venv/installed-extras
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-xpk .venv-openpi .venv-libero runs build *.egg-info
+	rm -rf .venv .venv-newest .venv-trackers .venv-xpk .venv-openpi .venv-libero runs build *.egg-info
 
 # constraints.txt holds the exact versions that CI tests; setup.py holds ranges.
 .venv/installed: setup.py constraints.txt

@@ -87,6 +87,9 @@ EXTRAS = {
   "gpu": [*JAX, "jax[cuda12]>=0.10"],
   "gcs": ["gcsfs>=2024.6"],
   "profile": ["xprof>=2.24"],
+  # Where a run's figures go beside TensorBoard.
+  "wandb": ["wandb>=0.20"],
+  "trackio": ["trackio>=0.20"],
   # Large with CUDA; its index of CPU builds serves machines without a GPU.
   "torch": [
     "protobuf>=5",

@@ -1,4 +1,4 @@
-"""What a run says of itself: progress lines and TensorBoard."""
+"""What a run says of itself: progress lines, figures and pictures."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 from tqdm import tqdm
 
 from rt2_jax import optimizer
 from rt2_jax.actions import ActionSpace
 from rt2_jax.divergence import NORMS, BadSteps
 from rt2_jax.errors import UserError
+from rt2_jax.run_log import RunLog
 from rt2_jax.speed import Clock, device_memory
 from rt2_jax.train_config import TrainConfig
 
@@ -28,7 +28,7 @@ class Progress:
     self,
     config: TrainConfig,
     spaces: Mapping[str, ActionSpace],
-    writer: tensorboardX.SummaryWriter,
+    log: RunLog,
     start: int,
     window: Mapping[str, Any],
     name_records: Callable[[int], str],
@@ -39,7 +39,7 @@ class Progress:
     Args:
       config: of the run.
       spaces: of the robot sources.
-      writer: for TensorBoard.
+      log: gets figures and pictures.
       start: steps done.
       window: what `before_save` returned for the checkpoint; empty for a new
         run.
@@ -49,7 +49,7 @@ class Progress:
     """
     self._config = config
     self._spaces = spaces
-    self._writer = writer
+    self._log = log
     self._schedule = optimizer.learning_rate(config.optimizer, config.num_steps)
     self._pending: list[tuple[int, dict]] = []
     self._steps = window.get("steps", 0)
@@ -81,10 +81,10 @@ class Progress:
     scalars["learning_rate"] = float(self._schedule(done - 1 - skipped))
     if self._config.divergence.max_skipped:
       scalars["skipped_steps"] = skipped
-    for name, value in scalars.items():
-      self._writer.add_scalar(f"train/{name}", value, done)
-    for name, value in (speed | device_memory()).items():
-      self._writer.add_scalar(f"speed/{name}", value, done)
+    self._log.scalars(
+      done,
+      _under("train", scalars) | _under("speed", speed | device_memory()),
+    )
     self._print(done, scalars, speed)
 
   def check(self):
@@ -118,16 +118,27 @@ class Progress:
       UserError: see `check`.
     """
     self.check()
-    self._writer.flush()
+    self._log.flush()
     self._saved = done
     total = {name: value.tolist() for name, value in self._total.items()}
     window = {"steps": self._steps, "total": total}
     return window | self._bad_steps.kept | self._clock.kept
 
-  def add_evaluation(self, done: int, metrics: Mapping[str, float]):
-    """Takes what was measured on held-out data after `done` steps."""
-    for name, value in metrics.items():
-      self._writer.add_scalar(f"eval/{name}", value, done)
+  def add_evaluation(
+    self,
+    done: int,
+    metrics: Mapping[str, float],
+    drawings: Mapping[str, Callable[[], np.ndarray]],
+  ):
+    """Takes what was found on held-out data after `done` steps.
+
+    Args:
+      done: steps.
+      metrics: by name.
+      drawings: draw pictures uint8[H, W, 3], by name.
+    """
+    self._log.scalars(done, _under("eval", metrics))
+    self._log.pictures(done, _under("eval", drawings))
     shown = (
       *("forced_accuracy", "forced_accuracy/mean", "accuracy"),
       "within_2_bins/all",
@@ -219,3 +230,8 @@ class Progress:
       parts += [f"MFU {speed['mfu']:.1%}"] if "mfu" in speed else []
       parts += [f"{tqdm.format_interval(left * step_s)} left"]
     _LOG.info("step %d/%d  %s", done, self._config.num_steps, "  ".join(parts))
+
+
+def _under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+  """Puts names into a group of TensorBoard's."""
+  return {f"{group}/{name}": value for name, value in values.items()}

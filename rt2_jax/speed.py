@@ -39,8 +39,11 @@ class Clock:
       window: `kept` of the checkpoint; empty for a new run.
       mfu_at_one_step_per_s: MFU of one step per second; 0 where the devices'
         peak is not known.
+
+    Attributes:
+      first_start: of the run, in seconds since 1970.
     """
-    self._first_start = window.get("first_start", time.time())
+    self.first_start = window.get("first_start", time.time())
     self._stepped = window.get("stepped_s", 0.0)
     self._mfu = mfu_at_one_step_per_s
     self._warm = False
@@ -54,7 +57,7 @@ class Clock:
   def kept(self) -> dict[str, float]:
     """What a checkpoint keeps, as JSON."""
     stepped = self._stepped + self._window_s()
-    return {"first_start": self._first_start, "stepped_s": stepped}
+    return {"first_start": self.first_start, "stepped_s": stepped}
 
   def inputs(self, batches: Iterable[Any]) -> Iterator[Any]:
     """Yields batches, and measures the wait for each."""
@@ -110,7 +113,7 @@ class Clock:
       "device_wait_s": parts["device"],
       "host_s": step_s - sum(parts.values()),
       "steps_per_s": 1 / step_s,
-      "goodput": self._stepped / (time.time() - self._first_start),
+      "goodput": self._stepped / (time.time() - self.first_start),
     }
     return found | ({"mfu": self._mfu / step_s} if self._mfu else {})
 

@@ -31,6 +31,7 @@ from rt2_jax.optimizer import OptimizerConfig, make_optimizer
 from rt2_jax.prompt import STATE_FIELD, Prompt, PromptConfig
 from rt2_jax.ranges import at_least, below, between
 from rt2_jax.tokenizer import Tokenizer
+from rt2_jax.trackers import TrackingConfig
 from rt2_jax.train_state import Trainer
 from rt2_jax.watchdog import WatchdogConfig
 
@@ -58,12 +59,15 @@ class EvaluationConfig:
     every: steps between evaluations; 0 never evaluates.
     num_robot_steps: of each source's `eval_split`, spread over it.
     num_questions: web examples of each source's `eval_split`, likewise.
+    num_panels: pictures for the log of each robot source: what the robot saw,
+      recorded and predicted actions.
     batch_size: of one call.
   """
 
   every: Annotated[int, at_least(0)] = 0
   num_robot_steps: Annotated[int, at_least(1)] = 512
   num_questions: Annotated[int, at_least(1)] = 512
+  num_panels: Annotated[int, at_least(0)] = 4
   batch_size: Annotated[int, at_least(1)] = 64
 
 
@@ -110,6 +114,7 @@ class TrainConfig:
       best checkpoint stays as well; "-NAME" for the smallest; "" for none.
     divergence: which steps are bad, and how many may be left out.
     watchdog: when a run that hangs is given up.
+    tracking: where figures go beside TensorBoard.
     objective: "answers" for all that a policy needs; "patches" teaches the
       encoder alone to name what each patch shows, row by row, from a web
       source whose answers have one token for each.
@@ -143,6 +148,7 @@ class TrainConfig:
   keep_best: str = ""
   divergence: DivergenceConfig
   watchdog: WatchdogConfig
+  tracking: TrackingConfig
   objective: str = "answers"
 
   @classmethod
@@ -347,6 +353,7 @@ _SCHEMA = Schema(
     "evaluation": EvaluationConfig,
     "divergence": DivergenceConfig,
     "watchdog": WatchdogConfig,
+    "tracking": TrackingConfig,
   },
   groups={"sources": SourceConfig, "web": web.WebConfig},
 )

@@ -5,22 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import tensorboardX
 from jax.sharding import Mesh
 
 from rt2_jax import (
   consensus,
-  event_files,
   optimizer,
   platforms,
   resume,
+  run_log,
   storage,
   train_data,
 )
@@ -34,6 +32,7 @@ from rt2_jax.input_pipeline.loader import Loader
 from rt2_jax.interrupts import StopSignals
 from rt2_jax.profiling import Profiler
 from rt2_jax.progress import Progress
+from rt2_jax.run_log import RunLog
 from rt2_jax.saving import Saver
 from rt2_jax.speed import Clock
 from rt2_jax.tpu import train_step
@@ -184,13 +183,10 @@ def _loop(
   saver = Saver(config, checkpoints, workdir, start, window.get("best", {}))
   with contextlib.ExitStack() as stack:
     log_start(config, state, run.mesh)
-    first = jax.process_index() == 0
-    log = event_files.open_log(workdir / "tensorboard", start, first)
-    writer = stack.enter_context(log)
     clock = Clock(start, window, mfu_at_one_step_per_s(run))
-    text = json.dumps(run.meta.config, indent=2, sort_keys=True)
-    writer.add_text("config", f"```json\n{text}\n```", start)
-    progress = make_progress(run, writer, start, window, workdir, clock)
+    log = open_log(run, workdir, start, clock)
+    stack.enter_context(contextlib.closing(log))
+    progress = make_progress(run, log, start, window, workdir, clock)
     if stop.reached(start):
       raise Stopped(f"stopped on request at step {start}")
     step_fn = run.trainer.compile_step()
@@ -210,8 +206,8 @@ def _loop(
         progress.check()
         with clock.spent_on("other"):
           found = run.evaluation(state.acting)
-        progress.add_evaluation(done, found)
-        saver.measured(done, found)
+        progress.add_evaluation(done, found.metrics, found.drawings)
+        saver.measured(done, found.metrics)
       stops = stop.reached(done) and not last
       if saver.due(done) or stops:
         watchdog.at(f"saving step {done}")
@@ -238,9 +234,28 @@ def mfu_at_one_step_per_s(run: Run) -> float:
   return train_step.useful_flops(run.config) / (run.mesh.size * peak)
 
 
+def open_log(
+  run: Run, workdir: storage.Path, start: int, clock: Clock
+) -> RunLog:
+  """Opens the log of a run, which process 0 writes."""
+  if jax.process_index():
+    return RunLog([])
+  measures = ["train/loss"]
+  if run.evaluation:
+    measures += [f"eval/{name}" for name in run.evaluation.headlines]
+  return run_log.open_log(
+    workdir,
+    start,
+    clock.first_start,
+    run.meta.config,
+    measures,
+    run.config.tracking,
+  )
+
+
 def make_progress(
   run: Run,
-  writer: tensorboardX.SummaryWriter,
+  log: RunLog,
   start: int,
   window: Mapping[str, Any],
   workdir: storage.Path,
@@ -251,7 +266,7 @@ def make_progress(
   return Progress(
     run.config,
     {name: t.space for name, t in run.action_tokenizers.items()},
-    writer,
+    log,
     start,
     window,
     lambda done: train_data.write_records(

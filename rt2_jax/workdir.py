@@ -39,6 +39,7 @@ FREE_FIELDS = (
   "keep_best",
   "divergence",
   "watchdog",
+  "tracking",
   "path",
   "statistics",
   "tokenizer_file",

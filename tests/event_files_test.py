@@ -1,12 +1,16 @@
-"""TensorBoard's files in an object store, in parts."""
+"""TensorBoard's files; in an object store, in parts."""
 
+import contextlib
 import logging
 import uuid
 
+import numpy as np
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from rt2_jax import event_files, local_copies, storage
 from rt2_jax.errors import UserError
+from rt2_jax.event_files import EventFiles
 
 
 def steps(folder) -> list[int]:
@@ -15,20 +19,41 @@ def steps(folder) -> list[int]:
     return [event.step for event in log.Scalars("x")]
 
 
+def open_files(folder, start, fields=(), measures=()):
+  return contextlib.closing(EventFiles(folder, start, dict(fields), measures))
+
+
 def test_parts_are_read_in_their_order_and_later_runs_void_earlier(monkeypatch):
   monkeypatch.setattr(event_files, "_LARGEST", 200)
   folder = storage.locate(f"memory://{uuid.uuid4().hex}/log", "x")
-  with event_files.open_log(folder, 0, True) as log:
+  with open_files(folder, 0) as log:
     for step in range(1, 13):
-      log.add_scalar("x", step, step)
+      log.scalars(step, {"x": step})
       log.flush()
   assert steps(folder) == [*range(1, 13)]
-  with event_files.open_log(folder, 8, True) as log:
-    log.add_scalar("x", 9, 9)
+  with open_files(folder, 8) as log:
+    log.scalars(9, {"x": 9})
   assert steps(folder) == [*range(1, 10)]
-  before = set(folder.iterdir())
-  event_files.open_log(folder, 9, False).close()
-  assert set(folder.iterdir()) == before
+
+
+def test_pictures_and_hyperparameters_are_read_back(tmp_path):
+  fields = {"a": {"rate": 0.5, "axes": [1, 2]}, "name": "b", "on": True}
+  with open_files(tmp_path, 3, fields, ["train/loss"]) as log:
+    log.pictures(7, {"eval/x/0": np.zeros((4, 6, 3), np.uint8)})
+  log = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
+  (picture,) = log.Images("eval/x/0")
+  assert (picture.step, picture.height, picture.width) == (7, 4, 6)
+  stored = log.PluginTagToContent("hparams")
+  session, experiment = (
+    plugin_data_pb2.HParamsPluginData.FromString(stored[f"_hparams_/{name}"])
+    for name in ("session_start_info", "experiment")
+  )
+  found = session.session_start_info.hparams
+  assert set(found) == {"a.rate", "a.axes", "name", "on"}
+  assert found["a.rate"].number_value == 0.5
+  assert found["a.axes"].string_value == "[1, 2]"
+  (measure,) = experiment.experiment.metric_infos
+  assert measure.name.tag == "train/loss"
 
 
 def test_a_file_that_has_grown_large_is_left_as_it_is(monkeypatch):

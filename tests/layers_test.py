@@ -21,11 +21,11 @@ FLOORS = [
   {"actions", "augment", "models", "optimizers", "sharding", "tokenizer"}
   | {"byte_ranges", "event_files", "lease", "local_copies"}
   | {"clusters", "consensus", "divergence", "fields", "platforms", "programs"}
-  | {"orbax_manager", "trace_summary", "watchdog"},
+  | {"orbax_manager", "trace_summary", "trackers", "watchdog"},
   # grammar
   {"action_spaces", "decode", "objectives", "observation", "optimizer"}
   | {"masked_actions", "prompt", "saved_step", "step_metrics", "trainable"}
-  | {"profiling", "speed"},
+  | {"profiling", "run_log", "speed"},
   # data and state
   {"checkpoint", "checkpoint_meta", "input_pipeline", "robot_policy"}
   | {"rollouts", "train_state"},
@@ -114,7 +114,7 @@ INSIDE = {
     {"http_json", "openpi", "vla_eval"},
     {"server"},
   ],
-  "evaluators": [{"action_accuracy", "closer_look", "vqa"}, {"held_out"}],
+  "evaluators": [{"action_accuracy", "closer_look", "panels", "vqa"}, {"held_out"}],
   "gpu": [{"memory_estimate"}, {"gpu_card"}],
   "benchmarks": [
     {"meters", "synthetic"},

@@ -29,9 +29,10 @@ class Writer:
   written: dict = dataclasses.field(default_factory=dict)
   flushed: int = 0
 
-  def add_scalar(self, tag, value, step):
-    assert (tag, step) not in self.written
-    self.written[tag, step] = value
+  def scalars(self, step, values):
+    written = {(tag, step): value for tag, value in values.items()}
+    assert not written.keys() & self.written.keys()
+    self.written |= written
 
   def flush(self):
     self.flushed = len(self.written)

@@ -178,6 +178,11 @@ def test_robots_and_web_are_learnt_in_one_batch(alone, tmp_path):
     "eval/pictures/accuracy",
   ):
     assert [e.step for e in log.Scalars(tag)] == [20, 24]
+  pictures = {
+    f"eval/{name}/{i}" for name in ("bridge", "rt1") for i in range(4)
+  }
+  assert set(log.Tags()["images"]) == pictures
+  assert [e.step for e in log.Images("eval/rt1/3")] == [20, 24]
 
 
 def test_a_model_pretrained_on_the_web_becomes_a_robots(alone, tmp_path):

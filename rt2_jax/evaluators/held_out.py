@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from rt2_jax.actions import ActionTokenizer
 from rt2_jax.evaluators import action_accuracy, vqa
-from rt2_jax.evaluators.action_accuracy import ActionAccuracy
+from rt2_jax.evaluators.action_accuracy import NEAR, ActionAccuracy
+from rt2_jax.evaluators.panels import Chosen, Panel
 from rt2_jax.input_pipeline import examples, in_order
 from rt2_jax.input_pipeline.examples import RobotExamples, WebExamples
 from rt2_jax.input_pipeline.loader import LoaderConfig
 from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.input_pipeline.step_index import StepSource
 from rt2_jax.input_pipeline.web import WebConfig, WebSource
+from rt2_jax.observation import Batched
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig
 
@@ -72,8 +75,15 @@ class HeldOut:
       steps: of `open_steps`.
       limit: how many steps, evenly spread over the source; None: all.
     """
-    read = in_order.read_steps(steps, *self._reading(policy, limit))
-    return action_accuracy.evaluate(policy, self._told(read))
+    return action_accuracy.evaluate(
+      policy, self.read_steps(policy, steps, limit)
+    )
+
+  def read_steps(
+    self, policy: Policy, steps: RobotExamples, limit: int | None = None
+  ) -> Iterator[tuple[Batched, np.ndarray]]:
+    """Reads observations and recorded chunks; arguments as of `actions`."""
+    return self._told(in_order.read_steps(steps, *self._reading(policy, limit)))
 
   def answers(
     self, policy: Policy, questions: WebExamples, limit: int | None = None
@@ -90,6 +100,18 @@ class HeldOut:
     for number, batch in enumerate(batches):
       self.at(f"evaluating, batch {number}")
       yield batch
+
+
+class Measured(NamedTuple):
+  """What an evaluation finds.
+
+  Attributes:
+    metrics: `{source}/{metric}` -> number.
+    drawings: `{source}/{number}` -> draws a picture of a step, uint8[h, w, 3].
+  """
+
+  metrics: dict[str, float]
+  drawings: dict[str, Callable[[], np.ndarray]]
 
 
 class Evaluation:
@@ -141,22 +163,41 @@ class Evaluation:
     opened = {**self._steps, **self._questions}
     return {name: each.source for name, each in opened.items()}
 
-  def __call__(self, params: Any) -> dict[str, float]:
-    """Measures parameters: `{source}/{metric}` -> number, on every process.
+  @property
+  def headlines(self) -> list[str]:
+    """Names the metric of each source that says most."""
+    return [
+      *(f"{name}/within_{NEAR}_bins/all" for name in self._steps),
+      *(f"{name}/accuracy" for name in self._questions),
+    ]
+
+  def __call__(self, params: Any) -> Measured:
+    """Measures parameters, with the same result on every process.
 
     Every process reads the same examples and computes its devices' part.
     """
-    metrics = {}
+    metrics, drawings = {}, {}
     for name, policy in self._policies.items():
       policy.params = params
-      result = self._held_out.actions(
-        policy, self._steps[name], self._limits.num_robot_steps
-      ).metrics()
-      metrics |= {f"{name}/{key}": value for key, value in result.items()}
+      result, panels = self._actions(policy, self._steps[name])
+      metrics |= {f"{name}/{key}": n for key, n in result.metrics().items()}
+      drawings |= {f"{name}/{i}": panel.draw for i, panel in enumerate(panels)}
     self._answering.params = params
     for name, source in self._questions.items():
       result = self._held_out.answers(
         self._answering, source, self._limits.num_questions
       )
       metrics |= {f"{name}/{key}": value for key, value in result.items()}
-    return metrics
+    return Measured(metrics, drawings)
+
+  def _actions(
+    self, policy: Policy, steps: RobotExamples
+  ) -> tuple[ActionAccuracy, list[Panel]]:
+    """Compares actions, and keeps a few steps that are spread over them."""
+    limit, shown = self._limits.num_robot_steps, self._limits.num_panels
+    every = max(min(len(steps), limit) // max(shown, 1), 1)
+    chosen = Chosen(shown, every)
+    read = self._held_out.read_steps(policy, steps, limit)
+    result = action_accuracy.evaluate(policy, chosen.watch(read))
+    space = policy.action_tokenizer.space
+    return result, chosen.panels(space, result.recorded, result.decoded)
