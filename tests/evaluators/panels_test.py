@@ -57,7 +57,7 @@ def test_a_mark_stands_where_its_number_lies():
     assert (drawn == GREEN).all(-1).any()
     mask = (abs(drawn - colour) < 8).all(-1)
     # Letters have no solid squares.
-    squares = np.lib.stride_tricks.sliding_window_view(mask, (4, 4))
+    squares = np.lib.stride_tricks.sliding_window_view(mask, (3, 3))
     return squares.all((2, 3)).any(0).nonzero()[0].mean()
 
   low, between, high = (middle(np.full((1, 1), x), ORANGE) for x in (1, 2, 3))
