@@ -333,7 +333,7 @@ class Checkpoints:
     Raises:
       UserError: a number is not finite.
     """
-    found = checksums.measure(tree, rounded=item == "params")
+    found = checksums.measure(tree)
     bad = [name for name, array in found.items() if not array.finite]
     if bad:
       raise UserError(

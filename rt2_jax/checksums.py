@@ -8,7 +8,6 @@ position is one number per axis, so arrays may hold more than 2^32 elements.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -35,20 +34,19 @@ class Measured(NamedTuple):
   finite: bool
 
 
-def measure(tree: Any, rounded: bool = False) -> dict[str, Measured]:
-  """Measures every array of a tree, by its name; the same on all processes.
-
-  Args:
-    tree: of arrays.
-    rounded: also as bfloat16, for a reader that rounds.
-  """
-  arrays = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-  found = jax.device_get(_measure_all(arrays, rounded))
+def measure(tree: Any) -> dict[str, Measured]:
+  """Measures every array of a tree, by its name; the same on all processes."""
+  leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+  found = jax.device_get([_measure(leaf) for leaf in leaves])
   return {
     name: Measured(
-      {kind: f"{int(value):08x}" for kind, value in sums.items()}, bool(finite)
+      {
+        kind: f"{value:08x}"
+        for kind, value in zip(_kinds(leaf.dtype), sums, strict=True)
+      },
+      not bad,
     )
-    for name, (sums, finite) in zip(names(tree), found, strict=True)
+    for name, leaf, (*sums, bad) in zip(names(tree), leaves, found, strict=True)
   }
 
 
@@ -72,29 +70,41 @@ def differs(found: Measured, kept: Mapping[str, str]) -> bool | None:
   return None if kind is None else found.sums[kind] != kept[kind]
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _measure_all(
-  arrays: list[jax.Array], rounded: bool
-) -> list[tuple[dict, jax.Array]]:
-  return [_measure(x, rounded) for x in arrays]
+def _kinds(dtype: np.dtype) -> list[str]:
+  """Lists the types in which an array's numbers are summed."""
+  rounded = [_HELD] if dtype == jnp.float32 else []
+  return [str(dtype), *rounded]
 
 
-def _measure(
-  x: jax.Array, rounded: bool
-) -> tuple[dict[str, jax.Array], jax.Array]:
-  sums = {str(x.dtype): _sum(x)}
-  if rounded and x.dtype == jnp.float32:
-    sums[_HELD] = _sum(x.astype(_HELD))
+# performance: one reduction, so that an array is read once, and a program for
+# each shape and sharding: the first checkpoint waits until all have compiled.
+@jax.jit
+def _measure(x: jax.Array) -> jax.Array:
+  """Computes a checksum for each of `_kinds`, and 1 for not finite.
+
+  Returns:
+    uint32[kinds + 1].
+  """
+  positions = _positions(x.shape)
+  terms = [_mix(_words(x.astype(kind)) ^ positions) for kind in _kinds(x.dtype)]
   is_float = jnp.issubdtype(x.dtype, jnp.floating)
-  return sums, jnp.isfinite(x).all() if is_float else jnp.bool_(True)
+  bad = ~jnp.isfinite(x) if is_float else jnp.zeros(x.shape, bool)
+  terms.append(bad.astype(jnp.uint32))
+  zeros = [np.uint32(0)] * len(terms)
+  return jnp.stack(jax.lax.reduce(terms, zeros, _join, range(x.ndim)))
 
 
-def _sum(x: jax.Array) -> jax.Array:
-  """Computes the checksum, uint32[]."""
-  words = x.astype(jnp.uint8) if x.dtype == bool else x
-  bits = jnp.dtype(f"uint{8 * words.dtype.itemsize}")
-  words = jax.lax.bitcast_convert_type(words, bits).astype(jnp.uint32)
-  return _mix(words ^ _positions(x.shape)).sum(dtype=jnp.uint32)
+def _join(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
+  """Adds the checksums; any number that is not finite counts as one."""
+  sums = [a + b for a, b in zip(one[:-1], other[:-1], strict=True)]
+  return [*sums, one[-1] | other[-1]]
+
+
+def _words(x: jax.Array) -> jax.Array:
+  """Returns an array's bits as uint32."""
+  x = x.astype(jnp.uint8) if x.dtype == bool else x
+  bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+  return jax.lax.bitcast_convert_type(x, bits).astype(jnp.uint32)
 
 
 def _positions(shape: tuple[int, ...]) -> jax.Array:

@@ -118,9 +118,7 @@ class SavedStep:
     """
     kept = self._checksums(item, abstract)
     tree = self._read(item, lambda: self._arrays(item, abstract))
-    for name, array in checksums.measure(
-      tree, rounded=item == "params"
-    ).items():
+    for name, array in checksums.measure(tree).items():
       if checksums.differs(array, kept.get(name, {})):
         raise self._damaged(
           f"{item} {name} has another checksum than when it was saved"

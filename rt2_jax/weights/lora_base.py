@@ -92,7 +92,7 @@ def check(stored: Mapping[str, Any], frozen: Any):
   Raises:
     UserError: it is another base.
   """
-  found = checksums.measure(frozen, rounded=True)
+  found = checksums.measure(frozen)
   kept = stored["checksums"]
   other = sorted(found.keys() ^ kept.keys())
   other += [n for n in found.keys() & kept.keys() if _differs(found, kept, n)]
@@ -166,7 +166,7 @@ def _differs(found: Mapping[str, Any], kept: Mapping[str, Any], name: str):
 
 
 def _sums(frozen: Any) -> dict[str, dict[str, str]]:
-  measured = checksums.measure(frozen, rounded=True)
+  measured = checksums.measure(frozen)
   return {name: array.sums for name, array in measured.items()}
 
 
