@@ -1,8 +1,8 @@
 """Measures this machine and prints one JSON object per line.
 
-  python launch/benchmark.py [loader|train|policy|tabletop|checkpoint|service …]
+  python launch/benchmark.py [NAME …]
 
-The default is all but `checkpoint` and `service`.
+The names follow. The default is all but `checkpoint`, `saving` and `service`.
 
 All but `tabletop` take --config (default: configs/rt1_debug.py).
 
@@ -28,6 +28,8 @@ tabletop: one simulated environment in a process of its own, driven by the
 checkpoint: saves and restores --gigabytes of arrays with the shapes of the
   config's parameters in each of --folders, local or a bucket's; one line for
   each. `blocked_s` is what a save holds training up for.
+saving: --steps training steps, with a save in the first of --folders and
+  without one. `overhead` is what the save adds to their CPU time.
 
 Speeds are medians. Only `loader` reads data. A missing tokenizer is replaced by
 data/small_tokenizer.model, which changes words and not costs. A GPU has a
@@ -40,7 +42,7 @@ import json
 from absl import app, flags
 
 from launch import config_file, program
-from rt2_jax.benchmarks import acting, meters, tabletop, training
+from rt2_jax.benchmarks import acting, meters, saving, tabletop, training
 from rt2_jax.errors import UserError
 from rt2_jax.train_config import TrainConfig, config_hash
 
@@ -67,6 +69,7 @@ _ROBOTS = flags.DEFINE_list(
   "robots", ["1"], "Numbers of robots of `policy` and `service`."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Timed calls.", 1)
+_STEPS = flags.DEFINE_integer("steps", 100, "Of `saving`, for one save.", 1)
 _FOLDERS = flags.DEFINE_list("folders", ["runs/bench"], "Of `checkpoint`.")
 _GIGABYTES = flags.DEFINE_float("gigabytes", 1.0, "Of `checkpoint`.", 1e-4)
 _DEFAULT = ("loader", "train", "policy", "tabletop")
@@ -80,6 +83,7 @@ def main(*names):
     "policy": policy,
     "tabletop": lambda: [tabletop.measure(5 * _REPEATS.value)],
     "checkpoint": checkpoint,
+    "saving": saving_overhead,
     "service": service,
   }
   unknown = set(names) - set(benchmarks)
@@ -176,8 +180,6 @@ def robots() -> list[int]:
 
 
 def checkpoint() -> list[dict]:
-  from rt2_jax.benchmarks import saving
-
   fields = read_config()
   config = TrainConfig.from_dict(fields)
   state = saving.draw_state(config, _GIGABYTES.value)
@@ -185,6 +187,14 @@ def checkpoint() -> list[dict]:
     named(fields) | saving.measure(state, folder, _REPEATS.value)
     for folder in _FOLDERS.value
   ]
+
+
+def saving_overhead() -> list[dict]:
+  fields = read_config()
+  case = training.Case.of(TrainConfig.from_dict(fields))
+  state, folder = case.trainer.init_state(), _FOLDERS.value[0]
+  measured = saving.overhead(case, state, folder, _STEPS.value, _REPEATS.value)
+  return [named(fields) | measured]
 
 
 def read_config() -> dict:

@@ -118,9 +118,9 @@ INSIDE = {
   "gpu": [{"memory_estimate"}, {"gpu_card"}],
   "benchmarks": [
     {"meters", "synthetic"},
-    {"frames", "loading", "saving", "tabletop", "training"}
+    {"frames", "loading", "tabletop", "training"}
     | {"devices_agree", "learning"},
-    {"acting", "service"},
+    {"acting", "saving", "service"},
   ],
 }
 
