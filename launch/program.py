@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import contextlib
 import functools
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -39,6 +40,13 @@ def extra(name: str) -> Iterator[None]:
       f"got no package {package!r}, expected those of the extra [{name}]; run "
       f"`{shipped.install_command(name)}`"
     )
+
+
+def import_extras(*names: str):
+  """Imports packages that are extras of the same name; ends as `extra`."""
+  for name in names:
+    with extra(name):
+      importlib.import_module(name)
 
 
 def main(function: Callable[..., None]) -> Callable[[list[str]], None]:

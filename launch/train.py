@@ -10,17 +10,15 @@ On several hosts start it once on each, with one workdir that all of them see.
 add `--coordinator=HOST:PORT --num_processes=N --process_id=I`.
 """
 
-import importlib
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 import absl.logging
 import jax
 from absl import app, flags
 
 from launch import experiment_flag, program
-from rt2_jax import fields, hosts, profiling, training
+from rt2_jax import hosts, profiling, training
+from rt2_jax.fields import construct
 from rt2_jax.storage import Path, locate
 from rt2_jax.trackers import TrackingConfig
 
@@ -63,18 +61,13 @@ def main():
   quiet_log()
   keep_compiled(workdir)
   config = experiment_flag.read()
-  import_trackers(config.get("tracking", {}))
+  tracking = construct(
+    TrackingConfig, "config.tracking.", config.get("tracking", {})
+  )
+  program.import_extras(*tracking.trackers)
   training.train(config, workdir, profiled)
   print(f"checkpoints: {workdir}/checkpoints")
   print(f"TensorBoard log: {workdir}/tensorboard")
-
-
-def import_trackers(chosen: Mapping[str, Any]):
-  """Names the extra of a tracker whose packages are missing."""
-  tracking = fields.construct(TrackingConfig, "config.tracking.", chosen)
-  for name in tracking.trackers:
-    with program.extra(name):
-      importlib.import_module(name)
 
 
 def quiet_log():

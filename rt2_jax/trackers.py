@@ -79,7 +79,9 @@ class Tracker:
         f"offline, or set config.tracking.{name} to False"
       ) from error
     self._picture = module.Image
-    where = getattr(self._run, "url", None) or "kept on this machine"
+    offline = getattr(self._run, "offline", False)  # W&B warns about its URL
+    url = None if offline else getattr(self._run, "url", None)
+    where = url or "kept on this machine"
     _LOG.info("%s: project %s, run %s, %s", name, project, run, where)
 
   def scalars(self, step: int, values: Mapping[str, float]):

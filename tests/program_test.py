@@ -67,6 +67,15 @@ def test_a_missing_extra_ends_in_one_message():
     raise ModuleNotFoundError("a bug of ours", name="rt2_jax.none")
 
 
+def test_a_missing_package_of_a_chosen_extra_is_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  program.import_extras("json")
+  with pytest.raises(SystemExit) as error:
+    program.import_extras("json", "wandb")
+  assert "no package 'wandb'" in error.value.code
+  assert "pip install -e '.[wandb]'" in error.value.code
+
+
 def test_only_programs_that_compute_import_jax():
   code = (
     "import sys; from launch import program; program.main(lambda: None)(['x']);"

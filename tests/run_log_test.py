@@ -112,12 +112,16 @@ def test_a_tracker_that_refuses_is_named(started, monkeypatch):
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_the_real_trackers_take_a_run_that_goes_on(name, tmp_path, monkeypatch):
   """Offline; `make trackers` has both."""
-  pytest.importorskip(name)
+  for variable in ("WANDB_DIR", "TRACKIO_DIR"):
+    monkeypatch.setenv(variable, str(tmp_path))
   monkeypatch.setenv("WANDB_MODE", "offline")
-  monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+  pytest.importorskip(name)
   for step in (1, 2):
     tracker = Tracker(name, "rt2", "run", {"seed": 1, "deep": {"a": None}})
     tracker.scalars(step, {"train/loss": 0.5 * step})
     tracker.pictures(step, {"eval/x/0": PIXELS})
     tracker.close()
     assert tracker._run is not None  # nothing failed
+  files = [file for file in tmp_path.rglob("*") if file.is_file()]
+  assert any(b"train/loss" in file.read_bytes() for file in files)
+  assert sum(file.suffix == ".png" for file in files) == 2

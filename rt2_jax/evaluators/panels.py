@@ -10,8 +10,6 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from rt2_jax.actions import ActionSpace
 from rt2_jax.observation import Batched
@@ -45,6 +43,10 @@ class Panel:
 
     Of a chunk the first action is the largest mark.
     """
+    # Here: half a second that only the process which draws needs.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(_INCHES, dpi=_DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     title = textwrap.shorten(self.instruction, _LETTERS, placeholder=" …")
