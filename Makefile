@@ -39,15 +39,9 @@ SLURM := [ "$$(id -u)" != 0 ] || which slurmctld munged > /dev/null
 INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   --no-install-recommends slurm-wlm munge; }
 
-<<<<<<< HEAD
 .PHONY: quickstart ablations mini test slow-tests test-newest cluster-tests \
   slurm lint format bench estimates rehearsal gpu-check docs colabs load-test \
-  serving-bench fuzz libero wheel clean
-=======
-.PHONY: quickstart mini test slow-tests test-newest cluster-tests slurm lint \
-  format bench estimates rehearsal gpu-check docs colabs load-test serving-bench \
-  fuzz libero trackers wheel clean
->>>>>>> d7b974a (Docs of what TensorBoard shows, and of trackers; xprof among the constraints)
+  serving-bench fuzz libero trackers wheel clean
 
 # A part of `mini`, from the committed VLM.
 quickstart: .venv/installed-sim
