@@ -206,7 +206,7 @@ def _loop(
         progress.check()
         with clock.spent_on("other"):
           found = run.evaluation(state.acting)
-        progress.add_evaluation(done, found.metrics, found.drawings)
+          progress.add_evaluation(done, found.metrics, found.drawings)
         saver.measured(done, found.metrics)
       stops = stop.reached(done) and not last
       if saver.due(done) or stops:
