@@ -137,8 +137,9 @@ def _environment(programs: pathlib.Path) -> dict[str, str]:
       "PYTHONPATH": str(ROOT),
       "PYTHONUNBUFFERED": "1",
       "JAX_PLATFORMS": "cpu",
-      # Fake devices of the tests' own process.
-      "XLA_FLAGS": "--xla_backend_optimization_level=1",
+      # Without the fake devices of the tests' own process.
+      "XLA_FLAGS": "--xla_backend_optimization_level=1 "
+      "--xla_llvm_disable_expensive_passes=true",
       # Processes that wait for each other must all compile, or none.
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

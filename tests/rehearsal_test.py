@@ -13,7 +13,7 @@ def test_two_processes_and_two_misfortunes_in_a_bucket():
   done = subprocess.run(
     [
       *(sys.executable, "-m", "tests.rehearsal", "--num_processes=2"),
-      *("--faults=SIGKILL+truncate,503x3", "--num_steps=20", "--seed=0"),
+      *("--faults=SIGKILL+truncate,503x3", "--num_steps=14", "--seed=0"),
     ],
     cwd=ROOT,
     capture_output=True,
