@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import jax
 import numpy as np
@@ -42,8 +43,8 @@ _FLAGS = {
   "log_every": 1,
   "checkpoint_every": SAVED_EVERY,
 }
-_LONGEST_S = 900.0  # that a step may take to come, on a machine that is busy
-_LOOK_S = 0.05
+_LONGEST_S = 900.0  # without a word, on a machine that is busy
+_LOOK_S = 0.1
 _GRACE_S = 30.0  # between a cluster's SIGTERM and its SIGKILL
 
 
@@ -89,6 +90,13 @@ class Pod:
       for i, log in enumerate(self.logs)
     ]
 
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_):
+    """Leaves no process behind, also after an error."""
+    self.end(0.0)
+
   def said(self) -> str:
     """Returns what all of them have said."""
     return "\n".join(log.read_text() for log in self.logs)
@@ -100,21 +108,24 @@ class Pod:
 
   def await_steps(self, count: int):
     """Returns when `count` steps more were logged, or all are done."""
-    deadline = time.monotonic() + _LONGEST_S
-    first = 0
+    first, heard, said_at = 0, 0, time.monotonic()
     while True:
-      now = self.step()
+      now, said = self.step(), self.said()
       first = first or now
-      if now and (now >= first + count or now == self.steps):
-        return
       ended = [p.poll() for p in self.processes]
-      assert not any(ended) and time.monotonic() < deadline, (
-        f"{ended}\n{self.said()}"
-      )
+      if all(code == 0 for code in ended):
+        return
+      if now and now >= min(first + count, self.steps):
+        return
+      if len(said) != heard:
+        heard, said_at = len(said), time.monotonic()
+      goes_on = not any(ended) and time.monotonic() < said_at + _LONGEST_S
+      assert goes_on, f"{ended}\n{said}"
       time.sleep(_LOOK_S)
 
   def finish(self):
     """Waits for a good end of all."""
+    self.await_steps(self.steps)
     for process in self.processes:
       assert process.wait(timeout=_LONGEST_S) == 0, self.said()
 
@@ -223,21 +234,26 @@ def rehearse(
   dice = random.Random(seed)
   local = folder / "home"
   fill(local, folder / "made")
-  start = time.monotonic()
-  Pod(str(local), folder / "local", num_processes, num_steps).finish()
+  began = time.monotonic()
+  with Pod(str(local), folder / "local", num_processes, num_steps) as pod:
+    pod.finish()
   expected = final(local / "run")
-  yield f"undisturbed, local: {time.monotonic() - start:.0f} s"
-  with gcs.behind_proxy("pod") as (bucket, proxy):
+  yield f"undisturbed, local: {time.monotonic() - began:.0f} s"
+  with gcs.behind_proxy("pod") as (bucket, proxy), contextlib.ExitStack() as on:
     home = bucket / "home"
     fill(home, folder / "made_again")
-    runs = [Pod(str(home), folder / "0", num_processes, num_steps)]
+
+    def start(number):
+      pod = Pod(str(home), folder / str(number), num_processes, num_steps)
+      return on.enter_context(pod)
+
+    runs = [start(0)]
     for fault in faults:
       # Late enough for a checkpoint more.
       runs[-1].await_steps(dice.randint(SAVED_EVERY, 2 * SAVED_EVERY))
       victim, at = dice.randrange(num_processes), runs[-1].step()
       if disturb(runs[-1], fault, victim, proxy, home / "run"):
-        logs = folder / str(len(runs))
-        runs.append(Pod(str(home), logs, num_processes, num_steps))
+        runs.append(start(len(runs)))
       yield f"{fault}, process {victim}, step {at}"
     runs[-1].finish()
     got = final(home / "run")
@@ -246,7 +262,7 @@ def rehearse(
   jax.tree.map(np.testing.assert_array_equal, got["params"], expected["params"])
   assert got["losses"] == expected["losses"]
   assert [step for step, _ in got["losses"]] == [*range(1, num_steps + 1)]
-  yield f"{len(runs)} starts, {time.monotonic() - start:.0f} s: identical"
+  yield f"{len(runs)} starts, {time.monotonic() - began:.0f} s: identical"
 
 
 def draw_faults(count: int, seed: int) -> list[str]:
