@@ -114,7 +114,10 @@ INSIDE = {
     {"http_json", "openpi", "vla_eval"},
     {"server"},
   ],
-  "evaluators": [{"action_accuracy", "closer_look", "panels", "vqa"}, {"held_out"}],
+  "evaluators": [
+    {"action_accuracy", "closer_look", "panels", "vqa"},
+    {"held_out"},
+  ],
   "gpu": [{"memory_estimate"}, {"gpu_card"}],
   "benchmarks": [
     {"meters", "synthetic"},
