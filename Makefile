@@ -201,7 +201,7 @@ wheel:
 trackers:
 	$(PYTHON) -m venv .venv-trackers
 	.venv-trackers/bin/pip install -q --disable-pip-version-check \
-	  -e '.[wandb,trackio]' pytest
+	  -e '.[jax,wandb,trackio]' pytest
 	JAX_PLATFORMS=cpu .venv-trackers/bin/python -m pytest --noconftest \
 	  tests/run_log_test.py
 
