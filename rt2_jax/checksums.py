@@ -37,7 +37,9 @@ class Measured(NamedTuple):
 def measure(tree: Any) -> dict[str, Measured]:
   """Measures every array of a tree, by its name; the same on all processes."""
   leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-  found = jax.device_get([_measure(leaf) for leaf in leaves])
+  # One after another: on CPUs, programs that wait for each other's devices in
+  # the same threads may wait for ever.
+  found = [jax.device_get(_measure(leaf)) for leaf in leaves]
   return {
     name: Measured(
       {

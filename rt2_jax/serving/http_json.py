@@ -19,7 +19,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import anyio.to_process
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -35,8 +34,6 @@ _FIELDS = (
   *("session", "reset", "expects"),
 )
 _RETRY = {"Retry-After": "1"}
-# So many numbers are parsed in 2 ms, during which nobody else is answered.
-_MANY = 1 << 14
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +48,8 @@ async def act(request: Request) -> Response:
   with service.answering():
     try:
       body = await _body(request, service.reader.max_bytes)
-      fields, pictures = await _parse(body, list(service.reader.camera_sizes))
+      fields = _fields(body)
+      pictures = _pictures(fields, list(service.reader.camera_sizes))
       return JSONResponse(await _act(service, fields, pictures))
     except UnavailableError as error:
       return JSONResponse({"error": str(error)}, 503, headers=_RETRY)
@@ -82,29 +80,6 @@ async def _body(request: Request, max_bytes: int) -> bytes:
         "stated sizes and little beside them"
       )
   return bytes(body)
-
-
-async def _parse(
-  body: bytes, cameras: list[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads a request; one with many pixels in a process of its own.
-
-  Returns:
-    Its fields, and the pictures among them by camera.
-
-  Raises:
-    UserError: not a request.
-  """
-  if body.count(b",") < _MANY:
-    return _read(body, cameras)
-  return await anyio.to_process.run_sync(_read, body, cameras)
-
-
-def _read(
-  body: bytes, cameras: list[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  fields = _fields(body)
-  return fields, _pictures(fields, cameras)
 
 
 def _fields(body: bytes) -> dict[str, Any]:

@@ -6,14 +6,11 @@ import io
 import json
 import urllib.error
 import urllib.request
-from unittest import mock
 
-import anyio.to_process
 import numpy as np
 import pytest
 from PIL import Image
 
-from rt2_jax.serving import http_json
 from tests.serving import served
 
 
@@ -55,26 +52,6 @@ def test_an_answer_is_the_policys(service, policy, kind):
   expected = served.marked(policy, served.image(5))
   np.testing.assert_array_equal(np.float32(answer["actions"]), expected)
   assert answer["plan"] == "" and answer["timing"]["call_ms"] > 0
-
-
-def test_many_pixels_are_parsed_in_another_process(
-  service, policy, monkeypatch
-):
-  """Their parser holds the interpreter's lock."""
-  elsewhere = mock.Mock(side_effect=anyio.to_process.run_sync)
-  monkeypatch.setattr(anyio.to_process, "run_sync", elsewhere)
-  monkeypatch.setattr(http_json, "_MANY", 1000)
-  body = request(image=served.image(5).tolist())
-  status, answer = act(service, body)
-  assert status == 200, answer
-  expected = served.marked(policy, served.image(5))
-  np.testing.assert_array_equal(np.float32(answer["actions"]), expected)
-  body["image"][0][0][0] = 256
-  status, answer = act(service, body)
-  assert status == 400 and "0 to 255" in answer["error"]
-  assert elsewhere.call_count == 2
-  assert act(service, request(5))[0] == 200
-  assert elsewhere.call_count == 2  # a file is one text
 
 
 WRONG = [
