@@ -224,8 +224,8 @@ serving-bench: .venv/installed-extras
 	  $(RUN) launch/benchmark.py policy service --run=$(CHUNKS) \
 	  --robots=1,2,4,8 --repeats=200 --beside=torch --beside=int8 && \
 	  $(CLOSED_LOOP) --run=$(QUICKSTART)/run && \
-	  $(CLOSED_LOOP) --run=$(CHUNKS) --execute=4 && \
-	  $(CLOSED_LOOP) --run=$(CHUNKS) --execute=2) | tee runs/serving.jsonl
+	  $(CLOSED_LOOP) --run=$(CHUNKS) --execute=1 && \
+	  $(CLOSED_LOOP) --run=$(CHUNKS) --execute=4) | tee runs/serving.jsonl
 
 # 10,000 damaged frames to each protocol of the service.
 fuzz: .venv/installed-extras
