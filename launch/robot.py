@@ -11,9 +11,10 @@ or the import path of a function that gets an instruction and returns a
 service's metadata that it was written for, so that another policy is refused.
 
 The loop runs at --rate_hz, by default the policy's own. It carries out a chunk
-while the next is computed, keeps to the limits, holds when there is no action,
-and stops when the policy terminates. With --record each episode becomes a file,
-see data/import_robot_log.py. A token is read from the variable RT2_TOKEN.
+while the next is computed, or holds with --wait, keeps to the limits, holds
+when there is no action, and stops when the policy terminates. With --record
+each episode becomes a file, see data/import_robot_log.py. A token is read from
+the variable RT2_TOKEN.
 """
 
 import collections
@@ -46,6 +47,9 @@ _RATE = flags.DEFINE_float(
 )
 _EXECUTE = flags.DEFINE_integer(
   "execute", 1, "Steps after which the service is asked again.", 1
+)
+_WAIT = flags.DEFINE_boolean(
+  "wait", False, "Holds until it is answered, not acting on an older question."
 )
 _DECAY = flags.DEFINE_float(
   "decay",
@@ -95,6 +99,7 @@ def drive(robot: Robot, record, report: Callable[[EpisodeLog], None]) -> None:
   config = LoopConfig(
     rate_hz=rate_hz(metadata["control_hz"]),
     execute=_EXECUTE.value,
+    waits=_WAIT.value,
     decay=_DECAY.value,
     timeout_s=_TIMEOUT.value,
     max_steps=_MAX_STEPS.value,

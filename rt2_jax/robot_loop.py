@@ -1,7 +1,8 @@
 """A robot's control loop: acts at a stated rate, asks a service meanwhile.
 
-A chunk is carried out while the next one is computed. Where chunks overlap they
-may be averaged (temporal ensemble). Without an action in time the robot holds.
+A chunk is carried out while the next one is computed, unless the robot is to
+wait for that. Where chunks overlap they may be averaged (temporal ensemble).
+Without an action in time the robot holds.
 
 Time is counted in steps, that is, in actions carried out: a robot that holds
 does not use up its chunk.
@@ -95,6 +96,8 @@ class LoopConfig:
   Attributes:
     rate_hz: periods per second.
     execute: steps after which the service is asked again, 1 to H.
+    waits: holds until a question is answered, as rollouts do, instead of going
+      on with the last chunk: no action follows an older observation.
     decay: see `Chunks`.
     timeout_s: an answer that takes longer is given up, and asked for again.
     max_steps: ends an episode that does not terminate.
@@ -102,6 +105,7 @@ class LoopConfig:
 
   rate_hz: float
   execute: int = 1
+  waits: bool = False
   decay: float | None = None
   timeout_s: float = 2.0
   max_steps: int = 1000
@@ -182,7 +186,7 @@ class ControlLoop:
       episode.ask(thread, self._client, log)
     action = self._robot.correction()
     is_correction = action is not None
-    if not is_correction:
+    if not is_correction and not episode.holds():
       action = episode.chunks.action(episode.step)
     if action is None:
       self._robot.hold()
@@ -225,6 +229,10 @@ class _Episode:
   def wants_answer(self) -> bool:
     """Whether it is time to ask, and no question is open."""
     return self._pending is None and self.step >= self._next_ask
+
+  def holds(self) -> bool:
+    """Whether the robot is to wait for an open question."""
+    return self._config.waits and self._pending is not None
 
   def ask(
     self,

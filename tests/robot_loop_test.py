@@ -122,6 +122,16 @@ def test_a_chunk_is_carried_out_while_the_next_is_computed(tokenizer):
   assert len(service.asked) < 12
 
 
+@pytest.mark.parametrize("execute", [1, 2])
+def test_a_robot_that_waits_acts_on_what_it_sees(tokenizer, execute):
+  arm, service = Arm(), Service(tokenizer, delay=0.008)
+  log = run(arm, service, execute=execute, waits=True)
+  assert motions(arm.applied) == [1, 2, 3, 4, 5, 6]
+  assert service.asked == list(range(0, 7, execute))
+  held = [step.held_s > 0 for step in log.steps]
+  assert held == [step.asked for step in log.steps]
+
+
 def test_a_policy_of_single_actions_is_asked_at_every_step(tokenizer):
   arm, service = Arm(), Service(tokenizer, delay=0.005, horizon=1)
   run(arm, service)

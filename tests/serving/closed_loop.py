@@ -6,6 +6,7 @@ direct: launch/rollout.py calls the policy in its own process.
 served: launch/rollout.py asks launch/serve.py, many trials at once.
 loop: launch/robot.py drives one trial after the other through launch/serve.py,
   in real time, as it would drive a robot.
+waiting: likewise with --wait.
 
 Prints a JSON object for each, with Wilson's 95% interval of its success. Passes
 are those of the decoder over an answer, on average.
@@ -81,7 +82,7 @@ def rollout(policy: str, trials: int, execute: int) -> dict[str, Any]:
 
 
 def loop(
-  address: str, trials: int, execute: int, rate_hz: float
+  address: str, trials: int, execute: int, rate_hz: float, *flags: str
 ) -> dict[str, Any]:
   """Drives the same trials by launch/robot.py."""
   concepts = (ROOT / CONCEPTS).read_text().partition("--concepts=")[2]
@@ -94,7 +95,7 @@ def loop(
     *("launch/robot.py", f"--server={address}", "--robot=tabletop"),
     *(f"--tabletop={json.dumps(tabletop)}", "--suites=seen"),
     *(f"--episodes={trials}", f"--execute={execute}", f"--rate_hz={rate_hz}"),
-    "--timeout_s=20",
+    *("--timeout_s=20", *flags),
   )
   return json.loads(said.splitlines()[-1])
 
@@ -142,8 +143,10 @@ def main() -> None:
     passes = Passes(address)
     say("served", rollout(address, args.trials, args.execute))
     passes.mean()
-    driven = loop(address, args.trials, args.execute, args.rate_hz)
-    say("loop", driven, rate_hz=args.rate_hz, passes=passes.mean())
+    for way, flags in (("loop", ()), ("waiting", ("--wait",))):
+      asked = args.trials, args.execute, args.rate_hz
+      driven = loop(address, *asked, *flags)
+      say(way, driven, rate_hz=args.rate_hz, passes=passes.mean())
 
 
 if __name__ == "__main__":
