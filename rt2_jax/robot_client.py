@@ -107,7 +107,8 @@ class RobotClient:
     reset: bool = False,
     timeout_s: float = _ANSWER_S,
   ) -> None:
-    """Sends an observation; `receive` gets the answer. Raises as `act`."""
+    """Sends what the policy reads, for `receive` to answer. Raises as `act`."""
+    self._open(timeout_s)
     fields = {
       **{image_key(c): _newest(i) for c, i in observation.images.items()},
       INSTRUCTION_KEY: observation.instruction,
@@ -115,9 +116,9 @@ class RobotClient:
       "reset": reset,
       "expects": self._expects,
     }
-    if observation.state is not None:
+    reads_state = self._metadata.get("state_names") != []
+    if observation.state is not None and reads_state:
       fields[STATE_KEY] = np.asarray(observation.state, np.float32)
-    self._open(timeout_s)
     try:
       self._socket.send(numpy_msgpack.packb(fields))
     except (websockets.ConnectionClosed, OSError) as error:

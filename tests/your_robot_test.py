@@ -14,7 +14,7 @@ from rt2_jax.input_pipeline.sources import SourceConfig
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs/your_robot.md").read_text()
-WALK = PAGE[PAGE.index("## Walk-through") : PAGE.index("## Other recordings")]
+WALK = PAGE[PAGE.index("## Walk-through") : PAGE.index("## Two arms")]
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", WALK, re.S)
 PLACE = "runs/your_robot"
 # The road, and not its length; one device compiles in a fraction of the time.
