@@ -86,14 +86,7 @@ def to_hf(output: storage.Path):
   """Writes weights, configs, tokenizer and rt2.json; runs PyTorch on them."""
   checkpoint = open_merged()
   with proven_locally(output) as folder:
-    export.to_huggingface(
-      checkpoint.read_params(),
-      checkpoint.model,
-      checkpoint.meta,
-      checkpoint.tokenizer,
-      folder,
-      checkpoint.step,
-    )
+    export.stored_to_huggingface(checkpoint, folder)
     proof.prove(checkpoint, folder)
   print(f"wrote {output}")
 

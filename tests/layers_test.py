@@ -94,9 +94,9 @@ INSIDE = {
     {"npz", "fitting"},
     {"files"},
     {"hf_config", "checks", "int8"},
-    {"pretrained", "export", "stored_checkpoint", "torch_ends"}
+    {"pretrained", "stored_checkpoint", "torch_ends"}
     | {"merging", "peft_format"},
-    {"processor_agreement", "lora_base"},
+    {"export", "processor_agreement", "lora_base"},
     {"agreement"},
   ],
   "tpu": [

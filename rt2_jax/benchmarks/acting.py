@@ -81,14 +81,7 @@ class Subject:
 
     def write(folder: pathlib.Path) -> None:
       stored.check_merged()
-      export.to_huggingface(
-        stored.read_params(),
-        stored.model,
-        stored.meta,
-        stored.tokenizer,
-        folder,
-        stored.step,
-      )
+      export.stored_to_huggingface(stored, folder)
 
     name = {
       "run": pathlib.PurePath(workdir).name,

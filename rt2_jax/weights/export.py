@@ -27,6 +27,7 @@ from rt2_jax.weights import hf_config, hf_names, hf_processor
 from rt2_jax.weights.checks import check_all_finite
 from rt2_jax.weights.files import INDEX, ONE_FILE, read_json
 from rt2_jax.weights.hf_names import EMBEDDING
+from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 
 _ROBOT_FIELDS = (
   *("step", "image", "model", "prompt", "action_tokenizers"),
@@ -50,6 +51,22 @@ def to_big_vision(params: dict, path: pathlib.Path, compressed: bool = False):
         array = array.view("V2")
       with archive.open(f"params/{name}.npy", "w", force_zip64=True) as file:
         np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def stored_to_huggingface(checkpoint: StoredCheckpoint, folder: pathlib.Path):
+  """Writes a run's checkpoint as `to_huggingface` does, with its step.
+
+  Raises:
+    UserError: a parameter that is not finite.
+  """
+  to_huggingface(
+    checkpoint.read_params(),
+    checkpoint.model,
+    checkpoint.meta,
+    checkpoint.tokenizer,
+    folder,
+    checkpoint.step,
+  )
 
 
 def to_huggingface(

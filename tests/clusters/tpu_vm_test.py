@@ -44,6 +44,12 @@ class Cloud:
   def processes(self) -> list[int]:
     return [int(p.read_text()) for p in self.folder.glob("homes/*/*/*/pid")]
 
+  def end(self):
+    """Kills what runs, as a machine that is gone does."""
+    for process in self.processes():
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)
+
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
@@ -62,9 +68,7 @@ def cloud(tmp_path, monkeypatch):
   monkeypatch.setenv("FAKE_CLOUD", str(folder))
   cloud = Cloud(folder)
   yield cloud
-  for process in cloud.processes():
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(process, signal.SIGKILL)
+  cloud.end()
 
 
 @pytest.fixture
@@ -167,8 +171,7 @@ def test_preempted_lost_and_recreated_until_done(tpu, cloud, make_job, said):
   def preempt():
     until(lambda: all(len(starts(job, f"run-w-{n}")) == 3 for n in range(2)))
     cloud.write("state", {"made": 1, "resources": {"run": ["SUSPENDED"]}})
-    for process in cloud.processes():
-      os.killpg(process, signal.SIGKILL)
+    cloud.end()
 
   thread = threading.Thread(target=preempt)
   thread.start()
@@ -232,8 +235,9 @@ def test_a_node_that_is_gone_is_replaced(tpu, cloud, make_job, said):
   tpu.create()
 
   def preempt():
-    until(lambda: starts(job, "run-w-0"))
+    until(lambda: all(starts(job, f"run-w-{n}") for n in range(2)))
     cloud.plan(node="PREEMPTED", lost=1000)
+    cloud.end()
 
   thread = threading.Thread(target=preempt)
   thread.start()

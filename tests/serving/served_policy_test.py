@@ -17,15 +17,7 @@ from tests.serving import served
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
   folder = tmp_path_factory.mktemp("exported") / "hf"
-  stored = StoredCheckpoint.open(run)
-  export.to_huggingface(
-    stored.read_params(),
-    stored.model,
-    stored.meta,
-    stored.tokenizer,
-    folder,
-    stored.step,
-  )
+  export.stored_to_huggingface(StoredCheckpoint.open(run), folder)
   return folder
 
 
