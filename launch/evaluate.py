@@ -11,7 +11,6 @@ How often the run does what it is asked to is launch/rollout.py's question.
 
 import io
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -23,9 +22,8 @@ from absl import app, flags
 from launch import program
 from rt2_jax import storage
 from rt2_jax.checkpoint import Checkpoints
-from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.evaluators import action_accuracy
-from rt2_jax.evaluators.held_out import HeldOut
+from rt2_jax.evaluators.held_out import HeldOut, moved
 from rt2_jax.input_pipeline import web
 from rt2_jax.input_pipeline.loader import LoaderConfig
 from rt2_jax.input_pipeline.sources import SourceConfig
@@ -84,36 +82,6 @@ def web_sources(config):
     config = with_defaults(checkpoints.restore_meta()[0]["config"])
     checkpoints.close()
   return config["web"]
-
-
-def moved(
-  groups: Sequence[Mapping[str, Any]], values: Sequence[str]
-) -> list[dict[str, Any]]:
-  """Puts sources where they are now.
-
-  Args:
-    groups: fields of sources, by name.
-    values: NAME=FOLDER each.
-
-  Raises:
-    UserError: a value of another form, or no source of that name.
-  """
-  known = [name for group in groups for name in group]
-  places = {}
-  for value in values:
-    name, _, folder = value.partition("=")
-    if not folder:
-      raise UserError(
-        f"got {value!r} for --paths, expected NAME=FOLDER, such as "
-        f"{known[0]}=/new/place"
-      )
-    if name not in known:
-      raise unknown_name("a source of --paths", name, known)
-    places[name] = {"path": folder}
-  return [
-    {name: fields | places.get(name, {}) for name, fields in group.items()}
-    for group in groups
-  ]
 
 
 def evaluate_actions(policy, name, source, held_out, folder):

@@ -30,16 +30,10 @@ def main():
   summary = trace_summary.summarize(trace)
   print("\n".join(summary.lines(_OPS.value)))
   if _OUTPUT.value:
-    write_page(summary, str(trace), locate(_OUTPUT.value, "--output"))
-
-
-def write_page(
-  summary: trace_summary.Summary, trace: str, path: storage.Path
-) -> None:
-  """Writes a page about a step, the costliest operation first."""
-  text = page.render(_TEMPLATE, summary=summary, trace=trace)
-  storage.write(path, text)
-  print(f"page: {path}")
+    path = locate(_OUTPUT.value, "--output")
+    text = page.render(_TEMPLATE, summary=summary, trace=str(trace))
+    storage.write(path, text)
+    print(f"page: {path}")
 
 
 if __name__ == "__main__":

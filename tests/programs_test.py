@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import evaluate
-from rt2_jax.errors import UserError
 from rt2_jax.train_config import config_hash
 from tests import tiny_datasets
 from tests.conftest import ROOT
@@ -137,16 +135,6 @@ def test_every_field_of_every_config_can_be_overridden():
 def test_evaluate_needs_a_run(tmp_path):
   message = fail("launch/evaluate.py", f"--workdir={tmp_path}/nowhere")
   assert "which does not exist; pass the --workdir of a training run" in message
-
-
-def test_evaluate_names_what_did_not_move():
-  robots, webs = {"bridge": {"path": "a", "weight": 1}}, {"vqa": {"path": "b"}}
-  found = evaluate.moved((robots, webs), ["bridge=c"])
-  assert found == [{"bridge": {"path": "c", "weight": 1}}, webs]
-  with pytest.raises(UserError, match="did you mean 'bridge'"):
-    evaluate.moved((robots, webs), ["brige=c"])
-  with pytest.raises(UserError, match="got 'c' for --paths, expected NAME="):
-    evaluate.moved((robots, webs), ["c"])
 
 
 def test_every_numeric_flag_has_a_range():

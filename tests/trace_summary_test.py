@@ -1,17 +1,19 @@
 """A real trace of a few steps on this machine's CPU, and self times by hand."""
 
+import subprocess
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from launch.profile_summary import write_page
 from rt2_jax import trace_summary
 from rt2_jax.errors import UserError
 from rt2_jax.profiling import Profiler
 from rt2_jax.speed import Clock
 from rt2_jax.trace_summary import Event
+from tests.conftest import ROOT
 
 
 def test_a_trace_tells_where_a_step_goes(tmp_path):
@@ -37,9 +39,15 @@ def test_a_trace_tells_where_a_step_goes(tmp_path):
   total = sum(op.seconds for op in found.ops) + found.idle_s
   assert total == pytest.approx(found.step_s)
   assert found.ops[0].count == 1 and found.ops[0].seconds > 1e-4
-  write_page(found, "a <trace>", tmp_path / "page.html")
-  text = (tmp_path / "page.html").read_text()
-  assert "a &lt;trace&gt;" in text and "viewport" in text
+  page = tmp_path / "page.html"
+  command = [sys.executable, "launch/profile_summary.py"]
+  command += [f"--workdir={tmp_path}", f"--output={page}"]
+  printed = subprocess.run(
+    command, cwd=ROOT, check=True, capture_output=True, text=True
+  ).stdout
+  assert "\n".join(found.lines(10)) in printed
+  text = page.read_text()
+  assert str(tmp_path) in text and "viewport" in text
   assert all(f"<code>{op.name}</code>" in text for op in found.ops)
   assert f"{1e3 * found.step_s:.2f} ms a step" in text
   lines = found.lines(1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
 from rt2_jax.actions import ActionTokenizer
+from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.evaluators import action_accuracy, vqa
 from rt2_jax.evaluators.action_accuracy import NEAR, ActionAccuracy
 from rt2_jax.evaluators.panels import Chosen, Panel
@@ -201,3 +202,33 @@ class Evaluation:
     result = action_accuracy.evaluate(policy, chosen.watch(read))
     space = policy.action_tokenizer.space
     return result, chosen.panels(space, result.recorded, result.decoded)
+
+
+def moved(
+  groups: Sequence[Mapping[str, Any]], values: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Puts sources where they are now.
+
+  Args:
+    groups: fields of sources, by name.
+    values: NAME=FOLDER each.
+
+  Raises:
+    UserError: a value of another form, or no source of that name.
+  """
+  known = [name for group in groups for name in group]
+  places = {}
+  for value in values:
+    name, _, folder = value.partition("=")
+    if not folder:
+      raise UserError(
+        f"got {value!r} for --paths, expected NAME=FOLDER, such as "
+        f"{known[0]}=/new/place"
+      )
+    if name not in known:
+      raise unknown_name("a source of --paths", name, known)
+    places[name] = {"path": folder}
+  return [
+    {name: fields | places.get(name, {}) for name, fields in group.items()}
+    for group in groups
+  ]
