@@ -39,11 +39,11 @@ SLURM := [ "$$(id -u)" != 0 ] || which slurmctld munged > /dev/null
 INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   --no-install-recommends slurm-wlm munge; }
 
-.PHONY: quickstart ablations mini test slow-tests test-newest cluster-tests \
+.PHONY: quickstart mini-robot ablations mini test slow-tests test-newest cluster-tests \
   slurm lint format bench estimates rehearsal gpu-check docs colabs load-test \
   serving-bench fuzz libero trackers wheel clean
 
-# A part of `mini`, from the committed VLM.
+# A part of `mini`, from the committed VLM. Beside its robot the finished one is tried.
 quickstart: .venv/installed-sim
 	$(RUN) -m data.make_tabletop --output_dir=$(QUICKSTART)/robot \
 	  --train_episodes=2000 --val_episodes=20 --max_distractors=3 \
@@ -55,8 +55,26 @@ quickstart: .venv/installed-sim
 	$(RUN) launch/train.py --config=configs/quickstart.py:$(QUICKSTART) \
 	  --workdir=$(QUICKSTART)/run
 	$(RUN) launch/evaluate.py --workdir=$(QUICKSTART)/run
-	$(QUICKSTART_ROLLOUT) --policy=$(QUICKSTART)/run
+	$(QUICKSTART_ROLLOUT) --policy=$(QUICKSTART)/run,data/mini_robot
 	$(QUICKSTART_ROLLOUT) --policy=guess,oracle
+
+# The finished robot, data/mini_robot: an hour on two cores.
+mini-robot: MINI := runs/mini_robot
+mini-robot: .venv/installed-extras
+	$(RUN) -m data.make_tabletop --output_dir=$(MINI)/robot \
+	  --train_episodes=8000 --val_episodes=50 --max_distractors=3 \
+	  $(QUICKSTART_TASKS)
+	$(MINI_WEB) --train_examples=40000 --val_examples=250 --skills=point
+	$(MINI_WEB) --train_examples=24000 --val_examples=250 --skills=point_by_fact
+	$(MINI_WEB) --train_examples=6000 --val_examples=250 --skills=$(MINI_SKILLS)
+	$(RUN) launch/train.py --config=configs/mini_cofinetuned.py:$(MINI) \
+	  --workdir=$(MINI)/run --config.pretrained=data/mini_vlm.npz \
+	  --config.evaluation.every=0
+	$(RUN) launch/convert.py strip --workdir=$(MINI)/run --dtype=bfloat16 \
+	  --output=$(MINI)/mini_robot
+	$(RUN) launch/rollout.py --policy=$(MINI)/mini_robot,guess --episodes=100 \
+	  --output=$(MINI)/rollouts --flagfile=data/mini_concepts.flags \
+	  $(QUICKSTART_TASKS) --suites=seen,objects_easy,symbol_understanding
 
 # What masked actions, a state and its dropout do to `quickstart`: half an hour.
 ABLATIONS := plain masked state state_dropout

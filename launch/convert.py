@@ -53,7 +53,7 @@ _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
   ["float32", "bfloat16"],
-  "For to_big_vision, default: as it is; for merge, default: float32.",
+  "Of to_big_vision and strip, default: as it is; of merge: float32.",
 )
 _COMPRESSED = flags.DEFINE_bool(
   "compressed", False, "A smaller file of to_big_vision, written slowly."
@@ -138,14 +138,11 @@ def merge(output: storage.Path):
     before, *_ = proof.run_ours(checkpoint, params, whole)
     exact = merging.merge(params, checkpoint.model)
     del params  # room for the other side
-    dtype = _DTYPE.value or "float32"
-    stored = jax.tree.map(lambda leaf: leaf.astype(dtype), exact)
-    rounding = agreement.largest_rounding(exact, stored)
     meta = checkpoint.meta | {"base": {}}
     meta["model"] = dataclasses.asdict(checkpoint.model.without_adapters())
-    items = meta, checkpoint.tokenizer, checkpoint.step
-    stored_checkpoint.write(stored, *items, workdir)
-    del exact, stored
+    like = dataclasses.replace(checkpoint, meta=meta)
+    rounding = save(exact, like, workdir, _DTYPE.value or "float32")
+    del exact
     proof.prove_again(before, workdir, whole, rounding)
   print(f"wrote {output}/checkpoints/{checkpoint.step}")
 
@@ -177,10 +174,10 @@ def strip(output: storage.Path):
   whole = proof.fits_in_memory(checkpoint)
   with proven(output) as workdir:
     params = checkpoint.read_params()
-    save(params, checkpoint, workdir)
     before, *_ = proof.run_ours(checkpoint, params, whole)
+    rounding = save(params, checkpoint, workdir, _DTYPE.value)
     del params  # room for the other side
-    proof.prove_again(before, workdir, whole)
+    proof.prove_again(before, workdir, whole, rounding)
   print(f"wrote {output}/checkpoints/{checkpoint.step}")
 
 
@@ -217,9 +214,23 @@ def open_adapted() -> StoredCheckpoint:
   return checkpoint
 
 
-def save(params: dict, like: StoredCheckpoint, workdir: storage.Path):
-  """Writes parameters with all else from a checkpoint."""
-  stored_checkpoint.write(params, like.meta, like.tokenizer, like.step, workdir)
+def save(
+  params: dict,
+  like: StoredCheckpoint,
+  workdir: storage.Path,
+  dtype: str | None = None,
+) -> float:
+  """Writes parameters with all else from a checkpoint.
+
+  Args:
+    dtype: of the written parameters; None: as they are.
+
+  Returns:
+    The largest change of a parameter, as a fraction of itself.
+  """
+  stored = jax.tree.map(lambda leaf: leaf.astype(dtype or leaf.dtype), params)
+  stored_checkpoint.write(stored, like.meta, like.tokenizer, like.step, workdir)
+  return agreement.largest_rounding(params, stored)
 
 
 @contextlib.contextmanager

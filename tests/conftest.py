@@ -35,6 +35,8 @@ hypothesis.settings.register_profile("rt2", deadline=None)
 hypothesis.settings.load_profile("rt2")
 
 ROOT = pathlib.Path(__file__).parent.parent
+# For programs with devices of their own.
+QUICK_COMPILATION = os.environ["XLA_FLAGS"].partition(" ")[2]
 
 
 @pytest.fixture(scope="session")

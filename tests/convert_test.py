@@ -320,6 +320,22 @@ def test_strip_keeps_what_acting_needs(server, workdir, tmp_path):
   )
 
 
+def test_strip_rounds(server, workdir, tmp_path):
+  out = convert(
+    server,
+    "strip",
+    "--dtype=bfloat16",
+    *(f"--workdir={workdir}", f"--output={tmp_path}"),
+  )
+  assert "equal action ids     4 of 4 actions" in out
+  tiny_models.assert_identical(
+    params_of(tmp_path),
+    jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params_of(workdir)),
+  )
+  image = np.zeros((60, 80, 3), np.uint8)
+  assert Policy.from_checkpoint(tmp_path)(image, "stop").shape == (8,)
+
+
 def test_average_is_the_mean(server, workdir, tmp_path):
   convert(
     server,

@@ -30,7 +30,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from rt2_jax import local_copies, storage
 from rt2_jax.checkpoint import Checkpoints
 from tests import gcs, tiny_datasets
-from tests.conftest import ROOT
+from tests.conftest import QUICK_COMPILATION, ROOT
 
 SAVED_EVERY = 3
 _FLAGS = {
@@ -149,8 +149,7 @@ def _environment(programs: pathlib.Path) -> dict[str, str]:
       "PYTHONUNBUFFERED": "1",
       "JAX_PLATFORMS": "cpu",
       # Without the fake devices of the tests' own process.
-      "XLA_FLAGS": "--xla_backend_optimization_level=1 "
-      "--xla_llvm_disable_expensive_passes=true",
+      "XLA_FLAGS": QUICK_COMPILATION,
       # Processes that wait for each other must all compile, or none.
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -164,6 +163,12 @@ def fill(home: storage.Path, made: pathlib.Path):
   local_copies.publish(made / "bridge", home / "bridge")
   tokenizer = (ROOT / "data/small_tokenizer.model").read_bytes()
   storage.write(home / "tokenizer.model", tokenizer)
+
+
+def await_another_checkpoint(pod: Pod, workdir: storage.Url):
+  """Returns when one would be left if the newest were damaged."""
+  while len(Checkpoints(workdir / "checkpoints").steps()) < 2:
+    pod.await_steps(1)
 
 
 def truncate_newest(workdir: storage.Url) -> int:
@@ -251,6 +256,8 @@ def rehearse(
     for fault in faults:
       # Late enough for a checkpoint more.
       runs[-1].await_steps(dice.randint(SAVED_EVERY, 2 * SAVED_EVERY))
+      if "truncate" in fault:
+        await_another_checkpoint(runs[-1], home / "run")
       victim, at = dice.randrange(num_processes), runs[-1].step()
       if disturb(runs[-1], fault, victim, proxy, home / "run"):
         runs.append(start(len(runs)))
@@ -289,6 +296,7 @@ def main():
   parser.add_argument("--num_steps", type=int, default=60)
   parser.add_argument("--seed", type=int, default=int(time.time()))
   args = parser.parse_args()
+  jax.config.update("jax_platforms", "cpu")
   faults = draw_faults(args.num_faults, args.seed)
   if args.faults:
     faults = args.faults.split(",")

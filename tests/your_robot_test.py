@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rt2_jax.input_pipeline.sources import SourceConfig
-from tests.conftest import ROOT
+from tests.conftest import QUICK_COMPILATION, ROOT
 
 PAGE = (ROOT / "docs/your_robot.md").read_text()
 WALK = PAGE[PAGE.index("## Walk-through") : PAGE.index("## Two arms")]
@@ -34,7 +34,7 @@ def moved(text: str, folder) -> str:
 
 
 def run(words, folder):
-  env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
+  env = os.environ | {"XLA_FLAGS": QUICK_COMPILATION}
   done = subprocess.run(
     [sys.executable, *words[1:], *SHORTER.get(words[1], [])],
     capture_output=True,

@@ -15,7 +15,7 @@ import pytest
 
 from tests import tiny_datasets
 from tests.clusters import slurm_cluster
-from tests.conftest import ROOT
+from tests.conftest import QUICK_COMPILATION, ROOT
 from tests.journey_test import NUM_STEPS, final_params
 
 
@@ -53,7 +53,7 @@ def start(folder, name: str, *flags: str) -> subprocess.Popen:
     env=os.environ
     | {
       "PYTHONUNBUFFERED": "1",
-      "XLA_FLAGS": "--xla_backend_optimization_level=1",
+      "XLA_FLAGS": QUICK_COMPILATION,
       # Processes that wait for each other must all compile, or none.
       "JAX_ENABLE_COMPILATION_CACHE": "false",
     },
