@@ -14,6 +14,7 @@ lora, full_24, full_40, full_80: the training step of the one-GPU configs, with
   the memory that it took, that the compiler planned and that
   `memory_estimate` says.
 decode: a 3B policy in bfloat16, from images on the host to actions.
+decode_int8: the same with matrices of 8 bits, where qwix is installed.
 torch: the same policy and training steps in PyTorch and transformers.
 mini: a small model that learns synthetic actions; its loss, and how far its
   actions are from what the pictures show.
@@ -83,6 +84,7 @@ def all_parts() -> dict[str, Callable[[], None]]:
     "mini": mini,
     **{name: functools.partial(train, name) for name in CONFIGS},
     "torch": in_torch,
+    "decode_int8": functools.partial(decode, int8=True),
   }
 
 
@@ -161,20 +163,21 @@ def versions() -> dict[str, str]:
   return {name: importlib.metadata.version(name) for name in names}
 
 
-def decode():
+def decode(int8: bool = False):
   import jax
 
   from rt2_jax.benchmarks import acting, meters
 
   config, named = config_of("configs/rt2_paligemma_3b_robot_only.py")
   policy = acting.random_policy(config)
+  policy = policy.in_int8() if int8 else policy
   for robots in (1, 8):
     call_s = acting.action_seconds(policy, robots, 2 * _REPEATS)
     say(
-      "decode",
+      "decode_int8" if int8 else "decode",
       **named,
       device=jax.devices()[0].device_kind,
-      dtype=config.model.llm.dtype,
+      dtype="int8" if int8 else config.model.llm.dtype,
       robots=robots,
       call_ms=round(1e3 * call_s, 2),
       hz=round(1 / call_s, 1),

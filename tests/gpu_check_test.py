@@ -39,7 +39,7 @@ def run_part(part: str, *missing: str) -> list[dict]:
   return list(map(json.loads, done.stdout.splitlines()))
 
 
-@pytest.mark.parametrize("part", ["lora", "decode"])
+@pytest.mark.parametrize("part", ["lora", "decode", "decode_int8"])
 def test_a_bare_machine_is_enough(part):
   heavy = ("tensorflow", "mujoco", "gymnasium", "tensorboardX")
   rows = run_part(part, *heavy)
