@@ -114,6 +114,7 @@ EXTRAS = {
   "serve": [
     "anyio>=4.0",
     "msgpack>=1.0.5",
+    "msgspec>=0.19",
     "prometheus-client>=0.20",
     "starlette>=0.45",
     "uvicorn>=0.36",

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 _INTERRUPTED = 130
+_LONGEST_NAME = 500  # characters; the rest of a wrong name is cut
 # Exit code after which the same command goes on: a run was asked to stop and
 # has saved its step, or it has lost a host.
 START_AGAIN = 42
@@ -37,7 +38,8 @@ class Stopped(Exception):
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> UserError:
   """`got 'gemma_3b' for decoder, expected one of …; did you mean …?`"""
-  known = list(known)
+  # Comparing a name of a million characters would take 0.3 s.
+  known, got = list(known), got[:_LONGEST_NAME]
   close = difflib.get_close_matches(got, known, n=1)
   hint = f"; did you mean {close[0]!r}?" if close else ""
   expected = ", ".join(known) or "none is defined"

@@ -21,6 +21,10 @@ def test_an_unknown_name_lists_the_known_ones():
   )
 
 
+def test_a_very_long_name_is_cut():
+  assert len(str(unknown_name("colour", "g" * 10_000, ["green"]))) < 600
+
+
 def test_a_users_mistake_ends_in_its_message():
   @ends_in_one_message
   def main(argv):

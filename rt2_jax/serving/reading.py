@@ -25,8 +25,8 @@ Size = tuple[int, int]  # height, width
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _MAX_INSTRUCTION = 2000  # characters; the prompt's own limit is in tokens
-# A list of lists takes up to 5 characters a number; a header and text beside.
-_JSON_BYTES, _OTHER_BYTES = 5, 1 << 16
+_PIXEL_BYTES = 17  # of "[255, 255, 255], " in JSON
+OTHER_BYTES = 1 << 16  # of a request beside its images
 
 
 def is_reset(value: Any) -> bool:
@@ -75,8 +75,8 @@ class Reader:
   @property
   def max_bytes(self) -> int:
     """The most that an honest request takes, whatever its protocol."""
-    pixels = sum(3 * h * w for h, w in self.camera_sizes.values())
-    return _JSON_BYTES * pixels * self.spec.history + _OTHER_BYTES
+    pixels = sum(h * w for h, w in self.camera_sizes.values())
+    return _PIXEL_BYTES * pixels * self.spec.history + OTHER_BYTES
 
   def blank(self) -> Observation:
     """Returns an observation of black images, as the policy gets one."""
@@ -94,7 +94,8 @@ class Reader:
 
     Args:
       pictures: by camera: an encoded image, uint8[H, W, 3], or
-        uint8[T, H, W, 3] for a robot that keeps its own history.
+        uint8[T, H, W, 3] for a robot that keeps its own history; or a function
+        that returns one of these.
       instruction: a text.
       state: numbers of the robot's state; None where the policy reads none.
 
@@ -121,6 +122,8 @@ class Reader:
 
   def _frames(self, camera: str, value: Any) -> np.ndarray:
     """uint8[1, H, W, 3] or uint8[T, H, W, 3]."""
+    if callable(value):
+      value = value()
     if isinstance(value, bytes):
       value = self._decode(camera, value)
     if not isinstance(value, np.ndarray):

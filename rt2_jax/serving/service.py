@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from rt2_jax.errors import UserError
 from rt2_jax.observation import Observation
 from rt2_jax.serving.batcher import Answer, Batcher, Session, UnavailableError
@@ -137,8 +139,8 @@ class Service:
   async def _read(
     self, pictures: Mapping[str, Any], instruction: Any, state: Any
   ) -> Observation:
-    """Decodes files in a thread: milliseconds in which others would wait."""
+    """Reads all but arrays in a thread: milliseconds for which others wait."""
     read = functools.partial(self.reader.read, pictures, instruction, state)
-    if any(isinstance(picture, bytes) for picture in pictures.values()):
-      return await asyncio.to_thread(read)
-    return read()
+    if all(isinstance(each, np.ndarray) for each in pictures.values()):
+      return read()
+    return await asyncio.to_thread(read)

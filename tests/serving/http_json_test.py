@@ -1,17 +1,23 @@
 """POST /act in JSON, and what operators ask."""
 
+import asyncio
 import base64
 import concurrent.futures
 import io
 import json
+import threading
 import urllib.error
 import urllib.request
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from rt2_jax.errors import UserError
+from rt2_jax.serving import http_json, server
 from tests.serving import served
+from tests.serving.fuzz_test import post
 
 
 def fetch(running, path, body=None, **headers):
@@ -55,9 +61,9 @@ def test_an_answer_is_the_policys(service, policy, kind):
 
 
 WRONG = [
-  (request(image="no base64"), "no base64"),
+  (request(image="no base64"), "the base64 of"),
   (request(image=base64.b64encode(b"GIF89a").decode()), "no image"),
-  (request(image=[[1, 2], [3]]), "different lengths"),
+  (request(image=[[1, 2], [3]]), "rows of pixels"),
   (request(image=[[[0.5]]]), "whole numbers"),
   (request(image=[[[256, 0, 0]]]), "whole numbers"),
   (request(image=[[[-1, 0, 0]]]), "whole numbers"),
@@ -66,19 +72,22 @@ WRONG = [
   (request(image=None), "whole numbers"),
   (request(image=[[[1, 2, 3]] * 9] * 9), "uint8[9, 9, 3]"),
   (request(images={"primary": ""}), "got 'image'"),
-  ({"images": [], "instruction": "a"}, "images of type list"),
+  ({"images": [], "instruction": "a"}, "'images' that cannot be read"),
   ({"images": {"wrist": "AAAA"}, "instruction": "a"}, "'wrist' for a camera"),
   ({"instruction": "a"}, "no image of the camera 'primary'"),
   (request(instructoin="a"), "did you mean 'instruction'"),
   (request(instruction=""), "an instruction"),
   (request(state=[1.0]), "a state"),
+  (request(state=[0] * 22_000), "bytes of 'state', expected at most 65536"),
   (request(session=""), "a session"),
   (request(reset=1), "a reset of type int"),
   (request(expects={"action_units": ["mm"]}), "action_units ['mm']"),
-  ([1], "got list"),
-  (b"{", "no JSON"),
-  (b"\xff", "no JSON"),
-  (b"[" * 50_000, "no JSON"),
+  ([1], "a JSON object"),
+  (b"{", "a JSON object"),
+  (b"\xff", "a JSON object"),
+  (b"[" * 50_000, "a JSON object"),
+  (b'{"image": ' + b"[" * 50_000, "a JSON object"),
+  (b'{"state": [1e999]}', "'state' that cannot be read"),
 ]
 
 
@@ -86,6 +95,57 @@ WRONG = [
 def test_what_does_not_fit_is_named(service, body, part):
   status, answer = act(service, body)
   assert status == 400 and part in answer["error"]
+
+
+@pytest.mark.parametrize("shape", [(24, 32, 3), (2, 24, 32, 3), (99,)])
+def test_long_lists_are_read_in_parts(shape, monkeypatch):
+  monkeypatch.setattr(http_json, "_PART_BYTES", 16)
+  pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+  def read(lists):
+    raw = msgspec.Raw(json.dumps(lists).encode())
+    return http_json._picture("primary", raw)
+
+  np.testing.assert_array_equal(read(pixels.tolist()), pixels)
+  for wrong in (0.5, 256, None, [1, 2]):
+    with pytest.raises(UserError, match="pixels"):
+      read([*pixels.tolist(), wrong])
+
+
+def test_an_image_that_is_read_slowly_delays_only_its_robot(
+  tokenizer, monkeypatch
+):
+  """A robot's next request, which is read quickly, comes after it."""
+  begun, go_on, read = threading.Event(), threading.Event(), http_json._array
+
+  def read_slowly(raw):
+    begun.set()
+    assert go_on.wait(20)
+    return read(raw)
+
+  monkeypatch.setattr(http_json, "_array", read_slowly)
+  policy = served.MarkedPolicy(tokenizer)
+
+  async def main():
+    service = served.make_service(policy)
+    service.start()
+    app = server.make_app(service)
+
+    def ask(seed, **fields):
+      body = json.dumps(request(seed, **fields)).encode()
+      return asyncio.create_task(post(app, body))
+
+    slow = ask(1, session="arm", image=served.image(1).tolist())
+    assert await asyncio.to_thread(begun.wait, 20)
+    after = ask(2, session="arm")
+    assert (await ask(3))[0] == 200
+    go_on.set()
+    assert (await slow)[0] == (await after)[0] == 200
+    await service.close()
+
+  asyncio.run(main())
+  for seen, seed in zip(policy.seen, (3, 1, 2), strict=True):
+    np.testing.assert_array_equal(seen.image[0, 0], served.image(seed))
 
 
 def test_other_types_of_content_are_refused(service):
