@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from absl import app, flags
 
 from launch import program
-from rt2_jax.actions import ActionSpace, ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
+from rt2_jax.actions import ActionSpace
 from rt2_jax.models.variants import FAMILIES
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.weights.stored_checkpoint import StoredCheckpoint

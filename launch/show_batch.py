@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 
 from launch import experiment_flag, program
 from rt2_jax import sharding, storage, train_data
-from rt2_jax.actions import ActionTokenizer, Dimension
+from rt2_jax.action_tokenizer import ActionTokenizer
+from rt2_jax.actions import Dimension
 from rt2_jax.batch import Batch
 from rt2_jax.prompt import PLAN_END, PLAN_START, Prompt
 from rt2_jax.train_config import TrainConfig

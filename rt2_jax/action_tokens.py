@@ -19,8 +19,6 @@ import numpy as np
 
 from rt2_jax.errors import UserError
 
-NUM_BINS = 256
-
 
 class Grammar(NamedTuple):
   """Finite automaton of valid answers: the tokens that may come next.
@@ -45,16 +43,16 @@ class RareTokens:
   """Writes bin i as one rarely used id, as RT-2-PaLM-E does.
 
   Attributes:
-    ids: NUM_BINS different vocabulary ids; bin i is written as ids[i].
+    ids: different vocabulary ids; bin i is written as ids[i].
   """
 
   ids: tuple[int, ...]
 
   def __post_init__(self):
-    if len(set(self.ids)) != NUM_BINS or len(self.ids) != NUM_BINS:
+    if len(set(self.ids)) != len(self.ids):
       raise UserError(
         f"got {len(self.ids)} action ids, {len(set(self.ids))} of them "
-        f"different; expected {NUM_BINS} different ids"
+        "different; expected an id of its own for each bin"
       )
 
   @functools.cached_property
@@ -90,7 +88,7 @@ class RareTokens:
     bins = np.full(ids.shape, -1, np.int32)
     order = np.argsort(self.ids)
     table = np.asarray(self.ids)[order]
-    at = np.minimum(np.searchsorted(table, ids), NUM_BINS - 1)
+    at = np.minimum(np.searchsorted(table, ids), len(table) - 1)
     bins = np.where(table[at] == ids, order[at], -1).astype(np.int32)
     if (bins < 0).any():
       raise UserError(
@@ -100,9 +98,10 @@ class RareTokens:
 
   def grammar(self, sizes: Sequence[int], firsts: Sequence[int]) -> Grammar:
     del firsts  # ids stand for bins, however the text form counts them
-    allowed = np.arange(NUM_BINS)[None] < np.asarray(sizes)[:, None]
+    bins = np.arange(len(self.ids))
+    allowed = bins[None] < np.asarray(sizes)[:, None]
     step = np.minimum(np.arange(len(sizes)) + 1, len(sizes) - 1)
-    next_state = np.repeat(step[:, None], NUM_BINS, 1).astype(np.int32)
+    next_state = np.repeat(step[:, None], len(bins), 1).astype(np.int32)
     return Grammar(self._ids, allowed, next_state, len(sizes))
 
 

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.observation import ObservationSpec

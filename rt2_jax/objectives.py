@@ -5,12 +5,15 @@ Shapes: B examples, S suffix positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rt2_jax.batch import Batch
+from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM
 from rt2_jax.tokenizer import PAD
 
@@ -69,3 +72,34 @@ def name_patches(
 
 # Each maps parameters and a batch to logits and the batch that they predict.
 OBJECTIVES = {"answers": answer, "patches": name_patches}
+
+
+def check(
+  objective: str,
+  model: VLMConfig,
+  robot_sources: Collection[str],
+  suffix_length: int,
+):
+  """Checks that a config's model and sources fit its objective.
+
+  Args:
+    objective: its name.
+    model: sizes of the parts.
+    robot_sources: names of the robot sources.
+    suffix_length: positions of an answer, S.
+
+  Raises:
+    UserError: no such objective, or it cannot train on these.
+  """
+  if objective not in OBJECTIVES:
+    raise unknown_name("config.objective", objective, OBJECTIVES)
+  tokens = model.num_image_tokens
+  unfit = robot_sources or model.num_images > 1 or suffix_length <= tokens
+  if objective == "patches" and unfit:
+    raise UserError(
+      f"got config.objective = 'patches' with robot sources "
+      f"{sorted(robot_sources)}, {model.num_images} images and "
+      f"config.prompt.suffix_length = {suffix_length}, expected web sources "
+      f"alone, one image and more than its {tokens} image tokens, whose names "
+      "the answers are"
+    )

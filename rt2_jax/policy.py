@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rt2_jax import augment, parameters, sharding, trees
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.compiler_options import ACTING, options_for

@@ -15,7 +15,8 @@ from typing import Annotated
 
 import numpy as np
 
-from rt2_jax.actions import ActionSpace, ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
+from rt2_jax.actions import ActionSpace
 from rt2_jax.errors import UserError
 from rt2_jax.ranges import at_least
 from rt2_jax.tokenizer import BOS, EOS, PAD, Tokenizer

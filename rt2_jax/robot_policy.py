@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rt2_jax.actions import ActionSpace, ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
+from rt2_jax.actions import ActionSpace
 from rt2_jax.errors import UserError
 from rt2_jax.images import as_frames
 from rt2_jax.observation import (

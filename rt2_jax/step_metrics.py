@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rt2_jax.action_tokens import NUM_BINS, RareTokens
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
+from rt2_jax.action_tokens import RareTokens
+from rt2_jax.actions import NUM_BINS
 from rt2_jax.batch import Batch
 
 

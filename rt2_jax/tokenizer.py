@@ -18,7 +18,8 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto as Proto
 from sentencepiece.sentencepiece_model_pb2 import TrainerSpec
 
 from rt2_jax import shipped, storage
-from rt2_jax.action_tokens import NUM_BINS, IntegerTokens, RareTokens
+from rt2_jax.action_tokens import IntegerTokens, RareTokens
+from rt2_jax.actions import NUM_BINS
 from rt2_jax.errors import UserError, unknown_name
 
 PAD, EOS, BOS = 0, 1, 2

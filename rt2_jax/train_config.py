@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import jax
 from jax.sharding import Mesh
 
-from rt2_jax import sharding
+from rt2_jax import objectives, sharding
+from rt2_jax.action_tokenizer import ActionConfig, ActionTokenizer
 from rt2_jax.action_tokens import IntegerTokens, RareTokens
-from rt2_jax.actions import ActionTokenizer
 from rt2_jax.augment import Augmentation
 from rt2_jax.differences import json_hash
 from rt2_jax.divergence import DivergenceConfig
@@ -25,30 +25,14 @@ from rt2_jax.input_pipeline.mixture import weigh
 from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.models import variants
 from rt2_jax.models.vlm import abstract_params
-from rt2_jax.objectives import OBJECTIVES
 from rt2_jax.observation import ObservationConfig, ObservationSpec
 from rt2_jax.optimizer import OptimizerConfig, make_optimizer
 from rt2_jax.prompt import STATE_FIELD, Prompt, PromptConfig
-from rt2_jax.ranges import at_least, below, between
+from rt2_jax.ranges import at_least, between
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.trackers import TrackingConfig
 from rt2_jax.train_state import Trainer
 from rt2_jax.watchdog import WatchdogConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class ActionConfig:
-  """Fields of a config's `actions`, see `actions.ActionTokenizer`.
-
-  Attributes:
-    masked_fraction: of an action's tokens that training hides from the model
-      and does not count, see `masked_actions`.
-  """
-
-  route: str = "rare"
-  rt1_compat: bool = False
-  horizon: Annotated[int, at_least(1)] = 1
-  masked_fraction: Annotated[float, below(1)] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +178,9 @@ class TrainConfig:
         f"got config.keep_best = {self.keep_best!r} without an evaluation, "
         "expected config.evaluation.every above 0, or keep_best = ''"
       )
-    self._check_objective()
+    objectives.check(
+      self.objective, self.model, self.sources, self.prompt.suffix_length
+    )
 
   def _check_sources(self):
     own = [s.template for s in self.sources.values() if s.template]
@@ -206,20 +192,6 @@ class TrainConfig:
           "template of a model that reads a robot's state, and in no other; "
           "change one of them"
         )
-
-  def _check_objective(self):
-    if self.objective not in OBJECTIVES:
-      raise unknown_name("config.objective", self.objective, OBJECTIVES)
-    tokens, room = self.model.num_image_tokens, self.prompt.suffix_length
-    unfit = self.sources or self.model.num_images > 1 or room <= tokens
-    if self.objective == "patches" and unfit:
-      raise UserError(
-        f"got config.objective = 'patches' with robot sources "
-        f"{sorted(self.sources)}, {self.model.num_images} images and "
-        f"config.prompt.suffix_length = {room}, expected web sources alone, "
-        f"one image and more than its {tokens} image tokens, whose names the "
-        "answers are"
-      )
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rt2_jax import sharding, storage
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.input_pipeline import examples, loader, mixture
 from rt2_jax.input_pipeline.step_index import StepSource

@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh
 
 from rt2_jax import augment, losses, sharding, step_metrics, trainable, trees
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.compiler_options import TRAINING, options_for
 from rt2_jax.masked_actions import hidden_tokens

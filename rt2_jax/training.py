@@ -23,7 +23,7 @@ from rt2_jax import (
   train_data,
 )
 from rt2_jax import workdir as claim
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints, versions
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import Stopped

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import FORMAT, CheckpointMeta
 from rt2_jax.errors import UserError

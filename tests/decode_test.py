@@ -9,8 +9,8 @@ import pytest
 from flax import traverse_util
 
 from rt2_jax.action_spaces import RT2
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.action_tokens import IntegerTokens, RareTokens
-from rt2_jax.actions import ActionTokenizer
 from rt2_jax.decode import (
   Prompts,
   decode_actions,

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data import make_tabletop
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.envs.tabletop.instructions import FAMILIES
 from rt2_jax.errors import UserError
 from rt2_jax.images import decode

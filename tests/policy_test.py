@@ -10,7 +10,7 @@ import pytest
 
 from rt2_jax import augment, sharding, trees
 from rt2_jax.action_spaces import RT2
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import FORMAT
 from rt2_jax.errors import UserError

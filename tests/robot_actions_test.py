@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from rt2_jax.action_spaces import LANGUAGE_TABLE, RT2
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.observation import ObservationSpec
 from rt2_jax.robot_actions import Chunks, Limits

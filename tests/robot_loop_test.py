@@ -8,7 +8,7 @@ import pytest
 
 from rt2_jax import robot_log
 from rt2_jax.action_spaces import RT2
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import description
 from rt2_jax.observation import Observation, ObservationSpec

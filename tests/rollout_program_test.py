@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from rt2_jax.action_spaces import RT1, TABLETOP
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import FORMAT
 from rt2_jax.envs.tabletop import pictures

@@ -6,8 +6,8 @@ import numpy as np
 
 from rt2_jax import step_metrics
 from rt2_jax.action_spaces import RT2
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.action_tokens import RareTokens
-from rt2_jax.actions import ActionTokenizer
 from rt2_jax.batch import Batch
 
 TOKENIZER = ActionTokenizer(RT2, RareTokens(tuple(range(40, 296))))

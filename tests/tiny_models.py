@@ -8,7 +8,7 @@ import torch
 
 from rt2_jax import trees
 from rt2_jax.action_spaces import RT2
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.checkpoint_meta import FORMAT
 from rt2_jax.models.variants import GemmaConfig, SiglipConfig, VLMConfig
 from rt2_jax.observation import Observation, ObservationSpec

@@ -6,7 +6,7 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as pb2
 
-from rt2_jax.action_tokens import NUM_BINS
+from rt2_jax.actions import NUM_BINS
 from rt2_jax.errors import UserError
 from rt2_jax.tokenizer import (
   BOS,

@@ -7,8 +7,8 @@ import pytest
 
 from rt2_jax import optimizer, sharding
 from rt2_jax.action_spaces import RT2
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.action_tokens import RareTokens
-from rt2_jax.actions import ActionTokenizer
 from rt2_jax.augment import Augmentation
 from rt2_jax.batch import Batch
 from rt2_jax.models import variants

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from configs import bridge_debug
 from data import make_rt1_episodes
-from rt2_jax import train_config, training, workdir
+from rt2_jax import training, workdir
+from rt2_jax.action_tokenizer import ActionConfig
 from rt2_jax.augment import Augmentation
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.loader import LoaderConfig
@@ -26,7 +27,7 @@ from rt2_jax.observation import ObservationConfig
 from rt2_jax.optimizer import OptimizerConfig
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import PromptConfig
-from rt2_jax.train_config import TrainConfig, config_hash
+from rt2_jax.train_config import EvaluationConfig, TrainConfig, config_hash
 from rt2_jax.weights import export
 from tests import tiny_datasets
 from tests.conftest import ROOT
@@ -299,7 +300,7 @@ def test_a_mistake_is_named_before_the_first_step(
 def test_every_number_of_a_config_has_a_range():
   parts = [OptimizerConfig, Augmentation, SourceConfig, WebConfig, variants.vlm]
   parts += [PromptConfig, LoaderConfig, ObservationConfig, TrainConfig]
-  parts += [train_config.EvaluationConfig, train_config.ActionConfig]
+  parts += [EvaluationConfig, ActionConfig]
   for part in parts:
     for name, kind in typing.get_type_hints(part, include_extras=True).items():
       assert kind not in (int, float, int | None, float | None), (part, name)

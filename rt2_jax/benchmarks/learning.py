@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from rt2_jax import sharding
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.benchmarks import synthetic
 from rt2_jax.policy import Policy

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rt2_jax import shipped, storage
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.prompt import Prompt

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from rt2_jax.action_tokens import NUM_BINS
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
+from rt2_jax.actions import NUM_BINS
 from rt2_jax.errors import UserError
 from rt2_jax.observation import Batched
 from rt2_jax.policy import Policy

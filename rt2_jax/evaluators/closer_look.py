@@ -13,7 +13,8 @@ import numpy as np
 from scipy import special
 
 from rt2_jax import sharding
-from rt2_jax.action_tokens import NUM_BINS, RareTokens
+from rt2_jax.action_tokens import RareTokens
+from rt2_jax.actions import NUM_BINS
 from rt2_jax.decode import Prompts
 from rt2_jax.errors import UserError
 from rt2_jax.models.gemma import INTERMEDIATES

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.evaluators import action_accuracy, vqa
 from rt2_jax.evaluators.action_accuracy import NEAR, ActionAccuracy

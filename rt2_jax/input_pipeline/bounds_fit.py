@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rt2_jax.action_tokens import NUM_BINS
-from rt2_jax.actions import ActionSpace
+from rt2_jax.actions import NUM_BINS, ActionSpace
 
 _LOG = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.byte_ranges import Request, Storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import bounds_fit, records, unusable, web

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.action_tokens import RareTokens
-from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.mixture import uniform
 from rt2_jax.input_pipeline.step_index import StepIndex, StepSource

@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from rt2_jax import local_copies, storage
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.checkpoint_meta import ROBOT_FILE, CheckpointMeta
 from rt2_jax.errors import UserError
 from rt2_jax.images import as_frames, as_sizes, resize

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rt2_jax.actions import ActionSpace, ActionTokenizer, Dimension
+from rt2_jax.action_tokenizer import ActionTokenizer
+from rt2_jax.actions import ActionSpace, Dimension
 from rt2_jax.errors import UserError, unknown_name
 from rt2_jax.observation import PRIMARY, ObservationSpec
 

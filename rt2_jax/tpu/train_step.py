@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rt2_jax import parameters, sharding, trees
-from rt2_jax.action_tokens import NUM_BINS, RareTokens
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
+from rt2_jax.action_tokens import RareTokens
+from rt2_jax.actions import NUM_BINS
 from rt2_jax.batch import Batch
 from rt2_jax.errors import UserError
 from rt2_jax.models.vlm import abstract_params

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from rt2_jax import augment, trees
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM
 from rt2_jax.observation import Batched, from_images

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from data import import_lerobot, import_program
 from data.episode_shards import ShardWriter
 from data.import_program import Options
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.examples import open_robot
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source

@@ -9,7 +9,7 @@ from data import import_program, import_robot_log
 from data.import_program import Options
 from rt2_jax import robot_log
 from rt2_jax.action_spaces import RT2
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.observation import ObservationSpec

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rt2_jax.action_spaces import RT2
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.action_tokens import RareTokens
-from rt2_jax.actions import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.evaluators.action_accuracy import ActionAccuracy, evaluate
 from rt2_jax.observation import from_images

@@ -6,7 +6,7 @@ import pytest
 from scipy import special
 
 from rt2_jax import augment, trees
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.evaluators.closer_look import look_closer
 from rt2_jax.models.vlm import VLM

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rt2_jax.action_spaces import RT2
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.evaluators import vqa
 from rt2_jax.input_pipeline.web import WebExample
 from rt2_jax.models import variants

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rt2_jax.action_spaces import LANGUAGE_TABLE, RT2
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.input_pipeline import bounds_fit
 from rt2_jax.input_pipeline.examples import open_robot
 from rt2_jax.observation import ONE_CAMERA

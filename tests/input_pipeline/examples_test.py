@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rt2_jax.action_spaces import RT2, TABLETOP
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.input_pipeline.examples import RobotExamples, open_robot
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec

@@ -9,7 +9,7 @@ from PIL import Image
 
 from rt2_jax import augment, images
 from rt2_jax.action_spaces import RT2
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.input_pipeline import in_order
 from rt2_jax.input_pipeline.examples import open_robot, open_web
 from rt2_jax.input_pipeline.loader import Loader

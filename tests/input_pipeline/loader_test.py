@@ -8,7 +8,7 @@ from PIL import Image
 
 from rt2_jax import images
 from rt2_jax.action_spaces import RT2
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import frames, loader
 from rt2_jax.input_pipeline.examples import RobotExamples

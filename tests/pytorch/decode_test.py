@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rt2_jax import augment, trees
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.decode import Prompts, decode_plans_and_actions
 from rt2_jax.models.vlm import VLM
 from rt2_jax.prompt import Prompt

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rt2_jax import augment
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.observation import ObservationSpec, from_images
 from rt2_jax.policy import Policy

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from rt2_jax.action_spaces import RT2
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.observation import Batched, Observation, ObservationSpec

@@ -7,7 +7,7 @@ import pytest
 import transformers
 
 from rt2_jax.action_spaces import LANGUAGE_TABLE, RT2, TABLETOP
-from rt2_jax.actions import ActionTokenizer
+from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.prompt import Prompt
 from rt2_jax.weights import (
   agreement,
