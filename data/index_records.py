@@ -26,11 +26,8 @@ from absl import app, flags
 from launch import experiment_flag, program
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import web
-from rt2_jax.input_pipeline.sources import (
-  SourceConfig,
-  open_source,
-  robot_dataset,
-)
+from rt2_jax.input_pipeline.dataset_names import robot_dataset
+from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.input_pipeline.step_index import StepIndex
 from rt2_jax.observation import ObservationConfig
 from rt2_jax.tokenizer import Tokenizer

@@ -18,13 +18,14 @@ import tqdm
 from rt2_jax.byte_ranges import Request, open_storage
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import records, splits
+from rt2_jax.input_pipeline.dataset_names import check_name
 from rt2_jax.input_pipeline.episodes import (
   Episode,
   WrongFunctionError,
   count_steps,
 )
 from rt2_jax.input_pipeline.robot_dataset import RobotDataset
-from rt2_jax.input_pipeline.sources import SourceConfig, check_name
+from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.input_pipeline.unusable import Unusable
 
 _STAMPS = "steps/timestamp"
@@ -89,7 +90,7 @@ def read_split(config: SourceConfig, split: str) -> RecordedSplit:
   """
   storage = open_storage(config.path)
   found = splits.find_split(storage, config.path, split)
-  check_name(config, found.dataset, storage)
+  check_name(config.dataset, config.folder, found.dataset, storage)
   robot, damaged, episodes, count = config.robot, [], [], 0
   for shard in tqdm.tqdm(found.shards, unit=" shards", mininterval=1):
     read = records.read_records(storage, shard.path, damaged, count_steps)

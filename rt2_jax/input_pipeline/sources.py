@@ -1,29 +1,20 @@
-"""Robot sources: a dataset's records as a config names them, indexed.
-
-A dataset is a row of `datasets.DATASETS`, an import path, or a robot.json.
-"""
+"""Robot sources: a dataset's records as a config names them, indexed."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from rt2_jax import import_path, shipped
+from rt2_jax import shipped
 from rt2_jax.actions import ActionSpace
 from rt2_jax.byte_ranges import Storage, open_storage
 from rt2_jax.errors import UserError, unknown_name
-from rt2_jax.input_pipeline import (
-  description,
-  index,
-  kept_index,
-  rlds,
-  splits,
-)
+from rt2_jax.input_pipeline import index, kept_index, rlds, splits
 from rt2_jax.input_pipeline.code_hash import code_hash
-from rt2_jax.input_pipeline.datasets import DATASETS, RobotDataset
+from rt2_jax.input_pipeline.dataset_names import check_name, robot_dataset
+from rt2_jax.input_pipeline.datasets import RobotDataset
 from rt2_jax.input_pipeline.filters import Filters, make_filters
 from rt2_jax.input_pipeline.step_index import StepIndex, StepSource
 from rt2_jax.observation import ONE_CAMERA, ObservationSpec
@@ -38,9 +29,7 @@ class SourceConfig:
   """One robot source of a mixture, as a config names it.
 
   Attributes:
-    dataset: what the records mean: a key of `DATASETS`; "module:attribute", a
-      `RobotDataset` of another package; "robot.json", the description beside
-      the data; or the path of one.
+    dataset: what the records mean, see `dataset_names.robot_dataset`.
     path: TFDS version folder, local or e.g. `gs://…`; or the folder above it
       of a dataset with one version.
     split: split to train on, or a part of its episodes such as "train[:99%]",
@@ -193,66 +182,6 @@ class SourceConfig:
     return figures
 
 
-def robot_dataset(name: str, path: str) -> RobotDataset:
-  """Looks up what a dataset's records mean.
-
-  Args:
-    name: as `SourceConfig.dataset`.
-    path: the folder of the records.
-
-  Raises:
-    UserError: no such dataset, module or file, or fields that do not belong
-      into a description.
-  """
-  if import_path.is_import_path(name):
-    return import_path.load(name, "a source's dataset", RobotDataset)
-  if not name.endswith(".json"):
-    if name not in DATASETS:
-      raise unknown_name("dataset", name, [*DATASETS, description.FILE])
-    return DATASETS[name]
-  if name == description.FILE:
-    name = _beside(splits.version_folder(open_storage(path), path))
-  found = description.read(name)
-  if not isinstance(found, str):
-    return found.to_dataset()
-  # Said to be of that dataset, whatever dataset_info.json calls it.
-  return dataclasses.replace(robot_dataset(found, path), recorded_as="")
-
-
-def _beside(path: str) -> str:
-  return f"{path.rstrip('/')}/{description.FILE}"
-
-
-def check_name(config: SourceConfig, name: str, storage: Storage):
-  """Compares what a folder calls itself with the source's dataset.
-
-  A robot.json beside the records that names the same dataset confirms it.
-
-  Args:
-    config: the source.
-    name: what dataset_info.json says; "" if it says nothing.
-    storage: where the folder lies.
-
-  Raises:
-    UserError: the folder holds another dataset.
-  """
-  pattern = config.robot.recorded_as
-  if not name or not pattern or re.fullmatch(pattern, name):
-    return
-  beside = _beside(splits.version_folder(storage, config.folder))
-  if (
-    beside in storage.names(beside.rpartition("/")[0])
-    and description.read(beside) == config.dataset
-  ):
-    return
-  raise UserError(
-    f"got records of dataset {name!r} in {config.path}, expected those of "
-    f"{config.dataset!r}, whose fields mean other things; change the source's "
-    f'dataset, or write {{"dataset": "{config.dataset}"}} to {beside} if they '
-    "mean the same"
-  )
-
-
 def open_source(
   config: SourceConfig,
   split: str,
@@ -301,7 +230,7 @@ def open_source(
   )
   folder = splits.version_folder(storage, config.folder)
   found = splits.find_split(storage, folder, split)
-  check_name(config, found.dataset, storage)
+  check_name(config.dataset, config.folder, found.dataset, storage)
   shards, damaged = index.load_or_build(
     found, recipe, index_folder, num_workers, max_skipped
   )
