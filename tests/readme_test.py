@@ -1,6 +1,7 @@
 """Figures in README and docs are those of the files that programs wrote."""
 
 import json
+import re
 
 import pytest
 
@@ -24,6 +25,18 @@ def rows(name: str) -> list[dict]:
   """What a program printed, one object per line."""
   lines = (RESULTS / f"{name}.jsonl").read_text().splitlines()
   return [json.loads(line) for line in lines]
+
+
+def test_every_program_and_config_that_is_named_exists():
+  pages = [ROOT / name for name in ("README.md", "WORKSPACE.md", "Makefile")]
+  pages += [ROOT / "data/README.md", *(ROOT / "docs").rglob("*.md")]
+  pages += (ROOT / "docs").rglob("*.json*")
+  text = "\n".join(page.read_text() for page in pages)
+  folders = "configs|data|launch|rt2_jax"
+  named = set(re.findall(rf"\b(?:{folders})/[\w/]+\.py\b", text))
+  assert len(named) > 50
+  named -= {"configs/x.py"}  # stands for any
+  assert not {name for name in named if not (ROOT / name).is_file()}
 
 
 @pytest.mark.parametrize("folder", [MINI, MICRO, SEED_1])

@@ -254,7 +254,7 @@ def vlm(
     remat: what a layer keeps for the backward pass, see `REMAT`.
     final_softcap: bound on the output logits, 0 for none; None keeps the
       decoder's own.
-    lora_rank: of the adapters, see `lora.LoraConfig`; 0 makes none.
+    lora_rank: of the adapters, see `lora_config.LoraConfig`; 0 makes none.
     lora_alpha: adapters are scaled by lora_alpha / lora_rank.
     lora_targets: patterns of the names of matrices that get one.
 
