@@ -53,7 +53,7 @@ INSIDE = {
     {"siglip", "gemma"},
     {"vlm"},
   ],
-  "optimizers": [{"adafactor", "muon"}],
+  "optimizers": [{"adafactor", "muon", "rounding"}],
   "input_pipeline": [
     {"mixture", "frames", "damage", "image_size"}
     | {"unusable", "code_hash", "grippers", "growing_columns"}
@@ -190,11 +190,27 @@ def test_every_module_stands_on_one_of_eight_floors():
   assert len(FLOORS) <= 8
 
 
+@pytest.mark.parametrize("folder", INSIDE)
+def test_every_module_of_a_folder_has_a_place_in_it(folder):
+  above = tuple(folder.split("."))
+  inside = [m.with_suffix("").parts for m in modules()]
+  here = {m[len(above)] for m in inside if m[: len(above)] == above}
+  assert here == set().union(*INSIDE[folder])
+
+
 def test_workspace_draws_these_floors():
   page = (ROOT / "WORKSPACE.md").read_text()
   rows = re.findall(r"^\| \d [^|]*\| ([^|]*) \|$", page, re.M)
   drawn = [set(row.replace("/", "").replace("`", "").split()) for row in rows]
   assert drawn == FLOORS
+
+
+def test_workspace_says_where_every_flat_module_is():
+  page = (ROOT / "WORKSPACE.md").read_text()
+  table = page.partition("## Where is")[2].partition("\n## ")[0]
+  named = {pathlib.Path(name).stem for name in re.findall(r"`(.+?)`", table)}
+  flat = {m.stem for m in modules() if len(m.parts) == 1}
+  assert not flat - named
 
 
 def python_files():
