@@ -21,6 +21,7 @@ STATE_KEY, INSTRUCTION_KEY = "observation/state", "prompt"
 TOKEN_VARIABLE = "RT2_TOKEN"  # of the environment, for services and clients
 UNAVAILABLE = "unavailable: "  # begins a refusal after which one may ask again
 _SHOWN = 200  # characters of a claim in an error
+_CLAIMED = 1000  # numbers of an array in a claim
 
 
 def image_key(camera: str) -> str:
@@ -133,6 +134,11 @@ def check_claims(claims: Any, metadata: Mapping[str, Any]) -> None:
 def _plain(value: Any) -> Any:
   """Writes arrays as lists, so that they compare with JSON values."""
   if isinstance(value, np.ndarray | np.generic):
+    if value.size > _CLAIMED:
+      raise UserError(
+        f"got an array of {value.size} numbers in expects, expected at most "
+        f"{_CLAIMED}"
+      )
     return value.tolist()
   if isinstance(value, Mapping):
     return {key: _plain(each) for key, each in value.items()}

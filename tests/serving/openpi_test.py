@@ -96,6 +96,7 @@ WRONG = [
   ({"expects": {"cameras": {"primary": [48, 64]}}}, "cameras {'primary'"),
   ({"expects": {"action_names": ["x", "y"]}}, "action_names ['x', 'y']"),
   ({"expects": {"cameras": {"a": np.zeros(2)}}}, "cameras {'a': [0.0, 0.0]}"),
+  ({"expects": {"cameras": np.zeros(1001)}}, "an array of 1001 numbers"),
 ]
 
 
