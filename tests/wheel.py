@@ -27,7 +27,7 @@ def get_config(data):
   config.sources.rt1.path = data
   config.batch_size = 8
   config.num_steps = 4
-  config.evaluation.every = 0
+  config.evaluation = {"every": 0}
   return config
 """
 ACT = """
