@@ -188,7 +188,7 @@ docs: .venv/installed
 # Runs the notebooks and compares what they show with what is committed.
 colabs: .venv/installed-extras
 	test -d $(QUICKSTART)/run || $(MAKE) quickstart
-	$(RUN) -m pytest -n 0 -rP tests/notebooks.py
+	$(RUN) -m pytest -n 2 --dist load -rP tests/notebooks.py
 
 # The wheel in clean environments of PYTHON, outside the repository.
 wheel:

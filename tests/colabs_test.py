@@ -83,6 +83,18 @@ def test_a_notebook_calls_the_library_and_shows_what_it_gives(path, known):
   assert all((ROOT / "colabs" / link).exists() for link in links)
 
 
+def test_no_notebook_writes_where_another_one_does():
+  """Two notebooks may run at once: `make colabs`."""
+  owners = {}
+  for path in NOTEBOOKS:
+    source = "".join(c.source for c in code_cells(nbformat.read(path, 4)))
+    for place in set(re.findall(r"runs/colabs/([\w.]+)", source)):
+      owners.setdefault(place, []).append(path.stem)
+  assert owners
+  shared = {place: names for place, names in owners.items() if len(names) > 1}
+  assert not shared
+
+
 def test_a_name_that_is_gone_is_found():
   for gone in ("rt2_jax.policy import Polity", "rt2_jax.pol import Policy"):
     with pytest.raises(AssertionError):

@@ -5,6 +5,9 @@ cell must print and draw what is committed. Cells with the tag `measured` show
 times, or what training gave on this machine: their numbers and the contents of
 their pictures may differ. What ran lies in runs/colabs/executed/; where a
 change is wanted, copy it to colabs/.
+
+Each notebook is a test of its own, and writes where no other one does, below
+runs/colabs/: two of them may run at once (`-n 2 --dist load`).
 """
 
 import base64
@@ -81,7 +84,9 @@ def test_a_notebook_shows_what_is_committed(path, monkeypatch):
   committed = nbformat.read(path, 4)
   run = nbformat.from_dict(committed)
   folder = {"metadata": {"path": str(path.parent)}}
-  client = NotebookClient(run, timeout=LONGEST_S, resources=folder)
+  client = NotebookClient(
+    run, timeout=LONGEST_S, resources=folder, record_timing=False
+  )
   start = time.monotonic()
   client.execute()
   seconds = time.monotonic() - start
