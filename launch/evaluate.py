@@ -138,6 +138,9 @@ def draw(result: action_accuracy.ActionAccuracy, path: storage.Path):
       where="mid",
       label="predicted",
     )
+    # All that a robot may do: half a bin of error is not drawn as a jump.
+    axis.update_datalim([(0, d.low), (0, d.high)])
+    axis.autoscale_view()
     axis.set_ylabel(f"{d.name}\n({d.unit})")
   axes[0].legend(loc="upper right", ncols=2)
   axes[-1].set_xlabel("step")
