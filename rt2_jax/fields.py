@@ -122,12 +122,12 @@ class Schema:
   def with_defaults(self, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fills in the default of every field that is left out."""
     parts = {
-      name: defaults(build) | dict(fields.get(name, {}))
+      name: _completed(build, fields.get(name, {}))
       for name, build in self.parts.items()
     }
     groups = {
       group: {
-        name: defaults(build) | dict(member)
+        name: _completed(build, member)
         for name, member in fields.get(group, {}).items()
       }
       for group, build in self.groups.items()
@@ -161,6 +161,17 @@ class Schema:
         for name, member in fields[group].items()
       }
     return kept
+
+
+def _completed(build: Callable, stated: Mapping[str, Any]) -> dict[str, Any]:
+  """Adds defaults to fields, and to fields within one, such as filters."""
+  default = defaults(build)
+  inner = {
+    name: {**default[name], **value}
+    for name, value in stated.items()
+    if isinstance(value, Mapping) and isinstance(default.get(name), Mapping)
+  }
+  return default | dict(stated) | inner
 
 
 def _stated_or_changed(

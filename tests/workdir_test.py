@@ -45,6 +45,21 @@ def test_a_default_may_be_spelled_out(tmp_path):
     workdir.check(tmp_path, fields)
 
 
+def test_a_run_goes_on_with_a_release_that_has_another_filter(tmp_path):
+  source = {"dataset": "bridge", "path": "data"}
+  whole = with_defaults(FIELDS | {"sources": {"x": source}})
+  filters = whole["sources"]["x"]["filters"]
+  name = next(iter(filters))
+  a_checkpoint(tmp_path)
+  older = {other: filters[other] for other in filters if other != name}
+  stored = FIELDS | {"sources": {"x": source | {"filters": older}}}
+  (tmp_path / "config.json").write_text(json.dumps(stored))
+  assert not workdir.check(tmp_path, whole)
+  older |= {name: ["something"]}
+  with pytest.raises(UserError, match=f"x.filters.{name} is .'something'., "):
+    workdir.check(tmp_path, stored)
+
+
 @pytest.mark.parametrize("content", ["", '{"seed": 0, "op'])
 def test_a_config_that_a_crash_cut_off(tmp_path, content):
   (tmp_path / "config.json").write_text(content)
