@@ -72,9 +72,8 @@ mini-robot: .venv/installed-extras
 	  --config.evaluation.every=0
 	$(RUN) launch/convert.py strip --workdir=$(MINI)/run --dtype=bfloat16 \
 	  --output=$(MINI)/mini_robot
-	$(RUN) launch/rollout.py --policy=$(MINI)/mini_robot,guess --episodes=100 \
-	  --output=$(MINI)/rollouts --flagfile=data/mini_concepts.flags \
-	  $(QUICKSTART_TASKS) --suites=seen,objects_easy,symbol_understanding
+	$(QUICKSTART_ROLLOUT) --policy=$(MINI)/mini_robot,guess --episodes=100 \
+	  --output=$(MINI)/rollouts
 
 # What masked actions, a state and its dropout do to `quickstart`: half an hour.
 ABLATIONS := plain masked state state_dropout
@@ -171,8 +170,9 @@ estimates: .venv/installed-extras
 	  | tee runs/bench/estimates.jsonl
 
 # Four processes train in a bucket, and are killed, stopped and refused.
+REHEARSAL ?=
 rehearsal: .venv/installed-extras
-	$(RUN) -m tests.rehearsal --num_processes=4 --num_faults=5
+	$(RUN) -m tests.rehearsal --num_processes=4 --num_faults=5 $(REHEARSAL)
 
 # One GPU, on a machine with jax, torch and transformers; see docs/one_gpu.md.
 gpu-check:

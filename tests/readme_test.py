@@ -53,6 +53,13 @@ def test_the_table_of_lora_is_the_programs():
   assert results.table(shown) in (ROOT / "docs/one_gpu.md").read_text()
 
 
+def test_the_table_of_ablations_is_the_programs():
+  found = results.read(ROOT / "docs/ablations")
+  runs = ("plain", "masked", "state", "state_dropout", "guess")
+  table = results.table({name: found[name] for name in runs})
+  assert table in (ROOT / "docs/mini.md").read_text()
+
+
 def test_the_table_of_readme_is_a_part_of_it():
   found = results.read(MINI)
   table = results.table({policy: found[policy] for policy in SHOWN})
@@ -77,6 +84,11 @@ def test_the_figures_of_the_quick_start_are_the_programs():
     + "{successes} of {n} with symbols.".format(**results.pool(symbols))
   )
   assert figures in text_of("README.md")
+
+
+def test_the_table_of_the_finished_robot_is_the_programs():
+  found = results.read(ROOT / "docs/mini_robot")
+  assert results.table(found).strip() in (ROOT / "README.md").read_text()
 
 
 def test_the_figures_of_plans_are_the_programs():

@@ -26,7 +26,7 @@ def get_config(data):
   config = rt1_debug.get_config()
   config.sources.rt1.path = data
   config.batch_size = 8
-  config.num_steps = 4
+  config.num_steps, config.optimizer.warmup_steps = 4, 1
   config.evaluation = {"every": 0}
   return config
 """
