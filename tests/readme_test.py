@@ -138,6 +138,19 @@ def test_the_figures_of_slices_are_the_programs():
   assert all(len(row["config_hash"]) == 16 for row in rows("estimates"))
 
 
+def test_the_figures_of_saving_are_the_programs():
+  cost, local, bucket = rows("saving")
+  text = text_of("docs/training.md")
+  figure = "a save in {steps} steps of `mini_robot_only` adds {overhead:.1%}"
+  assert figure.format(**cost) in text
+  text = text_of("docs/pods.md")
+  for name in ("save", "restore"):
+    rates = [f"{row[f'{name}_mb_per_s']:.0f}" for row in (local, bucket)]
+    assert f"at {' and '.join(rates)} MB/s" in text
+  waits = f"{local['blocked_s']:.2f} and {bucket['blocked_s']:.2f} s"
+  assert f"Training waits {waits} for a save" in text
+
+
 def test_the_errors_of_predictions_are_the_programs():
   for case in rows("validation"):
     assert case["mode"] == "full" and len(case["config_hash"]) == 16
