@@ -89,10 +89,10 @@ def finish(process: subprocess.Popen) -> str:
   return out
 
 
-def final_params(workdir):
+def final_params(workdir, num_steps=NUM_STEPS):
   checkpoints = Checkpoints.open_run(workdir)
   meta, _ = checkpoints.restore_meta()
-  assert checkpoints.latest_step() == NUM_STEPS
+  assert checkpoints.latest_step() == num_steps
   model = VLMConfig.from_dict(meta["model"])
   shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -16,7 +16,9 @@ import pytest
 from tests import tiny_datasets
 from tests.clusters import slurm_cluster
 from tests.conftest import QUICK_COMPILATION, ROOT
-from tests.journey_test import NUM_STEPS, final_params
+from tests.journey_test import final_params
+
+NUM_STEPS = 60  # a job must not end before it is told to
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def whole(folder):
   """The parameters of two undisturbed processes."""
   run = start(folder, "whole", "--backend=local", "--num_processes=2")
   assert "whole: done" in finish(run)
-  return final_params(folder / "whole")
+  return final_params(folder / "whole", NUM_STEPS)
 
 
 def assert_same(params, whole):
@@ -96,7 +98,7 @@ def test_four_hosts_on_this_machine(folder):
   run = start(folder, "four", "--backend=local", "--num_processes=4")
   out = finish(run)
   assert "on 4 devices" in out and "four: done" in out
-  final_params(folder / "four")
+  final_params(folder / "four", NUM_STEPS)
 
 
 def test_a_killed_process_is_followed_by_a_restart(folder, whole):
@@ -107,7 +109,7 @@ def test_a_killed_process_is_followed_by_a_restart(folder, whole):
   out = finish(run)
   assert "lost (killed: process 1 by signal 9)" in out
   assert "killed: done after 1 restarts" in out
-  assert_same(final_params(folder / "killed"), whole)
+  assert_same(final_params(folder / "killed", NUM_STEPS), whole)
 
 
 def test_sigterm_saves_and_ends_the_run_which_goes_on_later(folder, whole):
@@ -119,7 +121,7 @@ def test_sigterm_saves_and_ends_the_run_which_goes_on_later(folder, whole):
   saved = [p.name for p in (folder / "stopped/checkpoints").iterdir()]
   assert max(int(name) for name in saved if name.isdigit()) >= 6
   assert "stopped: done" in finish(start(folder, "stopped", *flags))
-  assert_same(final_params(folder / "stopped"), whole)
+  assert_same(final_params(folder / "stopped", NUM_STEPS), whole)
 
 
 def test_a_requeued_slurm_job_ends_with_the_same_parameters(
@@ -135,4 +137,4 @@ def test_a_requeued_slurm_job_ends_with_the_same_parameters(
   (resumed,) = [line for line in out.splitlines() if "; from step" in line]
   assert int(resumed.split("from step ")[1].split()[0]) >= 6
   assert "slurm: done" in out
-  assert_same(final_params(folder / "slurm"), whole)
+  assert_same(final_params(folder / "slurm", NUM_STEPS), whole)
