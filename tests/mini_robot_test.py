@@ -13,6 +13,9 @@ FOLDER = ROOT / "data/mini_robot"
 def test_it_is_small_and_says_how_it_was_made():
   files = [path for path in FOLDER.rglob("*") if path.is_file()]
   assert sum(path.stat().st_size for path in files) < 5_000_000
+  here = b" /"  # Orbax notes where it wrote
+  notes = [p.read_bytes() for p in files if p.name == "commit_success.txt"]
+  assert notes and not any(here in note for note in notes)
   stored = StoredCheckpoint.open(FOLDER)
   assert not stored.has_optimizer and stored.step == 5000
   assert {str(shape.dtype) for shape in stored.shapes.values()} == {"bfloat16"}
