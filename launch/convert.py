@@ -228,9 +228,12 @@ def save(
   Returns:
     The largest change of a parameter, as a fraction of itself.
   """
-  stored = jax.tree.map(lambda leaf: leaf.astype(dtype or leaf.dtype), params)
+  stored = params
+  if dtype:
+    stored = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
   stored_checkpoint.write(stored, like.meta, like.tokenizer, like.step, workdir)
-  return agreement.largest_rounding(params, stored)
+  # A pass over every parameter, which nothing but rounding needs.
+  return agreement.largest_rounding(params, stored) if dtype else 0.0
 
 
 @contextlib.contextmanager
