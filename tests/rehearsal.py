@@ -292,14 +292,11 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--num_processes", type=int, default=4)
   parser.add_argument("--num_faults", type=int, default=5)
-  parser.add_argument("--faults", help="Instead: such as SIGKILL,503x10")
   parser.add_argument("--num_steps", type=int, default=60)
   parser.add_argument("--seed", type=int, default=int(time.time()))
   args = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
   faults = draw_faults(args.num_faults, args.seed)
-  if args.faults:
-    faults = args.faults.split(",")
   print(f"seed {args.seed}: {', '.join(faults)}", flush=True)
   with tempfile.TemporaryDirectory() as folder:
     told = rehearse(
