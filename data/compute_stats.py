@@ -125,15 +125,16 @@ def table(stats: dict[str, Any]) -> str:
   """Formats the statistics as a table."""
   header = "".join(f"{name:>11}" for name in COLUMNS)
   rate = f" at {stats['rate_hz']:g} Hz" if stats["rate_hz"] else ""
+  width = max(map(len, stats["dimensions"]))
   lines = [
     f"{stats['dataset']}, split {stats['split']!r}: {stats['num_steps']:,} "
     f"steps{rate} in {stats['num_episodes']:,} episodes",
-    f"{'':<16}{header}",
+    f"{'':<{width + 6}}{header}",
   ]
   for name, row in stats["dimensions"].items():
     numbers = "".join(f"{row[column]:>11.4g}" for column in COLUMNS)
     note = "  degenerate" if row.get("degenerate") else ""
-    lines.append(f"{name:<10}{row['unit']:>6}{numbers}{note}")
+    lines.append(f"{name:<{width}}{row['unit']:>6}{numbers}{note}")
   lines += [f"left out: {problem}" for problem in stats["left_out"]]
   return "\n".join(lines)
 

@@ -65,15 +65,25 @@ class LeRobotRecordings:
     return [f"episode {e['episode_index']}" for e in self.folder.episodes]
 
   def missing(self) -> dict[int, str]:
-    """Says which episodes lack their numbers or a video."""
-    found = {}
-    for number in range(len(self.folder.episodes)):
+    """Says which episodes lack their numbers or a video.
+
+    Raises:
+      UserError: a camera has no video at all.
+    """
+    found, episodes = {}, range(len(self.folder.episodes))
+    cameras = list(filter(self._is_video, self.layout.cameras.values()))
+    for camera in cameras:
+      places = [self.folder.video(number, camera).path for number in episodes]
+      if places and not any(place.is_file() for place in places):
+        place = places[0].relative_to(self.folder.root)
+        raise UserError(
+          f"got no video of {camera} for any episode, expected {place} and so "
+          "on; name the cameras that have some, --cameras=primary=NAME, or the "
+          "template of the videos' places, --video_path=TEMPLATE"
+        )
+    for number in episodes:
       paths = [self.folder.data_path(number)]
-      paths += [
-        self.folder.video(number, camera).path
-        for camera in self.layout.cameras.values()
-        if self._is_video(camera)
-      ]
+      paths += [self.folder.video(number, camera).path for camera in cameras]
       absent = [path for path in paths if not path.is_file()]
       if absent:
         places = ", ".join(str(p.relative_to(self.folder.root)) for p in absent)
@@ -210,5 +220,7 @@ if __name__ == "__main__":
   import_program.define_flags()
   flags.DEFINE_string("action", "", "Feature of the action")
   flags.DEFINE_list("state", [], "Features of the state; default: the usual")
-  flags.DEFINE_string("video_path", "", "Where videos lie, if elsewhere")
+  flags.DEFINE_string(
+    "video_path", "", "Where videos lie, if not where meta/info.json says"
+  )
   app.run(main)

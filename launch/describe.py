@@ -173,8 +173,9 @@ def percentiles(statistics: dict) -> Iterator[str]:
     f"1st to 99th percentile of {statistics['num_steps']:,} steps in "
     f"{statistics['num_episodes']:,} episodes"
   )
+  width = max(map(len, statistics["dimensions"]))
   for name, row in statistics["dimensions"].items():
-    yield f"{name:<10}{row['q01']:>+11.4g} ..{row['q99']:>+11.4g} {row['unit']}"
+    yield f"{name:<{width}}{row['q01']:>+11.4g} ..{row['q99']:>+11.4g} {row['unit']}"
 
 
 def prompt(meta: dict) -> Iterator[str]:
@@ -189,11 +190,12 @@ def prompt(meta: dict) -> Iterator[str]:
 def space_lines(space: ActionSpace) -> Iterator[str]:
   """Writes a line for an action space and for each of its dimensions."""
   yield f"action space {space.name!r}, frame: {space.frame}"
+  width = max(map(len, space.names))
   for d in space.dimensions:
     span = f"{d.low:+.4g} .. {d.high:+.4g}"
     if d.values:
       span = "one of " + ", ".join(f"{v:g}" for v in d.values)
-    yield f"  {d.name:<12} {span} {d.unit}"
+    yield f"  {d.name:<{width}} {span} {d.unit}"
 
 
 def tokenizer(checkpoint: StoredCheckpoint) -> Iterator[str]:

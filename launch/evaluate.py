@@ -11,6 +11,8 @@ How often the run does what it is asked to is launch/rollout.py's question.
 
 import io
 import json
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import matplotlib
@@ -18,11 +20,12 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from absl import app, flags
+from tqdm import tqdm
 
 from launch import program
 from rt2_jax import storage
 from rt2_jax.checkpoint import Checkpoints
-from rt2_jax.evaluators import action_accuracy
+from rt2_jax.evaluators import action_accuracy, vqa
 from rt2_jax.evaluators.held_out import HeldOut, moved
 from rt2_jax.input_pipeline import web
 from rt2_jax.input_pipeline.loader import LoaderConfig
@@ -87,7 +90,8 @@ def web_sources(config):
 def evaluate_actions(policy, name, source, held_out, folder):
   """Evaluates a robot source: prints a table, draws a picture."""
   steps = held_out.open_steps(source, policy)
-  result = held_out.actions(policy, steps, _LIMIT.value)
+  read = held_out.read_steps(policy, steps, _LIMIT.value)
+  result = action_accuracy.evaluate(policy, watched(read, name, len(steps)))
   print(f"\n{name}: {source.dataset}, split {source.eval_split!r}")
   print(result)
   picture = folder / f"{name}.png"
@@ -99,11 +103,18 @@ def evaluate_actions(policy, name, source, held_out, folder):
 def evaluate_answers(policy, name, source, held_out):
   """Evaluates a web source: prints and returns the answers' accuracy."""
   questions = held_out.open_questions(source, policy)
-  metrics = held_out.answers(policy, questions, _LIMIT.value)
+  read = held_out.read_questions(policy, questions, _LIMIT.value)
+  metrics = vqa.evaluate(policy, watched(read, name, len(questions)))
   print(f"\n{name}: split {source.eval_split!r}")
   for metric, value in metrics.items():
     print(f"{metric:<28}{value:>10.3f}")
   return metrics
+
+
+def watched(batches: Iterable[Any], name: str, examples: int) -> Iterable[Any]:
+  """Shows on a terminal how many batches of a source are done."""
+  num = math.ceil(min(examples, _LIMIT.value or examples) / _BATCH_SIZE.value)
+  return tqdm(batches, name, num, unit=" batches", disable=None)
 
 
 def write(metrics: dict[str, Any], path: storage.Path):
@@ -141,7 +152,7 @@ def draw(result: action_accuracy.ActionAccuracy, path: storage.Path):
     # All that a robot may do: half a bin of error is not drawn as a jump.
     axis.update_datalim([(0, d.low), (0, d.high)])
     axis.autoscale_view()
-    axis.set_ylabel(f"{d.name}\n({d.unit})")
+    axis.set_ylabel(f"{d.name}\n({d.unit})", fontsize="small")
   axes[0].legend(loc="upper right", ncols=2)
   axes[-1].set_xlabel("step")
   figure.tight_layout()

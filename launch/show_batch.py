@@ -10,6 +10,7 @@ physical units. It needs one device, whatever mesh the config asks for.
 import collections
 import dataclasses
 import io
+import itertools
 import logging
 import math
 import textwrap
@@ -36,7 +37,7 @@ _OUTPUT = flags.DEFINE_string("output", "batch.png", "The picture.")
 _STEP = flags.DEFINE_integer("step", 0, "Of training.", lower_bound=0)
 _ROWS = flags.DEFINE_integer("rows", 8, "How many to draw.", lower_bound=1)
 
-# Inches, but for the last three.
+# Inches, but for the last five.
 _MARGIN = 0.3
 _HEADING = 0.7
 _SIDE = 3.0  # of an image
@@ -44,6 +45,7 @@ _NAME = 0.3  # above it
 _LINE = 0.165  # of text
 _FONT_SIZE = 8.5
 _CHARACTERS = 13  # of text per inch
+_TABLE_CHARACTERS = 14
 _MAX_LINES = 4  # of a question or an answer; the rest is cut
 _COLUMNS = 4  # cards side by side
 
@@ -143,16 +145,21 @@ def robot_text(
 
 
 def in_units(d: Dimension, values: np.ndarray) -> str:
-  """Formats one dimension of a chunk, float32[H], with its unit."""
-  if d.values:
-    return ", ".join(f"{value:g}" for value in values)
-  return ", ".join(f"{value:+.4f}" for value in values) + f" {d.unit}"
+  """Formats one dimension of a chunk, float32[H], with its unit.
+
+  Of more than two actions it shows the first and the last.
+  """
+  form = "{:g}" if d.values else "{:+.4f}"
+  shown = [form.format(value) for value in values]
+  text = ", ".join(shown) if len(shown) < 3 else f"{shown[0]} … {shown[-1]}"
+  return f"{text} {d.unit}".rstrip()
 
 
 def draw(cards: list[Card], title: str) -> Figure:
   """Draws one card per row of the batch, four side by side."""
   width = len(cards[0].images) * _SIDE
-  blocks = [text_blocks(card, int(width * _CHARACTERS)) for card in cards]
+  blocks = [text_blocks(card, width) for card in cards]
+  width = max(width, *map(table_width, blocks))
   height = _NAME + _SIDE + max(map(text_height, blocks)) + _MARGIN
   columns = min(len(cards), _COLUMNS)
   figure = plt.figure(
@@ -196,15 +203,31 @@ def draw_card(
     top += text_height([(text, style)])
 
 
-def text_blocks(card: Card, characters: int) -> list[Block]:
-  """Lists question, answer and, for a robot, the action as a table."""
+def text_blocks(card: Card, width: float) -> list[Block]:
+  """Lists question, answer and, for a robot, the action as a table.
+
+  Lines are at most `width` inches long, but for numbers: these are never cut.
+  """
+  characters = int(width * _CHARACTERS)
   blocks = [
     (wrap(card.question, characters), {"color": "0.35"}),
     (wrap(card.answer, characters), {"weight": "bold"}),
   ]
   if card.action:
-    blocks.append((action_table(card.action), {"family": "monospace"}))
+    table = action_table(card.action, int(width * _TABLE_CHARACTERS))
+    blocks.append((table, {"family": "monospace"}))
   return blocks
+
+
+def table_width(blocks: list[Block]) -> float:
+  """Inches that the longest line of a table takes; 0 without one."""
+  lines = [
+    line
+    for text, style in blocks
+    if style.get("family") == "monospace"
+    for line in text.splitlines()
+  ]
+  return max(map(len, lines), default=0) / _TABLE_CHARACTERS
 
 
 def text_height(blocks: list[Block]) -> float:
@@ -232,17 +255,21 @@ def wrap(text: str, characters: int) -> str:
   return textwrap.fill(text, characters, max_lines=_MAX_LINES, placeholder=" …")
 
 
-def action_table(action: tuple[tuple[str, str], ...]) -> str:
-  """Names and values in two columns, read downwards."""
+def action_table(action: tuple[tuple[str, str], ...], characters: int) -> str:
+  """Names and values, read downwards: in two columns, or in one if too wide."""
   half = math.ceil(len(action) / 2)
-  columns = []
-  for part in (action[:half], action[half:]):
-    width = max((len(name) for name, _ in part), default=0)
-    cells = [f"{name:<{width}} {value}" for name, value in part]
-    columns.append(cells + [""] * (half - len(cells)))
-  width = max(map(len, columns[0])) + 2
-  rows = zip(*columns, strict=True)
-  return "\n".join(f"{left:<{width}}{right}".rstrip() for left, right in rows)
+  left, right = _table_column(action[:half]), _table_column(action[half:])
+  width = max(map(len, left)) + 2
+  rows = itertools.zip_longest(left, right, fillvalue="")
+  lines = [f"{a:<{width}}{b}".rstrip() for a, b in rows]
+  if max(map(len, lines)) > characters:
+    lines = _table_column(action)
+  return "\n".join(lines)
+
+
+def _table_column(action: tuple[tuple[str, str], ...]) -> list[str]:
+  width = max((len(name) for name, _ in action), default=0)
+  return [f"{name:<{width}} {value}" for name, value in action]
 
 
 if __name__ == "__main__":

@@ -100,14 +100,16 @@ class ActionAccuracy:
     else:
       share = metrics["forced_accuracy/mean"]
       mean = f"mean teacher-forced token accuracy {share:.3f}"
-    rows = [f"{'dimension':<12}{''.join(columns.values())}{'L1':>13}  unit"]
+    width = max(12, *map(len, self.action_tokenizer.space.names))
+    head = f"{'dimension':<{width}}"
+    rows = [f"{head}{''.join(columns.values())}{'L1':>13}  unit"]
     for d in self.action_tokenizer.space.dimensions:
       shares = "".join(
         f"{metrics[f'{name}/{d.name}']:>{len(title)}.3f}"
         for name, title in columns.items()
       )
       l1 = metrics[f"l1/{d.name}"]
-      rows.append(f"{d.name:<12}{shares}{l1:>13.5f}  {d.unit}")
+      rows.append(f"{d.name:<{width}}{shares}{l1:>13.5f}  {d.unit}")
     rows.append(
       f"{mean}; decoded within {NEAR} "
       f"bins in every dimension: {self.near:.3f} of {len(self.recorded)} steps"

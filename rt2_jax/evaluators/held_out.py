@@ -19,7 +19,7 @@ from rt2_jax.input_pipeline.examples import RobotExamples, WebExamples
 from rt2_jax.input_pipeline.loader import LoaderConfig
 from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.input_pipeline.step_index import StepSource
-from rt2_jax.input_pipeline.web import WebConfig, WebSource
+from rt2_jax.input_pipeline.web import WebConfig, WebExample, WebSource
 from rt2_jax.observation import Batched
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig
@@ -66,32 +66,24 @@ class HeldOut:
       self.loader.max_skipped,
     )
 
-  def actions(
-    self, policy: Policy, steps: RobotExamples, limit: int | None = None
-  ) -> ActionAccuracy:
-    """Compares predicted with recorded actions.
-
-    Args:
-      policy: predicts.
-      steps: of `open_steps`.
-      limit: how many steps, evenly spread over the source; None: all.
-    """
-    return action_accuracy.evaluate(
-      policy, self.read_steps(policy, steps, limit)
-    )
-
   def read_steps(
     self, policy: Policy, steps: RobotExamples, limit: int | None = None
   ) -> Iterator[tuple[Batched, np.ndarray]]:
-    """Reads observations and recorded chunks; arguments as of `actions`."""
+    """Reads observations and recorded chunks for `action_accuracy.evaluate`.
+
+    Args:
+      policy: will predict.
+      steps: of `open_steps`.
+      limit: how many steps, evenly spread over the source; None: all.
+    """
     return self._told(in_order.read_steps(steps, *self._reading(policy, limit)))
 
-  def answers(
+  def read_questions(
     self, policy: Policy, questions: WebExamples, limit: int | None = None
-  ) -> dict[str, float]:
-    """Measures how many answers are right; arguments as of `actions`."""
+  ) -> Iterator[tuple[np.ndarray, np.ndarray, list[WebExample]]]:
+    """Reads questions for `vqa.evaluate`; arguments as of `read_steps`."""
     read = in_order.read_questions(questions, *self._reading(policy, limit))
-    return vqa.evaluate(policy, self._told(read))
+    return self._told(read)
 
   def _reading(self, policy: Policy, limit: int | None) -> tuple:
     resolution = policy.model.img.image_size
@@ -185,9 +177,10 @@ class Evaluation:
       drawings |= {f"{name}/{i}": panel.draw for i, panel in enumerate(panels)}
     self._answering.params = params
     for name, source in self._questions.items():
-      result = self._held_out.answers(
+      read = self._held_out.read_questions(
         self._answering, source, self._limits.num_questions
       )
+      result = vqa.evaluate(self._answering, read)
       metrics |= {f"{name}/{key}": value for key, value in result.items()}
     return Measured(metrics, drawings)
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -152,6 +153,21 @@ def test_videos_that_are_missing_or_short_are_named(tmp_path, root):
   _, source = opened(imported(root, tmp_path / "out", options))
   assert len(source) == LENGTHS[1]
   assert source.instruction(0) == TASKS[1]
+
+
+def test_a_camera_without_a_video_is_no_damage(tmp_path, root):
+  """As in the sets of some: info.json names a camera that nobody recorded."""
+  shutil.rmtree(root / f"videos/chunk-000/{CAMERAS[1]}")
+  options = OPTIONS._replace(max_skipped=len(LENGTHS))
+  with pytest.raises(UserError, match=f"no video of {CAMERAS[1]}.*--cameras"):
+    imported(root, tmp_path / "out", options)
+  recordings = import_lerobot.open_recordings(
+    str(root), [f"primary={CAMERAS[0]}"]
+  )
+  folder = import_program.import_recordings(recordings, tmp_path, OPTIONS)
+  assert (
+    len(open_source(SourceConfig("robot.json", str(folder)), "train")) == 18
+  )
 
 
 def test_stamps_that_begin_late_are_matched_from_the_start(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The table of figures, on actions made by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -52,6 +53,19 @@ def test_the_table_shows_units(result):
   text = str(result)
   assert "dx" in text and " m" in text and " rad" in text
   assert "0.500 of 4 steps" in text
+
+
+def test_long_names_keep_the_columns_in_line():
+  long = [
+    dataclasses.replace(d, name="left_" + d.name * 5) for d in RT2.dimensions
+  ]
+  tokenizer = dataclasses.replace(
+    TOKENIZER, space=dataclasses.replace(RT2, dimensions=tuple(long))
+  )
+  actions = tokenizer.to_action(np.full((1, 1, 8), [1, *[100] * 7]))
+  text = str(ActionAccuracy(tokenizer, actions, actions, None))
+  rows = [line for line in text.splitlines() if "0.00000" in line]
+  assert len(rows) == 8 and len({row.index("0.00000") for row in rows}) == 1
 
 
 class Knows:
