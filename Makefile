@@ -148,14 +148,15 @@ format: .venv/installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+BENCH_DATA := runs/bench/fractal20220817_data/0.1.0
 # 180 episodes: above 256 MB an index is built by processes of its own, whose start
 # would be timed as well.
 bench: .venv/installed-extras
 	$(RUN) -m data.make_rt1_episodes --output_dir=runs/bench \
 	  --train_episodes=180 --val_episodes=1 --num_steps=42
-	$(RUN) launch/benchmark.py --soak_batches=10000 \
-	  --data=runs/bench/fractal20220817_data/0.1.0 \
-	  | tee runs/bench/benchmark.jsonl
+	($(RUN) launch/benchmark.py --soak_batches=10000 --data=$(BENCH_DATA) && \
+	  $(RUN) launch/benchmark.py loader --soak_batches=3000 --data=$(BENCH_DATA) \
+	  --config=configs/rt1_debug.py:two_cameras) | tee runs/bench/benchmark.jsonl
 	$(RUN) launch/validation.py | tee runs/bench/validation.jsonl
 
 # What docs/pods.md says of slices, compiled without a TPU.

@@ -175,7 +175,8 @@ def percentiles(statistics: dict) -> Iterator[str]:
   )
   width = max(map(len, statistics["dimensions"]))
   for name, row in statistics["dimensions"].items():
-    yield f"{name:<{width}}{row['q01']:>+11.4g} ..{row['q99']:>+11.4g} {row['unit']}"
+    span = f"{row['q01']:>+11.4g} ..{row['q99']:>+11.4g} {row['unit']}"
+    yield f"{name:<{width}}{span}"
 
 
 def prompt(meta: dict) -> Iterator[str]:

@@ -9,6 +9,7 @@ Everything is also written to `DIR/evaluation/`.
 How often the run does what it is asked to is launch/rollout.py's question.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from launch import program
 from rt2_jax import storage
 from rt2_jax.checkpoint import Checkpoints
+from rt2_jax.errors import UserError
 from rt2_jax.evaluators import action_accuracy, vqa
 from rt2_jax.evaluators.held_out import HeldOut, moved
 from rt2_jax.input_pipeline import web
@@ -89,7 +91,8 @@ def web_sources(config):
 
 def evaluate_actions(policy, name, source, held_out, folder):
   """Evaluates a robot source: prints a table, draws a picture."""
-  steps = held_out.open_steps(source, policy)
+  with of_source(name):
+    steps = held_out.open_steps(source, policy)
   read = held_out.read_steps(policy, steps, _LIMIT.value)
   result = action_accuracy.evaluate(policy, watched(read, name, len(steps)))
   print(f"\n{name}: {source.dataset}, split {source.eval_split!r}")
@@ -102,13 +105,25 @@ def evaluate_actions(policy, name, source, held_out, folder):
 
 def evaluate_answers(policy, name, source, held_out):
   """Evaluates a web source: prints and returns the answers' accuracy."""
-  questions = held_out.open_questions(source, policy)
+  with of_source(name):
+    questions = held_out.open_questions(source, policy)
   read = held_out.read_questions(policy, questions, _LIMIT.value)
   metrics = vqa.evaluate(policy, watched(read, name, len(questions)))
   print(f"\n{name}: split {source.eval_split!r}")
   for metric, value in metrics.items():
     print(f"{metric:<28}{value:>10.3f}")
   return metrics
+
+
+@contextlib.contextmanager
+def of_source(name: str):
+  """Adds to an error whose data do not open, and where others are named."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(
+      f"source {name}: {error}; --paths={name}=FOLDER names another folder"
+    ) from error
 
 
 def watched(batches: Iterable[Any], name: str, examples: int) -> Iterable[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,9 +19,12 @@ from rt2_jax.errors import UserError, unknown_name
 
 # Annotations that `ranges` does not check: Python types of JSON's values.
 _KINDS = {
-  str: (str, "a text"),
-  Mapping: (Mapping, "{…}"),
+  bool: ((bool,), "True or False"),
+  str: ((str,), "a text"),
+  Mapping: ((Mapping,), "{…}"),
   Sequence: ((list, tuple), "[…]"),
+  tuple: ((list, tuple), "[…]"),
+  type(None): ((type(None),), "None"),
 }
 
 
@@ -56,13 +60,21 @@ def check(build: Callable, prefix: str, fields: Any):
     raise UserError(f"got no {', '.join(missing)}; add it")
   hints = typing.get_type_hints(build)
   for name, value in fields.items():
-    hint = typing.get_origin(hints[name]) or hints[name]
-    wanted, noun = _KINDS.get(hint, (object, ""))
-    if not isinstance(value, wanted):
+    kinds = _kinds(hints[name])
+    if kinds and not any(isinstance(value, wanted) for wanted, _ in kinds):
+      nouns = " or ".join(noun for _, noun in kinds)
       raise UserError(
-        f"got {prefix}{name} = {value!r:.80}, expected {noun}; correct it"
+        f"got {prefix}{name} = {value!r:.80}, expected {nouns}; correct it"
       )
   ranges.check(build, prefix, fields)
+
+
+def _kinds(hint: Any) -> list[tuple[tuple[type, ...], str]]:
+  """Lists the types that an annotation names; [] where it names another."""
+  is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+  members = typing.get_args(hint) if is_union else (hint,)
+  kinds = [_KINDS.get(typing.get_origin(each) or each) for each in members]
+  return kinds if all(kinds) else []
 
 
 def construct(build: Callable, prefix: str, fields: Any) -> Any:

@@ -16,13 +16,39 @@ class Arm:
   name: str
   joints: Annotated[int, at_least(1)] = 7
   cameras: Sequence[str] = ()
-  limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  limits: Mapping[str, float] | str = dataclasses.field(default_factory=dict)
+  mirrored: bool = False
+  tool: str | None = None
+  mount: tuple[float, ...] = ()
 
 
 def test_whole_fields_build_a_value():
   fields = {"name": "left", "cameras": ["wrist"]}
   assert construct(Arm, "arm.", fields) == Arm("left", 7, ["wrist"], {})
-  assert defaults(Arm) == {"joints": 7, "cameras": (), "limits": {}}
+  assert defaults(Arm) == {
+    "joints": 7,
+    "cameras": (),
+    "limits": {},
+    "mirrored": False,
+    "tool": None,
+    "mount": (),
+  }
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"limits": "widest"},
+    {"tool": None},
+    {"tool": "hand"},
+    {"mount": [0.0, 1.0]},
+    {"mirrored": True},
+  ],
+)
+def test_each_of_several_types_is_taken(fields):
+  assert construct(Arm, "arm.", {"name": "left", **fields}) == Arm(
+    "left", **fields
+  )
 
 
 @pytest.mark.parametrize(
@@ -34,7 +60,11 @@ def test_whole_fields_build_a_value():
     ({"name": 3}, ["arm.name = 3", "a text"]),
     ({"name": "left", "joints": 0}, ["arm.joints = 0", "at least 1"]),
     ({"name": "left", "cameras": "wrist"}, ["arm.cameras = 'wrist'"]),
-    ({"name": "left", "limits": []}, ["arm.limits = []", "{…}"]),
+    ({"name": "left", "limits": []}, ["arm.limits = []", "{…} or a text"]),
+    ({"name": "left", "limits": None}, ["arm.limits = None"]),
+    ({"name": "left", "mirrored": "False"}, ["arm.mirrored = 'False'", "True"]),
+    ({"name": "left", "tool": 3}, ["arm.tool = 3", "a text or None"]),
+    ({"name": "left", "mount": 1.0}, ["arm.mount = 1.0", "[…]"]),
   ],
 )
 def test_a_slip_is_named(fields, parts):

@@ -228,6 +228,20 @@ def test_numbers_that_never_change_and_that_are_cut_off(tmp_path):
   }
 
 
+def test_a_joint_at_rest_need_not_be_followed(tmp_path):
+  """The arm that a task does not use: what its sensor says is noise."""
+  episodes = [recorded(seed) for seed in range(4)]
+  noise = np.random.default_rng(0).normal(scale=1e-3, size=(4, LENGTH, 2))
+  for episode, (command, sensed) in zip(
+    episodes, noise.transpose(0, 2, 1), strict=True
+  ):
+    episode["action"][:, 1], episode["state"][:, 1] = command, sensed
+  tiny_datasets.write(tmp_path, [features(e) for e in episodes], "desk")
+  robot = number(1, low=-2e-3, high=2e-3)
+  (tmp_path / "robot.json").write_text(json.dumps(robot))
+  assert found(tmp_path)["the state does not follow elbow"] is False
+
+
 def test_records_that_are_missing(tmp_path):
   folder = written(tmp_path)
   info = json.loads((folder / "dataset_info.json").read_text())
