@@ -167,10 +167,12 @@ def test_the_errors_of_predictions_are_the_programs():
 
 
 def test_the_figures_of_this_machine_are_the_programs():
-  loader, train, policy, tabletop = rows("benchmark")
+  loader, train, policy, tabletop, two_cameras = rows("benchmark")
   stages = loader["ms_per_example"]
   for figure in (
     f"| {loader['examples_per_cpu_s']} | {loader['first_batch_cpu_s']:.1f} |",
+    f"| {two_cameras['examples_per_cpu_s']} | "
+    f"{two_cameras['first_batch_cpu_s']:.1f} |",
     f"| {loader['examples_per_cpu_s_resized_on_host']} | | |",
     f"{loader['rss_growth_mb_over_10000_batches']} MB over 10,000 batches",
     f"{loader['index_steps_per_cpu_s'] / 1000:.0f} k steps per CPU-second",
