@@ -62,8 +62,7 @@ quickstart: .venv/installed-sim
 mini-robot: MINI := runs/mini_robot
 mini-robot: .venv/installed-extras
 	$(RUN) -m data.make_tabletop --output_dir=$(MINI)/robot \
-	  --train_episodes=8000 --val_episodes=50 --max_distractors=3 \
-	  $(QUICKSTART_TASKS)
+	  --train_episodes=12000 --val_episodes=50 --max_distractors=3 $(MINI_TASKS)
 	$(MINI_WEB) --train_examples=40000 --val_examples=250 --skills=point
 	$(MINI_WEB) --train_examples=24000 --val_examples=250 --skills=point_by_fact
 	$(MINI_WEB) --train_examples=6000 --val_examples=250 --skills=$(MINI_SKILLS)
