@@ -238,9 +238,9 @@ serving-bench: .venv/installed-extras
 	  --workdir=$(CHUNKS) --config.actions.horizon=4 \
 	  --config.prompt.suffix_length=33
 	($(RUN) launch/benchmark.py policy service --run=$(QUICKSTART)/run \
-	  --robots=1,2,4,8 --repeats=200 --beside=torch --beside=int8 && \
+	  --robots=1,4 --repeats=200 --beside=torch --beside=int8 && \
 	  $(RUN) launch/benchmark.py policy service --run=$(CHUNKS) \
-	  --robots=1,2,4,8 --repeats=200 --beside=torch --beside=int8 && \
+	  --robots=1,4 --repeats=200 --beside=torch --beside=int8 && \
 	  $(CLOSED_LOOP) --run=$(QUICKSTART)/run && \
 	  $(CLOSED_LOOP) --run=$(CHUNKS) --execute=1 && \
 	  $(CLOSED_LOOP) --run=$(CHUNKS) --execute=4) | tee runs/serving.jsonl
