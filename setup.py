@@ -17,6 +17,7 @@ SHIPPED = [
   "data/*.py",
   "data/*.flags",
   "data/*.jinja",
+  "data/mini_robot/**/*",
   "data/mini_vlm.npz",
   "data/picture_facts.toml",
   "data/picture_tokenizer.model",
@@ -168,7 +169,8 @@ class BuildWithShipped(build_py):
 
 
 def shipped_files() -> list[str]:
-  return [str(path) for p in SHIPPED for path in sorted(pathlib.Path().glob(p))]
+  found = [path for p in SHIPPED for path in sorted(pathlib.Path().glob(p))]
+  return [str(path) for path in found if path.is_file()]
 
 
 setuptools.setup(

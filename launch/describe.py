@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from absl import app, flags
 
 from launch import program
+from rt2_jax import shipped
 from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.actions import ActionSpace
 from rt2_jax.models.variants import FAMILIES
@@ -26,7 +27,7 @@ _DETAILS = flags.DEFINE_boolean("details", False, "Print all of it.")
 
 @program.main_on_devices
 def main(workdir):
-  checkpoint = StoredCheckpoint.open(workdir, _STEP.value)
+  checkpoint = StoredCheckpoint.open(shipped.find(workdir), _STEP.value)
   for title, line in summary(checkpoint, workdir).items():
     print(f"{title:<12}{line}")
   if _DETAILS.value:

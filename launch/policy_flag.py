@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rt2_jax import import_path, storage
+from rt2_jax import import_path, shipped, storage
 from rt2_jax.checkpoint_meta import ROBOT_FILE, CheckpointMeta
 from rt2_jax.errors import UserError
 from rt2_jax.observation import ObservationSpec
@@ -52,12 +52,14 @@ def names(values: Sequence[str], benchmark: Benchmark) -> dict[str, str]:
 
   Returns:
     value by name: a baseline's own, a folder's, or the import path with a dot.
+    What ships is found from anywhere.
 
   Raises:
     UserError: nothing to try, one name twice, or a value that names nothing.
   """
   if not values:
     raise UserError("got nothing to try, expected --policy")
+  values = [shipped.find(value) for value in values]
   named = [_name(value, benchmark) for value in values]
   if len(set(named)) < len(named):
     raise UserError(

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from launch import program, served_policy
+from rt2_jax import shipped
 from rt2_jax.errors import UserError
 from rt2_jax.robot_policy import RobotPolicy
 
@@ -82,7 +83,7 @@ def main():
     server.bind(_LOOPBACK, _VLA_EVAL_PORT.value).close()  # it is free
   with server.bind(_HOST.value, _PORT.value) as listener:
     opened = served_policy.open_policy(
-      _CHECKPOINT.value, _SOURCE.value, _STEP.value, _INT8.value
+      shipped.find(_CHECKPOINT.value), _SOURCE.value, _STEP.value, _INT8.value
     )
     asyncio.run(serve(make_service(opened), opened.policy, listener, token))
 

@@ -21,6 +21,12 @@ def test_a_shipped_file_is_found_where_there_is_none(elsewhere, tokenizer):
   assert Tokenizer.from_file(TOKENIZER).sha256 == tokenizer.sha256
 
 
+def test_the_finished_robot_is_found_as_a_folder(elsewhere):
+  assert shipped.find("data/mini_robot") == str(ROOT / "data/mini_robot")
+  (elsewhere / "data/mini_robot").mkdir(parents=True)
+  assert shipped.find("data/mini_robot") == "data/mini_robot"
+
+
 def test_a_persons_own_file_comes_first(elsewhere):
   (elsewhere / "data").mkdir()
   (elsewhere / TOKENIZER).write_bytes(b"mine")
