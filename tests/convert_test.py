@@ -371,6 +371,7 @@ def test_average_of_one_or_of_different_models_is_refused(
 def test_describe_says_what_a_checkpoint_is(workdir, tokenizer):
   out = run("launch/describe.py", workdir, "--details")
   summary, details = out.split("\n\n", 1)
+  details = " ".join(details.split())  # columns are as wide as their names
   lines = dict(line.split(maxsplit=1) for line in summary.splitlines())
   assert len(lines) == 10 and max(map(len, lines.values())) < 200
   assert lines["trained"].startswith("step 20 of")
@@ -382,9 +383,9 @@ def test_describe_says_what_a_checkpoint_is(workdir, tokenizer):
     "bfloat16",
     "Gemma 2: width 48, 3 layers; 3,200 tokens",
     "kitchen: dataset=bridge_dataset",
-    "dx           -1 .. +1.008 m",
+    "dx -1 .. +1.008 m",
     "1st to 99th percentile of 2,135,463 steps in 60,064 episodes",
-    "dx           -0.02873 ..   +0.02831 m",
+    "dx -0.02873 .. +0.02831 m",
     "what action should the robot take to {instruction}?",
     f"sha256 {tokenizer.sha256}",
     "jax 0.10.2",
