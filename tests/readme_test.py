@@ -185,6 +185,11 @@ def test_the_figures_of_this_machine_are_the_programs():
     f"{tabletop['steps_per_cpu_s']} steps with pictures per CPU-second",
   ):
     assert figure in text_of("docs/numbers.md"), figure
+  read = (
+    f"reads {loader['examples_per_cpu_s']:,} examples per CPU-second, and "
+    f"{two_cameras['examples_per_cpu_s']:,} with two cameras and a state"
+  )
+  assert read in text_of("README.md")
   assert len(train["config_hash"]) == len(policy["config_hash"]) == 16
 
 
