@@ -185,6 +185,40 @@ def test_show_batch_draws_a_picture(tmp_path):
   assert pixels.shape[1] > 1000 and pixels.std() > 20
 
 
+TABLES = """
+from launch.show_batch import action_table
+short = (("dx", "+0.0001 m"), ("dy", "+0.0046 m"), ("gripper", "+0.9980 open"))
+long = tuple((f"left_{name}_of_the_shoulder", value) for name, value in short)
+print(action_table(short, 42), action_table(long, 42), sep="\\n\\n")
+"""
+
+
+def test_the_table_of_an_action_is_never_cut():
+  """In two columns where these fit, else in one: numbers stay whole."""
+  command = [sys.executable, "-c", TABLES]
+  out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+  short, long = (part.splitlines() for part in out.strip().split("\n\n"))
+  assert [line.split() for line in short] == [
+    ["dx", "+0.0001", "m", "gripper", "+0.9980", "open"],
+    ["dy", "+0.0046", "m"],
+  ]
+  assert [line.split(maxsplit=1)[1] for line in long] == [
+    "+0.0001 m",
+    "+0.0046 m",
+    "+0.9980 open",
+  ]
+  assert len({line.index("+") for line in long}) == 1
+
+
+def test_evaluation_says_how_data_that_moved_are_named(tmp_path):
+  command = [sys.executable, "launch/evaluate.py", "--workdir=data/mini_robot"]
+  command += [f"--paths=tabletop={tmp_path}"]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 1 and "Traceback" not in done.stderr
+  assert f"source tabletop: got dataset path '{tmp_path}" in done.stderr
+  assert "--paths=tabletop=FOLDER names another folder" in done.stderr
+
+
 WITHOUT_TENSORFLOW = """
 import importlib.machinery, runpy, sys
 
