@@ -33,6 +33,8 @@ def get_config(robot: str = "one_camera") -> ml_collections.ConfigDict:
       },
     },
   }
+  if robot not in ("one_camera", "two_cameras"):
+    raise ValueError(f"got {robot!r}, expected one_camera or two_cameras")
   if robot == "two_cameras":
     config.sources.rt1.dataset = "data/rt1_two_cameras.json"
     config.sources.rt1.bounds = {}

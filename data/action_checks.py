@@ -211,6 +211,8 @@ def check_following(split: RecordedSplit) -> Iterator[Finding]:
   state "x" moved by. Where a joint only trembles, that is no error: its state
   is the sensor's noise.
   """
+  if not len(split.action):
+    return
   names = split.robot.space.names
   trembles = trembling(split)
   for d, lag, fit, slope in following(split):

@@ -15,16 +15,25 @@ import types
 from typing import Any
 
 from rt2_jax import shipped
+from rt2_jax.errors import UserError
 
 
 def read(name: str) -> dict[str, Any]:
-  """Reads the fields of "configs/x.py" or "configs/x.py:argument"."""
+  """Reads the fields of "configs/x.py" or "configs/x.py:argument".
+
+  Raises:
+    UserError: the file does not take this argument.
+  """
   known = "ml_collections" in sys.modules  # this one, at the second call
   if not known and importlib.util.find_spec("ml_collections") is None:
     sys.modules["ml_collections"] = stand_in()
   path, _, argument = name.partition(":")
   get_config = runpy.run_path(find(path))["get_config"]
-  return (get_config(argument) if argument else get_config()).to_dict()
+  try:
+    config = get_config(argument) if argument else get_config()
+  except ValueError as error:
+    raise UserError(f"--config={name}: {error}") from error
+  return config.to_dict()
 
 
 def find(path: str) -> str:

@@ -89,6 +89,16 @@ def test_the_figures_of_the_quick_start_are_the_programs():
 def test_the_table_of_the_finished_robot_is_the_programs():
   found = results.read(ROOT / "docs/mini_robot")
   assert results.table(found).strip() in (ROOT / "README.md").read_text()
+  robot, guess = (found[name]["suites"] for name in ("mini_robot", "guess"))
+  of = {name: suite["successes"] for name, suite in robot.items()}
+  figures = (
+    "best ({symbols_shapes} of 100), then signs ({symbols_signs}); with "
+    "numbers ({symbols_numbers}) the robot is no better than chance"
+  )
+  assert figures.format(**of) in text_of("README.md")
+  chance = guess["symbols_numbers"]["successes"]
+  weak = f"numbers ({of['symbols_numbers']}%, chance is {chance}%)"
+  assert weak in text_of("docs/model_card.md")
 
 
 def test_the_figures_of_plans_are_the_programs():

@@ -4,6 +4,7 @@ import pytest
 
 from launch import config_file
 from rt2_jax import shipped
+from rt2_jax.errors import UserError
 from rt2_jax.tokenizer import Tokenizer
 from tests.conftest import ROOT
 
@@ -45,6 +46,12 @@ def test_a_shipped_config_is_named_without_its_folder(elsewhere):
   assert fields == config_file.read(f"{ROOT}/configs/quickstart.py:here")
   (elsewhere / "quickstart").write_text("def get_config(): return {}")
   assert config_file.find("quickstart") == "quickstart"
+
+
+@pytest.mark.parametrize("config", ["rt1_debug", "rt2_paligemma_3b_one_gpu"])
+def test_an_argument_that_a_config_does_not_take_is_named(config):
+  with pytest.raises(UserError, match=f"--config={config}:x2: got 'x2'.*expec"):
+    config_file.read(f"{config}:x2")
 
 
 @pytest.mark.parametrize(
