@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rt2_jax import augment, parameters, sharding, trees
+from rt2_jax import augment, sharding
 from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import CheckpointMeta
@@ -26,9 +26,10 @@ from rt2_jax.decode import (
   decode_plans_and_actions,
   decode_text,
 )
+from rt2_jax.held_params import as_read, held_params
 from rt2_jax.images import as_frames, as_sizes
 from rt2_jax.models.variants import VLMConfig
-from rt2_jax.models.vlm import VLM, abstract_params
+from rt2_jax.models.vlm import VLM
 from rt2_jax.observation import ONE_CAMERA, Batched, ObservationSpec
 from rt2_jax.prompt import Prompt
 from rt2_jax.robot_policy import (
@@ -113,11 +114,14 @@ class Policy(RobotPolicy):
     action_tokenizer, observation = meta.robot(source)
     mesh = mesh or one_device()
     shapes = held_params(meta.model)
-    params = lora_base.restore(
-      checkpoints,
-      meta,
-      sharding.abstract(shapes, sharding.state_shardings(shapes, mesh)),
-      step,
+    params = as_read(
+      lora_base.restore(
+        checkpoints,
+        meta,
+        sharding.abstract(shapes, sharding.state_shardings(shapes, mesh)),
+        step,
+      ),
+      mesh,
     )
     checkpoints.close()
     prompt = meta.make_prompt(Tokenizer(model_file), source)
@@ -316,25 +320,6 @@ def make_prompts(
   resized = augment.prepare(images, model.img.image_size, image_size)
   mask_image = augment.shown(image_size) if several_cameras else None
   return Prompts(resized, prefix, mask_input, mask_image)
-
-
-def held_params(model: VLMConfig) -> dict:
-  """Returns ShapeDtypeStructs of the parameters, as checkpoints are restored.
-
-  Matrices and tables are stored in the compute dtype. Every call would cast
-  them anyway, so answers are the same, and half as many bytes are read. Scales
-  and biases, some of which act in float32, stay float32.
-  """
-  shapes = abstract_params(model)
-
-  def held(name, x):
-    if parameters.row(name).float32:
-      return x
-    part = model.img if name.startswith("img/") else model.llm
-    return jax.ShapeDtypeStruct(x.shape, part.dtype)
-
-  flat = trees.flatten(shapes)
-  return trees.unflatten({name: held(name, x) for name, x in flat.items()})
 
 
 def one_device() -> Mesh:

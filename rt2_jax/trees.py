@@ -15,6 +15,13 @@ from rt2_jax.errors import UserError
 _LAYER = re.compile(
   r"(.*(?:^|/)(?:encoderblock(?=_)|layers(?=/)))[_/](\d+)(/.*)"
 )
+# One array for all layers, as models and checkpoints of ours have it.
+_STACK = re.compile(r"(^|/)(encoderblock|layers)/")
+
+
+def is_stacked(name: str) -> bool:
+  """Tells whether axis 0 of a parameter counts layers."""
+  return bool(_STACK.search(name))
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,14 @@ FLOORS = [
   | {"orbax_manager", "trace_summary", "trackers", "watchdog"},
   # grammar
   {"action_spaces", "decode", "objectives", "observation", "optimizer"}
-  | {"masked_actions", "prompt", "saved_step", "step_metrics", "trainable"}
+  | {
+    "held_params",
+    "masked_actions",
+    "prompt",
+    "saved_step",
+    "step_metrics",
+    "trainable",
+  }
   | {"profiling", "run_log", "speed"},
   # data and state
   {"checkpoint", "checkpoint_meta", "input_pipeline", "robot_policy"}
@@ -46,7 +53,7 @@ INSIDE = {
     {"gke", "local", "restarts", "slurm", "tpu_vm"},
   ],
   "models": [
-    {"attention", "lora_config", "token_table", "lora"},
+    {"attention", "layers", "lora_config", "token_table", "lora"},
     {"variants", "weight"},
     {"remat"},
     {"gated_mlp"},

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rt2_jax import augment, sharding, trees
+from rt2_jax import augment, held_params, sharding, trees
 from rt2_jax.action_spaces import RT2
 from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.checkpoint import Checkpoints
@@ -126,6 +126,23 @@ def test_weights_are_held_as_products_read_them(tmp_path, tokenizer, images):
   np.testing.assert_array_equal(
     apply({"params": policy.params}, *arguments),
     apply({"params": whole}, *arguments),
+  )
+
+
+def test_a_policy_with_layers_apart_acts_alike(
+  folder, policy, images, monkeypatch
+):
+  """As on a GPU; also with matrices of 8 bits."""
+  monkeypatch.setattr(held_params, "_LAYERS_APART", ("cpu",))
+  apart = Policy.from_checkpoint(folder, "table")
+  assert isinstance(trees.flatten(apart.params)["llm/layers/mlp/linear"], list)
+  pairs = (policy, apart), (policy.in_int8(), apart.in_int8())
+  for expected, got in pairs:
+    np.testing.assert_array_equal(
+      got(images, INSTRUCTIONS), expected(images, INSTRUCTIONS)
+    )
+  assert apart.answer(images, INSTRUCTIONS) == policy.answer(
+    images, INSTRUCTIONS
   )
 
 

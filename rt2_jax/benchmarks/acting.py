@@ -23,10 +23,11 @@ from rt2_jax.benchmarks.frames import Shown
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.compiler_options import ACTING, options_for
 from rt2_jax.evaluators.action_accuracy import ActionAccuracy
+from rt2_jax.held_params import as_read, held_params
 from rt2_jax.input_pipeline.sources import SourceConfig
 from rt2_jax.models.vlm import VLM
 from rt2_jax.observation import Observation, to_batch
-from rt2_jax.policy import Policy, held_params, make_prompts
+from rt2_jax.policy import Policy, make_prompts, one_device
 from rt2_jax.robot_policy import RobotPolicy
 from rt2_jax.train_config import TrainConfig, config_hash, with_defaults
 from rt2_jax.weights import export
@@ -55,7 +56,7 @@ class Subject:
     policy = random_policy(config)
 
     def write(folder: pathlib.Path) -> None:
-      params = jax.tree.map(np.float32, policy.params)
+      params = jax.tree.map(np.float32, random_params(config))
       meta = synthetic.meta(config)
       text = policy.prompt.tokenizer.model
       export.to_huggingface(params, config.model, meta, text, folder)
@@ -95,9 +96,14 @@ class Subject:
 def random_policy(config: TrainConfig) -> Policy:
   """Makes a policy with the config's sizes and random parameters."""
   prompt, action_tokenizers = synthetic.words(config)
-  params = synthetic.params(held_params(config.model))
+  params = as_read(random_params(config), one_device())
   actions = next(iter(action_tokenizers.values()))
   return Policy(config.model, params, prompt, actions, config.observation.spec)
+
+
+def random_params(config: TrainConfig) -> dict:
+  """Draws parameters of the config's sizes, the same at every call."""
+  return synthetic.params(held_params(config.model))
 
 
 def action_seconds(policy: RobotPolicy, robots: int, repeats: int) -> float:

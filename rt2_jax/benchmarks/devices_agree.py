@@ -15,6 +15,7 @@ import numpy as np
 from rt2_jax import augment, losses, sharding
 from rt2_jax.batch import Batch
 from rt2_jax.benchmarks import synthetic
+from rt2_jax.held_params import as_read
 from rt2_jax.models.vlm import VLM, init_params
 from rt2_jax.observation import from_images
 from rt2_jax.policy import Policy
@@ -84,7 +85,8 @@ def _ids(config, params, rows, prompt, action_tokenizers, device) -> np.ndarray:
   placed = jax.device_put(params, sharding.replicated(mesh))
   actions = next(iter(action_tokenizers.values()))
   spec = config.observation.spec
-  policy = Policy(config.model, placed, prompt, actions, spec, mesh)
+  held = as_read(placed, mesh)
+  policy = Policy(config.model, held, prompt, actions, spec, mesh)
   words = [synthetic.INSTRUCTION] * len(rows.image)
   return policy.token_ids(from_images(rows.image, words, rows.image_size))
 

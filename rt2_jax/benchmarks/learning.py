@@ -16,6 +16,7 @@ from rt2_jax import sharding
 from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.batch import Batch
 from rt2_jax.benchmarks import synthetic
+from rt2_jax.held_params import as_read
 from rt2_jax.policy import Policy
 from rt2_jax.prompt import Prompt
 from rt2_jax.train_config import TrainConfig
@@ -57,7 +58,8 @@ def learn(config: TrainConfig, seconds: float) -> dict[str, Any]:
       pending = []
   steps = int(state.step)
   elapsed = time.perf_counter() - start
-  policy = Policy(config.model, state.acting, prompt, actions, mesh=mesh)
+  held = as_read(dict(state.acting), mesh)
+  policy = Policy(config.model, held, prompt, actions, mesh=mesh)
   rows, expected = draw(rng, _TRIED, prompt, actions)
   got = policy(rows.image[:, 0], [synthetic.INSTRUCTION] * _TRIED)
   places = [actions.space.names.index(n) for n in ("dx", "dy")]

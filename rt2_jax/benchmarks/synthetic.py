@@ -77,7 +77,7 @@ def params(shapes: Any) -> Any:
   """Draws parameters one by one, so that nothing else is in memory.
 
   Args:
-    shapes: ShapeDtypeStructs, such as `policy.held_params`.
+    shapes: ShapeDtypeStructs, such as `held_params.held_params`.
   """
   flat, tree = jax.tree.flatten(shapes)
   keys = jax.random.split(jax.random.key(0), len(flat))

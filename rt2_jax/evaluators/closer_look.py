@@ -9,6 +9,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
@@ -17,7 +18,7 @@ from rt2_jax.action_tokens import RareTokens
 from rt2_jax.actions import NUM_BINS
 from rt2_jax.decode import Prompts
 from rt2_jax.errors import UserError
-from rt2_jax.models.gemma import INTERMEDIATES
+from rt2_jax.models.layers import INTERMEDIATES
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import VLM
 from rt2_jax.observation import Observation, to_batch
@@ -105,6 +106,9 @@ def _choices(
     mutable=[INTERMEDIATES],
   )
   logits = vlm.apply(variables, hidden, candidates, method="logits_of")
-  (weights,) = jax.tree.leaves(kept)  # layers, B, heads, their groups, T, S
+  # Layers, B, heads, their groups, T, S: an array of each layer, or of all.
+  weights = jnp.concatenate(
+    [jnp.reshape(x, (-1, *x.shape[-5:])) for x in jax.tree.leaves(kept)]
+  )
   image_tokens = model.num_images * model.img.num_tokens
   return logits, weights[..., -length:, :image_tokens].mean((0, 2, 3))

@@ -17,16 +17,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rt2_jax.models import layers
 from rt2_jax.models.attention import attend, attention_weights, cap, rope
 from rt2_jax.models.gated_mlp import GatedMlp
+from rt2_jax.models.layers import INTERMEDIATES
 from rt2_jax.models.lora_config import LoraConfig
 from rt2_jax.models.remat import rematerialized, ungated
 from rt2_jax.models.token_table import lookup, scores
 from rt2_jax.models.variants import GemmaConfig
 from rt2_jax.models.weight import multiply, weight
-
-# Flax's name of what a caller may ask to see beside the results.
-INTERMEDIATES = "intermediates"
 
 # How activations are laid out between blocks. `sharding.py` says what the names
 # mean on a mesh; without rules for them the constraint does nothing.
@@ -299,11 +298,4 @@ class Gemma(nn.Module):
     return cap(logits, self.config.final_softcap)
 
   def _run(self, layer, x, *per_layer):
-    """Scans `layer(block, x, *per_layer)` over the stacked parameters."""
-    scan = nn.scan(
-      layer,
-      variable_axes={"params": 0, INTERMEDIATES: 0},
-      split_rngs={"params": True},
-      length=self.config.depth,
-    )
-    return scan(self.layers, x, *per_layer)
+    return layers.run(layer, self.layers, self.config.depth, x, *per_layer)

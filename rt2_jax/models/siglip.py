@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rt2_jax.errors import UserError
+from rt2_jax.models import layers
 from rt2_jax.models.remat import rematerialized, ungated
 from rt2_jax.models.variants import SiglipConfig
 from rt2_jax.models.weight import multiply, weight
@@ -102,18 +103,14 @@ class EncoderBlock(nn.Module):
   config: SiglipConfig
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-    """Applies one layer; `nn.scan` would stack the None.
-
-    Args:
-      x: dtype[B, n, D].
-    """
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """dtype[B, n, D] -> dtype[B, n, D]."""
     config = self.config
     y = nn.LayerNorm(epsilon=1e-6, dtype="float32")(x)
     x += Attention(config, name="MultiHeadDotProductAttention_0")(y)
     y = nn.LayerNorm(epsilon=1e-6, dtype="float32")(x)
     x += MlpBlock(config)(y)
-    return nn.with_logical_constraint(x, _TOKENS), None
+    return nn.with_logical_constraint(x, _TOKENS)
 
 
 class Encoder(nn.Module):
@@ -124,14 +121,14 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """dtype[B, n, D] -> float32[B, n, D]."""
-    blocks = nn.scan(
-      rematerialized(EncoderBlock, self.config.remat),
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
-      length=self.config.depth,
-    )
+
+    def layer(block, x):
+      return block(x), None
+
+    depth, remat = self.config.depth, self.config.remat
+    block = EncoderBlock(self.config, name="encoderblock")
     x = nn.with_logical_constraint(x, _TOKENS)
-    x, _ = blocks(self.config, name="encoderblock")(x)
+    x, _ = layers.run(rematerialized(layer, remat), block, depth, x)
     return nn.LayerNorm(epsilon=1e-6, dtype="float32", name="encoder_norm")(x)
 
 

@@ -10,7 +10,6 @@ Shapes: [*batch, *inputs, *outputs] in the order of `parameters.Axes`.
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +23,6 @@ _EPSILON = 1e-30  # added to squared gradients
 _LARGEST_RMS = 1.0  # of an update before it is made relative
 _SMALLEST_SCALE = 1e-3  # of a parameter, so that zeros can grow
 
-
-# A parameter below this name has its layers on axis 0.
-_STACKED = re.compile(r"(^|/)(encoderblock|layers)/")
 
 _KINDS = ("v_row", "v_col", "v")
 
@@ -112,7 +108,7 @@ def _block(name: str, ndim: int) -> tuple[int, ...]:
   axes = parameters.row(name).matrix
   if axes is not None:
     return axes.inputs + axes.outputs
-  first = 1 if _STACKED.search(name) else 0
+  first = 1 if trees.is_stacked(name) else 0
   return tuple(range(first - ndim, 0))
 
 

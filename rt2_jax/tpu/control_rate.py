@@ -9,6 +9,7 @@ step has `train_step`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,7 +18,8 @@ from jax.sharding import Mesh
 
 from rt2_jax import sharding
 from rt2_jax.errors import UserError
-from rt2_jax.policy import Policy, held_params
+from rt2_jax.held_params import as_read, held_params
+from rt2_jax.policy import Policy
 from rt2_jax.tpu import prediction, train_step
 from rt2_jax.tpu.chips import SLICES
 from rt2_jax.tpu.prediction import Prediction
@@ -112,7 +114,9 @@ def lower_action(
     )
   mesh = sharding.make_mesh({}, devices[:1])
   whole = sharding.replicated(mesh)
-  shapes = held_params(config.model)
+  shapes = jax.eval_shape(
+    functools.partial(as_read, mesh=mesh), held_params(config.model)
+  )
   if int8:
     from rt2_jax.weights.int8 import quantize  # needs a package of its own
 

@@ -325,7 +325,7 @@ def ends(model: VLMConfig, params: dict) -> tuple[VLMConfig, dict]:
     The small model, and its parameters.
   """
   flat = {
-    name: leaf[np.array([0, -1])] if _is_stacked(name) else leaf
+    name: leaf[np.array([0, -1])] if trees.is_stacked(name) else leaf
     for name, leaf in trees.flatten(params).items()
   }
   small = dataclasses.replace(
@@ -334,7 +334,3 @@ def ends(model: VLMConfig, params: dict) -> tuple[VLMConfig, dict]:
     llm=dataclasses.replace(model.llm, depth=2),
   )
   return small, trees.unflatten(flat)
-
-
-def _is_stacked(name: str) -> bool:
-  return "/encoderblock/" in name or "llm/layers/" in name

@@ -8,6 +8,7 @@ are.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -40,7 +41,10 @@ def _is_matrix(name: str) -> bool:
 
 @jax.jit
 def _rounded(matrices: dict[str, jax.Array]) -> dict[str, Int8]:
-  return {name: _round(name, x) for name, x in matrices.items()}
+  return {
+    name: jax.tree.map(functools.partial(_round, name), x)
+    for name, x in matrices.items()
+  }
 
 
 def _round(name: str, x: jax.Array) -> Int8:

@@ -1,6 +1,9 @@
 """Probabilities are those of training's logits; attention adds up."""
 
+import copy
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
@@ -9,6 +12,7 @@ from rt2_jax import augment, trees
 from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.evaluators.closer_look import look_closer
+from rt2_jax.models import layers
 from rt2_jax.models.vlm import VLM
 from rt2_jax.observation import Observation, ObservationSpec, to_batch
 from rt2_jax.policy import Policy
@@ -86,3 +90,13 @@ def test_a_model_that_cannot_tell_looks_everywhere_alike(tokenizer, acts, seen):
 def test_numbers_without_one_token_each_are_refused(tokenizer, seen, other):
   with pytest.raises(UserError, match="expected one token for each number"):
     look_closer(policy(tokenizer, **other), seen)
+
+
+def test_layers_apart_show_the_same(acts, seen):
+  apart = copy.copy(acts)
+  apart.params = layers.apart(dict(jax.tree.map(jnp.asarray, acts.params)))
+  expected, got = look_closer(acts, seen), look_closer(apart, seen)
+  np.testing.assert_allclose(
+    got.probabilities, expected.probabilities, atol=1e-5
+  )
+  np.testing.assert_allclose(got.attention, expected.attention, atol=1e-5)
