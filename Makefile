@@ -40,7 +40,7 @@ INSTALL_SLURM := { apt-get -qq update && apt-get -qq install -y \
   --no-install-recommends slurm-wlm munge; }
 
 .PHONY: quickstart mini-robot ablations mini test slow-tests test-newest cluster-tests \
-  slurm lint format bench estimates rehearsal gpu-check docs colabs load-test \
+  slurm lint format bench estimates rehearsal gpu-check gpu-plans docs colabs load-test \
   serving-bench fuzz libero trackers wheel clean
 
 # A part of `mini`, from the committed VLM. Beside its robot the finished one is tried.
@@ -178,6 +178,14 @@ rehearsal: .venv/installed-extras
 gpu-check:
 	mkdir -p runs
 	$(PYTHON) launch/gpu_check.py | tee runs/gpu.jsonl
+
+# What XLA plans for an H100, with CUDA's libraries (6 GB) and without a GPU.
+gpu-plans:
+	mkdir -p runs
+	$(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/pip install -q --disable-pip-version-check \
+	  -c constraints.txt -e . 'jax[cuda12]' qwix
+	.venv-cuda/bin/python launch/gpu_plan.py | tee runs/gpu_plans.jsonl
 
 # The pages of docs/ and of docstrings as a site, runs/site; a warning is an error.
 docs: .venv/installed

@@ -205,6 +205,7 @@ def train(part: str):
   say(
     part,
     **named,
+    remat=config.model.llm.remat,
     device=jax.devices()[0].device_kind,
     **facts,
     mfu_of_data_sheet=peak and round(rate / peak, 3),

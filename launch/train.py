@@ -17,7 +17,7 @@ import jax
 from absl import app, flags
 
 from launch import experiment_flag, program
-from rt2_jax import hosts, profiling, training
+from rt2_jax import hosts, platforms, profiling, training
 from rt2_jax.fields import construct
 from rt2_jax.storage import Path, locate
 from rt2_jax.trackers import TrackingConfig
@@ -48,6 +48,7 @@ _TIMEOUT = flags.DEFINE_integer(
 
 @program.main_on_devices
 def main():
+  platforms.reserve_most_of_a_gpu()
   workdir = locate(_WORKDIR.value, "--workdir")
   steps = _PROFILE_STEPS.value
   profiled = profiling.parse_steps(steps) if steps else range(0)

@@ -17,6 +17,9 @@ import jax
 
 from rt2_jax.cpu_memory import keep_freed_memory
 
+# Read by JAX when it starts: of a GPU's memory, what it reserves.
+_GPU_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+
 # What JAX, libtpu and TensorFlow set themselves, on any machine.
 _SET_BY_LIBRARIES = (
   *("TPU_SKIP_MDS_QUERY", "TPU_LIBRARY_PATH"),
@@ -38,6 +41,14 @@ def prepare():
       jax.config.update("jax_platforms", platforms)
   if jax.config.jax_platforms == "cpu":
     keep_freed_memory()
+
+
+def reserve_most_of_a_gpu():
+  """Lets this process have 93% of a GPU's memory instead of JAX's 75%.
+
+  To be called before JAX starts. What the user has set stays as it is.
+  """
+  os.environ.setdefault(_GPU_SHARE, "0.93")
 
 
 def _without_tpu() -> str | None:

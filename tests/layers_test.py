@@ -126,7 +126,7 @@ INSIDE = {
     {"action_accuracy", "closer_look", "panels", "vqa"},
     {"held_out"},
   ],
-  "gpu": [{"memory_estimate"}, {"gpu_card"}],
+  "gpu": [{"ahead_of_time", "memory_estimate"}, {"gpu_card"}],
   "benchmarks": [
     {"meters", "synthetic"},
     {"frames", "loading", "tabletop", "training"}

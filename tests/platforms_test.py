@@ -76,3 +76,18 @@ def test_a_tpu_that_may_be_there_is_tried(
   platforms.prepare()
   assert config.jax_platforms == expected
   assert len(kept) == (expected == "cpu")
+
+
+@pytest.mark.parametrize(
+  ("chosen", "expected"), [(None, "0.93"), ("0.5", "0.5")]
+)
+def test_a_training_has_a_gpu_to_itself_unless_told_otherwise(
+  monkeypatch, chosen, expected
+):
+  name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+  monkeypatch.delenv(name, raising=False)
+  if chosen:
+    monkeypatch.setenv(name, chosen)
+  platforms.reserve_most_of_a_gpu()
+  assert os.environ[name] == expected
+  monkeypatch.delenv(name)

@@ -1,6 +1,7 @@
 """Figures in README and docs are those of the files that programs wrote."""
 
 import json
+import pathlib
 import re
 
 import pytest
@@ -250,14 +251,56 @@ def test_the_figures_of_serving_are_the_programs():
     assert "benchmark" in row or closed_loop_line(row) in page
 
 
+def planned_gb(part: str, remat: str) -> float:
+  (found,) = [
+    row["planned_memory_gb"]
+    for row in rows("gpu_plans")
+    if (row["part"], row.get("remat")) == (part, remat)
+  ]
+  return found
+
+
 def test_the_memory_of_one_gpu_is_the_programs_on_every_page():
   part = {row["part"]: row for row in rows("gpu") if "seconds" not in row}
   lora, full = part["lora"], part["full_24"]
   exact = "{peak_memory_gb:.1f} GB measured, batch {batch_size}"
   assert exact.format(**lora) in text_of("docs/comparison.md")
-  about = [f"about {row['peak_memory_gb']:.0f} GB" for row in (lora, full)]
-  for page in ("README.md", "docs/one_gpu.md"):
-    assert all(figure in text_of(page) for figure in about), page
+  both = "{:.1f} and {:.1f} GB were measured"
+  both = both.format(lora["peak_memory_gb"], full["peak_memory_gb"])
+  assert both in text_of("README.md")
+  for name in ("lora", "full_24"):
+    figure = f"about {planned_gb(name, 'ungated'):.0f} GB"
+    assert figure in text_of("README.md")
+    assert figure in text_of("docs/one_gpu.md")
+
+
+def test_the_plans_for_an_h100_are_the_compilers():
+  page = (ROOT / "docs/one_gpu.md").read_text()
+  found = [row for row in rows("gpu_plans") if "remat" in row]
+  wrong = []
+  for part in dict.fromkeys(row["part"] for row in found):
+    ours = {r["remat"]: r for r in found if r["part"] == part}
+    name = pathlib.Path(ours["full"]["config"]).name.replace(".py", "")
+    cells = [
+      f"{ours[remat]['planned_memory_gb']:.1f}"
+      if remat in ours
+      else "too large"
+      for remat in ("full", "ungated", "dots", "none")
+    ]
+    assert f"| `{name}` | {' | '.join(cells)} |" in page
+    wrong += [
+      abs(row["estimated_memory_gb"] / row["planned_memory_gb"] - 1)
+      for row in ours.values()
+      if row["remat"] != "none"
+    ]
+  assert f"within {max(wrong):.1%} of the plans" in text_of("docs/one_gpu.md")
+  measured = {
+    row["part"]: row["peak_memory_gb"]
+    for row in rows("gpu")
+    if "planned_memory_gb" in row
+  }
+  wrong = [abs(planned_gb(p, "full") / gb - 1) for p, gb in measured.items()]
+  assert f"the plans are within {max(wrong):.1%}" in text_of("docs/one_gpu.md")
 
 
 def test_the_figures_of_one_gpu_are_the_programs():

@@ -72,6 +72,7 @@ def test_the_extra_test_holds_the_extras_that_tests_use(requirements):
 # They make what is committed, or ship a commit.
 OF_A_CLONE = {
   "gpu-check",
+  "gpu-plan",
   "make-picture-tokenizer",
   "make-pictures",
   "make-tokenizer",

@@ -29,6 +29,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from rt2_jax import sharding, trees
@@ -148,37 +149,47 @@ class _Layers:
   one: float
 
 
+# Without rematerialization XLA also keeps what lies between the products:
+# numbers per position, as multiples of F and D, found in its plans for an H100.
+_BETWEEN_IN_DECODER = (5, 0)
+_BETWEEN_IN_ENCODER = (6, 8)
+
+
 def _decoder(config: GemmaConfig, rows: float, length: int) -> _Layers:
   """Numbers per position of what each policy of `models.remat` keeps."""
   d, f, h = config.width, config.mlp_dim, config.head_dim
   ungated = (config.num_heads + 2 * config.num_kv_heads) * h + d
   dots = ungated + 2 * f + d
-  everything = dots + 2 * f + 4 * d + config.num_heads * h
-  kept = {"full": 0, "ungated": ungated, "dots": dots, "none": everything}
-  return _layers(config, rows, length, kept)
+  one = dots + 2 * f + 4 * d + config.num_heads * h
+  none = one + np.dot(_BETWEEN_IN_DECODER, (f, d))
+  kept = {"full": 0, "ungated": ungated, "dots": dots, "none": none}
+  return _layers(config, rows, length, kept[config.remat], one)
 
 
 def _encoder(config: SiglipConfig, pictures: float) -> _Layers:
   d, f = config.width, config.mlp_dim
   dots = 5 * d + f
-  everything = dots + f + 4 * d
-  kept = {"full": 0, "ungated": dots, "dots": dots, "none": everything}
-  return _layers(config, pictures, config.num_tokens, kept)
+  one = dots + f + 4 * d
+  none = one + np.dot(_BETWEEN_IN_ENCODER, (f, d))
+  kept = {"full": 0, "ungated": dots, "dots": dots, "none": none}
+  return _layers(config, pictures, config.num_tokens, kept[config.remat], one)
 
 
 def _layers(
   config: GemmaConfig | SiglipConfig,
   rows: float,
   length: int,
-  kept: Mapping[str, int],
+  kept: float,
+  one: float,
 ) -> _Layers:
+  """Turns numbers per position, kept and of one layer, into bytes."""
   positions = rows * length * jnp.dtype(config.dtype).itemsize
   scores = 4.0 * _SCORES * rows * config.num_heads * length**2
   # Its input, whatever the policy.
-  every = positions * (config.width + kept[config.remat])
+  every = positions * (config.width + kept)
   if config.remat == "none":
     every += scores
-  return _Layers(config.depth * every, positions * kept["none"] + scores)
+  return _Layers(config.depth * every, positions * one + scores)
 
 
 def _casts(

@@ -51,7 +51,7 @@ def test_parameters_and_moments_are_exact():
 
 
 def test_microbatches_keep_fewer_activations_and_a_sum_of_gradients():
-  whole = config("rt2_paligemma_3b_one_gpu.py:80")
+  whole = config("rt2_paligemma_3b_one_gpu.py:80", model={"remat": "full"})
   parts = dataclasses.replace(whole, microbatches=4)
   stages = [memory_estimate.of(c).stages for c in (whole, parts)]
   logits = 3 * 4 * 32 * 32 * 257_152
@@ -62,11 +62,11 @@ def test_microbatches_keep_fewer_activations_and_a_sum_of_gradients():
 
 
 def test_nothing_is_kept_of_a_frozen_encoder():
-  frozen = config("rt2_paligemma_3b_lora.py")
+  full = {"remat": "full"}
+  frozen = config("rt2_paligemma_3b_lora.py", model=full)
   size = frozen.batch_size * 256 * 1152 * 2
-  trains = config(
-    "rt2_paligemma_3b_lora.py", model={"lora_targets": ("llm/layers/", "img/")}
-  )
+  targets = {"lora_targets": ("llm/layers/", "img/")}
+  trains = config("rt2_paligemma_3b_lora.py", model=full | targets)
   more = (
     memory_estimate.of(trains).stages["logits"]
     - memory_estimate.of(frozen).stages["logits"]
