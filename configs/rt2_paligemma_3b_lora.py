@@ -7,8 +7,8 @@ names the base: keep `config.pretrained` where it is, or merge
 
 Needs 8.8 GB at batch 16, as XLA plans it for an H100. Its 10,000 steps show 50
 episodes of 200 steps each 16 times. With `remat = "full"`, which computes more
-twice, they would take 27 minutes there (0.160 s a step and 8.3 GB, measured with
-random weights). Other cards take longer in proportion to their speed
+twice, they would take 27 minutes there (measured with random weights: 0.160 s a
+step, 8.3 GB). Other cards take longer in proportion to their speed
 (estimated). With room for 14.8 GB, --config.model.remat=dots is faster.
 """
 
