@@ -1,10 +1,11 @@
 """How a policy holds its parameters: what it restores, and lays out anew."""
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from rt2_jax import parameters, trees
-from rt2_jax.models import layers
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import abstract_params
 
@@ -39,5 +40,35 @@ def as_read(params: dict, mesh: Mesh) -> dict:
     params: see `held_params`; on GPUs they are taken out of this tree.
     mesh: whose devices hold them.
   """
-  apart = mesh.devices.flat[0].platform in _LAYERS_APART
-  return layers.apart(params) if apart else params
+  in_lists = mesh.devices.flat[0].platform in _LAYERS_APART
+  return apart(params) if in_lists else params
+
+
+def apart(params: dict) -> dict:
+  """Holds each layer's parameters in arrays of their own.
+
+  Args:
+    params: tree of a whole model; its stacks are taken out of it one by one,
+      so that no more than one array is held twice.
+
+  Returns:
+    The tree with a list of L arrays for each array of a stack, each split over
+    the mesh as the stack was.
+  """
+  flat = trees.flatten(params)
+  params.clear()
+  return trees.unflatten(
+    {
+      name: jax.tree.map(_unstack, flat.pop(name))
+      if trees.is_stacked(name)
+      else flat[name]
+      for name in list(flat)
+    }
+  )
+
+
+def _unstack(x: jax.Array) -> list[jax.Array]:
+  split = None
+  if isinstance(getattr(x, "sharding", None), NamedSharding):
+    split = NamedSharding(x.sharding.mesh, P(*x.sharding.spec[1:]))
+  return list(jax.jit(jnp.unstack, out_shardings=split)(x))

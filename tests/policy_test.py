@@ -135,8 +135,11 @@ def test_a_policy_with_layers_apart_acts_alike(
   """As on a GPU; also with matrices of 8 bits."""
   monkeypatch.setattr(held_params, "_LAYERS_APART", ("cpu",))
   apart = Policy.from_checkpoint(folder, "table")
-  assert isinstance(trees.flatten(apart.params)["llm/layers/mlp/linear"], list)
-  pairs = (policy, apart), (policy.in_int8(), apart.in_int8())
+  mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
+  spread = Policy.from_checkpoint(folder, "table", mesh=mesh)
+  for one in (apart, spread):
+    assert isinstance(trees.flatten(one.params)["llm/layers/mlp/linear"], list)
+  pairs = (policy, apart), (policy, spread), (policy.in_int8(), apart.in_int8())
   for expected, got in pairs:
     np.testing.assert_array_equal(
       got(images, INSTRUCTIONS), expected(images, INSTRUCTIONS)

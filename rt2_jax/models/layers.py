@@ -3,7 +3,7 @@
 Checkpoints, training and TPUs have one array for all layers, with layers on
 axis 0, over which a loop goes. XLA for GPUs copies a layer's weights out of
 that array before each product, which takes more time than to read them. A
-policy there holds one array for each layer, and no loop.
+policy there holds a list of L arrays, see `held_params`, and has no loop.
 
 Shapes: L layers.
 """
@@ -15,8 +15,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from rt2_jax import trees
 
 # Flax's name of what a caller may ask to see beside the results.
 INTERMEDIATES = "intermediates"
@@ -46,31 +44,6 @@ def run(
     length=depth,
   )
   return scan(block, x, *per_layer)
-
-
-def apart(params: dict) -> dict:
-  """Holds each layer's parameters in arrays of their own.
-
-  Args:
-    params: tree of a whole model; its stacks are taken out of it one by one,
-      so that no more than one array is held twice.
-
-  Returns:
-    The tree with a list of L arrays for each array of a stack.
-  """
-  flat = trees.flatten(params)
-  params.clear()
-  return trees.unflatten(
-    {
-      name: _unstack(flat.pop(name)) if trees.is_stacked(name) else flat[name]
-      for name in list(flat)
-    }
-  )
-
-
-def _unstack(leaf: Any) -> Any:
-  """An array, or each array of an `Int8`, as a list along axis 0."""
-  return jax.tree.map(lambda x: jax.block_until_ready(list(x)), leaf)
 
 
 def _is_apart(leaf: Any) -> bool:

@@ -3,16 +3,14 @@
 import copy
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
 
-from rt2_jax import augment, trees
+from rt2_jax import augment, held_params, trees
 from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.errors import UserError
 from rt2_jax.evaluators.closer_look import look_closer
-from rt2_jax.models import layers
 from rt2_jax.models.vlm import VLM
 from rt2_jax.observation import Observation, ObservationSpec, to_batch
 from rt2_jax.policy import Policy
@@ -94,7 +92,7 @@ def test_numbers_without_one_token_each_are_refused(tokenizer, seen, other):
 
 def test_layers_apart_show_the_same(acts, seen):
   apart = copy.copy(acts)
-  apart.params = layers.apart(dict(jax.tree.map(jnp.asarray, acts.params)))
+  apart.params = held_params.apart(dict(acts.params))
   expected, got = look_closer(acts, seen), look_closer(apart, seen)
   np.testing.assert_allclose(
     got.probabilities, expected.probabilities, atol=1e-5

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rt2_jax import trees
+from rt2_jax.held_params import apart
 from rt2_jax.models import layers
 from rt2_jax.models.vlm import VLM
 from rt2_jax.weights import int8
@@ -54,29 +54,9 @@ def equal_but_for_rounding(got, expected):
   np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * scale)
 
 
-def test_each_layer_gets_arrays_of_its_own(config, params):
-  flat = trees.flatten(params)
-  held = trees.flatten(layers.apart(dict(params)))
-  assert held.keys() == flat.keys()
-  stacked = {name for name in flat if isinstance(held[name], list)}
-  depths = {"img": config.img.depth, "llm": config.llm.depth}
-  for name in stacked:
-    assert len(held[name]) == depths[name[:3]]
-    np.testing.assert_array_equal(np.stack(held[name]), flat[name])
-  rest = {"img/pos_embedding", "img/head/kernel", "llm/final_norm/scale"}
-  assert rest <= flat.keys() - stacked
-  assert not any("layers" in name for name in flat.keys() - stacked)
-
-
-def test_the_tree_is_emptied_so_that_nothing_is_held_twice(params):
-  given = dict(params)
-  layers.apart(given)
-  assert not given
-
-
 def test_results_are_those_of_the_loop(config, params):
   expected = outputs(config, params)
-  got = outputs(config, layers.apart(dict(params)))
+  got = outputs(config, apart(dict(params)))
   jax.tree.map(equal_but_for_rounding, got, expected)
 
 
@@ -94,16 +74,16 @@ def test_each_layer_shows_its_attention(config, params):
     return jax.tree.leaves(kept)
 
   (together,) = shown(params)
-  apart = shown(layers.apart(dict(params)))
-  np.testing.assert_allclose(np.stack(apart), together, atol=2e-5)
+  each = shown(apart(dict(params)))
+  np.testing.assert_allclose(np.stack(each), together, atol=2e-5)
 
 
 @pytest.mark.parametrize("first", ["rounded", "apart"])
 def test_matrices_of_8_bits_are_held_apart_too(config, params, first):
   expected = outputs(config, int8.quantize(params))
   if first == "rounded":
-    held = layers.apart(int8.quantize(params))
+    held = apart(int8.quantize(params))
   else:
-    held = int8.quantize(layers.apart(dict(params)))
+    held = int8.quantize(apart(dict(params)))
   got = outputs(config, held)
   jax.tree.map(equal_but_for_rounding, got, expected)
