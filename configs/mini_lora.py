@@ -19,6 +19,6 @@ def get_config(data: str = "runs/quickstart") -> ml_collections.ConfigDict:
   config.model.lora_targets = ("llm/layers/", "img/")
   config.optimizer.trained = ("_lora/", "llm/embedder")
   config.optimizer.learning_rate = 3e-3
-  config.num_steps = 1050
+  config.num_steps = 1_950
   config.checkpoint_every = 100
   return config
