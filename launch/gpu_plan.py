@@ -16,13 +16,19 @@ import jax
 from absl import app
 
 from launch import config_file, program
-from launch.gpu_check import CONFIGS
 from rt2_jax.gpu import ahead_of_time, memory_estimate
 from rt2_jax.models.variants import REMAT
 from rt2_jax.tpu import control_rate, train_step
 from rt2_jax.tpu.ahead_of_time import planned_bytes
 from rt2_jax.train_config import TrainConfig, config_hash
 
+# As launch/gpu_check.py measures them.
+CONFIGS = {
+  "lora": "configs/rt2_paligemma_3b_lora.py",
+  "full_24": "configs/rt2_paligemma_3b_one_gpu.py:24",
+  "full_40": "configs/rt2_paligemma_3b_one_gpu.py:40",
+  "full_80": "configs/rt2_paligemma_3b_one_gpu.py:80",
+}
 _ACTING = "configs/rt2_paligemma_3b_robot_only.py"
 _LARGEST_GB = 80  # what is far beyond the card is not compiled
 
