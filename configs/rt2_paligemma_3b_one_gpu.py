@@ -7,7 +7,7 @@ names the memory of the GPU, 24, 40 or 80 GB, and the folder of
 32) times. On an 80 GB H100:
 
   24: 16.1 GB at batch 16, less than 37 minutes
-  40: 34.6 GB at batch 16, less than 39 minutes
+  40: 34.5 GB at batch 16, less than 39 minutes
   80: 66.5 GB at batch 32, less than 70 minutes
 
 Memory is as XLA plans it. The times were measured, with random weights, with
