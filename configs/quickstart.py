@@ -19,7 +19,7 @@ def get_config(data: str = "runs/quickstart") -> ml_collections.ConfigDict:
   config.robot_share = 0.75
   # In the same time, small batches learn more of what only the web shows.
   config.batch_size = 48
-  config.optimizer.learning_rate = 2e-3
+  config.optimizer.learning_rate = 3e-3
   config.optimizer.warmup_steps = 20
   config.num_steps = 1_300
   config.log_every = 20
