@@ -187,7 +187,7 @@ gpu-plans:
 	mkdir -p runs
 	$(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/pip install -q --disable-pip-version-check \
-	  -c constraints.txt -e . 'jax[cuda12]' qwix
+	  -c constraints.txt -e '.[jax,int8]' 'jax[cuda12]'
 	.venv-cuda/bin/python launch/gpu_plan.py | tee runs/gpu_plans.jsonl
 
 # The pages of docs/ and of docstrings as a site, runs/site; a warning is an error.

@@ -6,12 +6,13 @@ names the memory of the GPU, 24, 40 or 80 GB, and the folder of
 `rt2_paligemma_3b`. Its 10,000 steps show 50 episodes of 200 steps each 16 (80:
 32) times. On an 80 GB H100:
 
-  24: 16.1 GB at batch 16, less than 37 minutes
-  40: 34.5 GB at batch 16, less than 39 minutes
-  80: 66.5 GB at batch 32, less than 70 minutes
+  24: 16.1 GB at batch 16, 37 minutes
+  40: 34.5 GB at batch 16, 39 minutes
+  80: 66.5 GB at batch 32, 70 minutes
 
 Memory is as XLA plans it. The times were measured, with random weights, with
 `remat = "full"`, which computes more twice: 0.224, 0.236 and 0.417 s a step.
+With what is kept here they should be shorter (not measured).
 Other cards take longer in proportion to their speed (estimated).
 """
 
