@@ -169,7 +169,8 @@ estimates: .venv/installed-extras
 	  $(ESTIMATE_3B) --topology='v5e:16x16*2' --batch_size=4096 && \
 	  $(ESTIMATE_55B) && \
 	  $(ESTIMATE_55B) --config.model.remat=dots && \
-	  $(ESTIMATE_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1) \
+	  $(ESTIMATE_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1 && \
+	  $(ESTIMATE_3B) --program=decode --mode=full --topology=v5e:1x1,v6e:1x1 --int8) \
 	  | tee runs/bench/estimates.jsonl
 
 # Four processes train in a bucket, and are killed, stopped and refused.

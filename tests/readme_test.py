@@ -136,7 +136,7 @@ def test_the_figures_of_bridge_are_the_programs():
 
 
 def test_the_figures_of_slices_are_the_programs():
-  *steps, v5e, v6e = rows("estimates")
+  *steps, v5e, v6e, v5e_int8, v6e_int8 = rows("estimates")
   text = text_of("docs/pods.md")
   for step in steps:
     row = "| {topology} | {step_s:.3f} s | {mfu:.1%} | {hbm_gb_per_chip:.2f} GB"
@@ -144,8 +144,10 @@ def test_the_figures_of_slices_are_the_programs():
   # In the table's order.
   places = [text.index("| {step_s:.3f} s |".format(**step)) for step in steps]
   assert places == sorted(places)
-  hz = f"{v5e['hz']} / {v6e['hz']} per second"
-  assert f"| one v5e / v6e chip | {hz}" in text
+  assert v5e_int8["int8"] and v6e_int8["int8"]
+  for small, large in ((v5e, v6e), (v5e_int8, v6e_int8)):
+    hz = f"{small['hz']} / {large['hz']} per second"
+    assert f"| one v5e / v6e chip | {hz}" in text
   assert all(len(row["config_hash"]) == 16 for row in rows("estimates"))
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rt2_jax.models.remat import gated
 from rt2_jax.models.variants import GemmaConfig
-from rt2_jax.models.weight import Weight, multiply, weight
+from rt2_jax.models.weight import Int8, Weight, multiply, weight
 
 
 class GatedMlp(nn.Module):
@@ -46,25 +46,31 @@ class GatedMlp(nn.Module):
 
 
 def _gate_and_up(x: jax.Array, gating: Weight) -> tuple[jax.Array, jax.Array]:
-  """Multiplies by the two matrices of one array: dtype[B, T, F] twice.
-
-  On a GPU in one batched product, which can read both where they lie among all
-  layers; see docs/one_gpu.md.
-  """
+  """Multiplies by the two matrices of one array: dtype[B, T, F] twice."""
+  if isinstance(gating.w, Int8):
+    return tuple(multiply(x, gating, _batched))
   if gating.a is not None:
     return tuple(multiply(x, w, _product) for w in gating.parts())
-  return jax.lax.platform_dependent(x, gating.w, cuda=_batched, default=_apart)
+  return jax.lax.platform_dependent(x, gating.w, cuda=_together, default=_apart)
 
 
-def _batched(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
-  both = jnp.broadcast_to(x, (len(w), *x.shape))
-  gate, up = jnp.einsum("cbtd,cdf->cbtf", both, w)
-  return gate, up
+def _together(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return tuple(_batched("", x, w))
 
 
 def _apart(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
   gate, up = (product(x, matrix) for matrix in w)
   return gate, up
+
+
+def _batched(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+  """dtype[B, T, D], dtype[2, D, F] -> dtype[2, B, T, F].
+
+  XLA for GPUs reads both matrices where they lie, see docs/one_gpu.md.
+  """
+  del equation
+  both = jnp.broadcast_to(x, (len(w), *x.shape))
+  return jnp.einsum("cbtd,cdf->cbtf", both, w)
 
 
 def _product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:

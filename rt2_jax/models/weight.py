@@ -30,24 +30,35 @@ class Int8(NamedTuple):
   values: jax.Array
   scale: jax.Array
 
-  def astype(self, dtype: Any) -> jax.Array:
-    """Converts to the matrix; XLA does so while the product reads it."""
-    return (self.values * self.scale).astype(dtype)
+  def scaled(self, equation: str, y: jax.Array) -> jax.Array:
+    """Multiplies the outputs of a product by `values` with their scale.
+
+    A matrix that is scaled before its product is written out first by XLA,
+    which takes longer than to read it in 16 bits.
+
+    Args:
+      equation: of the product; it names the outputs in the matrix's order.
+      y: result of the product, whose dtype stays.
+    """
+    (_, letters), result = (side.split(",") for side in equation.split("->"))
+    sizes = dict(zip(letters, self.scale.shape, strict=True))
+    scale = self.scale.reshape([sizes.get(i, 1) for i in result[0]])
+    return (y * scale).astype(y.dtype)
 
 
 class Weight(NamedTuple):
-  """A matrix, or several in one array, in the compute dtype.
+  """A matrix, or several in one array, in the compute dtype or 8 bits.
 
   Attributes:
     equation: of the product, such as "btd,df->btf".
-    w: the base's array.
+    w: the base's.
     a: the adapter's first array, None without an adapter.
     b: the adapter's second array.
     scale: factor on the adapter's product.
   """
 
   equation: str
-  w: jax.Array
+  w: jax.Array | Int8
   a: jax.Array | None = None
   b: jax.Array | None = None
   scale: float = 1.0
@@ -87,7 +98,8 @@ def weight(
   Raises:
     UserError: the rank is larger than a side of the matrix.
   """
-  w = module.param(name, init, shape).astype(dtype)
+  w = module.param(name, init, shape)
+  w = w if isinstance(w, Int8) else w.astype(dtype)
   full_name = "/".join((*module.path, name))
   if not config.adapts(full_name):
     return Weight(equation, w)
@@ -106,9 +118,16 @@ def multiply(
     weight: from `weight`.
     product: `(equation, x, w)` of the base.
   """
-  y = product(weight.equation, x, weight.w)
+  y = _base(x, weight, product)
   if weight.a is None:
     return y
   down, up = lora.equations(weight.equation)
   low = jnp.einsum(down, x, weight.a) * weight.scale
   return y + jnp.einsum(up, low, weight.b)
+
+
+def _base(x: jax.Array, weight: Weight, product: Callable) -> jax.Array:
+  if not isinstance(weight.w, Int8):
+    return product(weight.equation, x, weight.w)
+  y = product(weight.equation, x, weight.w.values.astype(x.dtype))
+  return weight.w.scaled(weight.equation, y)
