@@ -51,7 +51,16 @@ def test_the_table_of_lora_is_the_programs():
   folder = ROOT / "docs/lora"
   found = results.read(folder)
   shown = {name: found[name] for name in ("full", "lora", "guess")}
-  assert results.table(shown) in (ROOT / "docs/one_gpu.md").read_text()
+  table = results.table(shown)
+  assert table in (ROOT / "docs/one_gpu.md").read_text()
+  first_rows = [line.split(" | ") for line in table.splitlines()[2:5]]
+  assert [row[0].split(" (")[0] for row in first_rows] == [
+    "| seen tasks",
+    "| unseen objects",
+    "| symbol understanding",
+  ]
+  for _, full, lora, _ in first_rows:
+    assert f"{lora} and {full}%" in text_of("README.md")
 
 
 def test_the_table_of_ablations_is_the_programs():
