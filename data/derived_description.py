@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from data.compute_stats import rounded
+from data.compute_stats import rounded, suggested_bounds
 from data.recordings import Column, Layout
 from rt2_jax.errors import UserError, unknown_name
 
 AS_RECORDED = "as recorded"  # the unit of numbers whose unit nobody states
-_MIN_SPAN = 1e-3  # of bounds: bins over less would tell noise apart
 _BEYOND = 0.1  # of a gripper's range that recordings may go beyond it
 
 
@@ -125,12 +124,8 @@ def _describe(
     return place | {"gripper": {"open": opened, "closed": closed}}
   scale = {} if column.scale == 1 else {"scale": column.scale}
   q01, q99 = np.quantile(column.scale * values.astype(np.float64), [0.01, 0.99])
-  centre = (q01 + q99) / 2
-  # Also after rounding, where a large number hardly varies.
-  least = max(_MIN_SPAN, 1e-4 * abs(centre))
-  if q99 - q01 < least:
-    q01, q99 = centre - least / 2, centre + least / 2
-  bounds = {"low": rounded(q01), "high": rounded(q99)}
+  low, high = suggested_bounds(q01, q99)
+  bounds = {"low": low, "high": high}
   return place | {"unit": column.unit or AS_RECORDED} | scale | bounds
 
 
