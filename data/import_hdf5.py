@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from data import import_program
+from data import import_flags, import_program
 from data.recordings import (
   Layout,
   Picture,
@@ -236,7 +236,7 @@ def main():
 
 
 if __name__ == "__main__":
-  import_program.define_flags()
+  import_flags.define_flags()
   flags.DEFINE_float("rate_hz", None, "Steps per second", 0.0)
   flags.DEFINE_string("episodes", "", "Pattern of the episodes' groups")
   flags.DEFINE_string("action", "", "Data set of the actions")

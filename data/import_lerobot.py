@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import app, flags
 
-from data import import_program
+from data import import_flags, import_program
 from data.recordings import (
   Layout,
   Picture,
@@ -217,7 +217,7 @@ def main():
 
 
 if __name__ == "__main__":
-  import_program.define_flags()
+  import_flags.define_flags()
   flags.DEFINE_string("action", "", "Feature of the action")
   flags.DEFINE_list("state", [], "Features of the state; default: the usual")
   flags.DEFINE_string(

@@ -1,13 +1,14 @@
 """Folders of pictures and arrays become what they hold."""
 
 import csv
+import types
 
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
 
-from data import import_frames, import_program
+from data import import_flags, import_frames, import_program
 from data.import_program import Options
 from rt2_jax.errors import UserError
 from rt2_jax.images import decode
@@ -152,6 +153,41 @@ def test_a_damaged_episode_is_named_and_may_be_left_out(tmp_path, damage, told):
     imported(tmp_path)
   _, source = imported(tmp_path, OPTIONS._replace(max_skipped=1))
   assert len(source) == 4
+
+
+def test_another_input_or_meaning_is_not_taken_for_the_finished_one(tmp_path):
+  """Same names, numbers and count; the description is stated by flags too."""
+  write_episode(tmp_path / "in/a", 1)
+  options = OPTIONS._replace(source={"input": "first"})
+  imported(tmp_path, options)
+  imported(tmp_path, options)
+  for changed, told in (
+    (options._replace(source={"input": "second"}), "input is 'second'"),
+    (options._replace(gripper=["grip=1:0"]), "gripper is .*grip=1:0"),
+    (options._replace(unit="rad"), "unit is 'rad'"),
+  ):
+    with pytest.raises(UserError, match=told):
+      imported(tmp_path, changed)
+
+
+def test_a_corrected_gripper_goes_on_with_the_records(tmp_path, monkeypatch):
+  write_episode(tmp_path / "in/a", 1)
+  with pytest.raises(UserError, match="correct --gripper=grip"):
+    imported(tmp_path, OPTIONS._replace(gripper=["grip=0.1:0"]))
+  monkeypatch.setattr(import_frames.FrameRecordings, "read", None)
+  config, _ = imported(tmp_path, OPTIONS._replace(gripper=["grip=1:0"]))
+  assert config.space.dimensions[-1].unit == "open"
+
+
+def test_flags_name_the_input_wherever_the_program_runs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  args = types.SimpleNamespace(
+    **OPTIONS._asdict(), input="in", instruction="wipe"
+  )
+  found = import_flags.from_flags(args)
+  assert found == OPTIONS._replace(
+    source={"input": str(tmp_path / "in"), "instruction": "wipe"}
+  )
 
 
 def test_a_folder_without_an_episode_is_named(tmp_path):
