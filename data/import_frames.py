@@ -34,6 +34,7 @@ from data.recordings import (
   Layout,
   Picture,
   Recording,
+  as_table,
   by_number,
   choose_cameras,
   local_input,
@@ -85,7 +86,7 @@ class FrameRecordings:
       state = _read_numbers(folder, "state", self.layout.state)
     timestamp = np.arange(length) / self.layout.rate_hz
     if (folder / "timestamp.npy").is_file():
-      timestamp = _load(folder / "timestamp.npy").astype(np.float64)
+      timestamp = _load_table(folder / "timestamp.npy").ravel()
     return Recording(
       self._instructions(folder, length),
       action,
@@ -168,8 +169,7 @@ def _columns(folder: Path, name: str) -> tuple[Column, ...]:
     return name_columns(names, values.shape[1])
   if not (folder / f"{name}.npy").is_file():
     return ()
-  values = _load(folder / f"{name}.npy")
-  return name_columns(None, values.reshape(len(values), -1).shape[1])
+  return name_columns(None, _load_table(folder / f"{name}.npy").shape[1])
 
 
 def _read_numbers(
@@ -182,8 +182,7 @@ def _read_numbers(
     names, values = _read_csv(path)
   else:
     path = folder / f"{name}.npy"
-    values = _load(path).astype(np.float64)
-    values = values.reshape(len(values), -1)
+    values = _load_table(path)
   expected = [column.name for column in columns]
   if values.shape[1] != len(columns) or names not in (None, expected):
     raise UserError(
@@ -207,9 +206,14 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
   return [name.strip() for name in names], values
 
 
-def _load(path: Path) -> np.ndarray:
+def _load_table(path: Path) -> np.ndarray:
+  """Reads an array of numbers as float64[T, n]."""
+  return as_table(_load(path), f"values in {path}")
+
+
+def _load(path: Path, mmap_mode: str | None = None) -> np.ndarray:
   try:
-    return np.load(path, allow_pickle=False)
+    return np.load(path, mmap_mode, allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     raise UserError(
       f"got an array {path} that does not read ({error}); save it again"
@@ -220,7 +224,7 @@ def _read_pictures(folder: Path, camera: str) -> Iterator[Picture]:
   """Yields the pictures of a camera."""
   path = folder / f"{camera}.npy"
   if path.is_file():
-    frames = np.load(path, mmap_mode="r", allow_pickle=False)
+    frames = _load(path, mmap_mode="r")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
       raise UserError(
         f"got pictures {frames.dtype}{list(frames.shape)} in {path}, expected "

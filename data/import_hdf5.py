@@ -78,7 +78,13 @@ class Hdf5Recordings:
   def _read(self, path: Path, group: h5py.Group) -> Recording:
     action = hdf5_formats.numbers(group, self.known.action)
     length = len(action)
-    state = [hdf5_formats.numbers(group, name) for name in self.state]
+    state = {name: hdf5_formats.numbers(group, name) for name in self.state}
+    for name, values in state.items():
+      if len(values) != length:
+        raise UserError(
+          f"got {len(values)} steps of {name} and {length} actions, expected "
+          "as many; drop this episode"
+        )
     told = self.instruction or hdf5_formats.sentence(
       group, self.known.instruction
     )
@@ -89,7 +95,7 @@ class Hdf5Recordings:
     return Recording(
       [told] * length,
       action,
-      np.concatenate([np.empty((length, 0)), *state], -1),
+      np.concatenate([np.empty((length, 0)), *state.values()], -1),
       {
         camera: self._pictures(path, f"{group.name}/{place}")
         for camera, place in self.layout.cameras.items()
@@ -102,8 +108,9 @@ class Hdf5Recordings:
     with hdf5_formats.opened(path) as file:
       yield from map(functools.partial(self._picture, place), file[place])
 
-  def _picture(self, place: str, stored: np.ndarray) -> Picture:
+  def _picture(self, place: str, stored: np.ndarray | bytes) -> Picture:
     """Reads a picture that is an array, or a file padded to some length."""
+    stored = np.asarray(stored)
     if stored.ndim == 1:
       data = np.asarray(stored, np.uint8).tobytes()
       if is_jpeg(data) and not self.known.turned:

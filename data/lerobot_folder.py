@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.recordings import as_table
 from rt2_jax.errors import UserError
 
 _VERSION = re.compile(r"v(2\.[01]|3\.\d+)")
@@ -232,13 +233,6 @@ def matrix(table: pa.Table, name: str) -> np.ndarray:
   """Reads a column of lists or numbers, float64[T, n].
 
   Raises:
-    UserError: rows of different lengths.
+    UserError: rows of different lengths, or without a number.
   """
-  values = table[name].to_pylist()
-  try:
-    return np.asarray(values, np.float64).reshape(len(values), -1)
-  except (ValueError, TypeError) as error:
-    raise UserError(
-      f"got rows of different lengths, or without a number, in {name!r} "
-      f"({error}); drop this episode"
-    ) from error
+  return as_table(table[name].to_pylist(), f"values of {name!r}")

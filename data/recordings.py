@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -90,6 +90,29 @@ class Recordings(Protocol):
 
   def read(self, number: int) -> Recording:
     """Reads an episode; raises UserError where it is damaged."""
+
+
+def as_table(values: Any, what: str) -> np.ndarray:
+  """Converts the numbers of T steps, of any type and width, to float64[T, n].
+
+  Args:
+    values: an array or rows.
+    what: they are, for the message.
+
+  Raises:
+    UserError: no numbers, or a single one.
+  """
+  try:
+    found = np.asarray(values)
+    width = int(np.prod(found.shape[1:]))
+    return found.astype(np.float64, casting="same_kind").reshape(
+      len(found), width
+    )
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f"got {what} that are no numbers, or not as many in each step ({error}), "
+      "expected a row for each; record them again, or drop this episode"
+    ) from error
 
 
 def local_input(path: str, name: str) -> pathlib.Path:

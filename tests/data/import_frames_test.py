@@ -1,11 +1,13 @@
 """Folders of pictures and arrays become what they hold."""
 
 import csv
+import os
 import types
 
 import numpy as np
 import pytest
 import simplejpeg
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from data import import_flags, import_frames, import_program
@@ -18,6 +20,7 @@ from tests.data import tiny_robots
 
 OPTIONS = Options("desk", num_workers=1)
 ACTION, STATE = ["dx", "dy", "grip"], ["x", "y"]
+STAMPS = np.array([7.0, 7.2, 7.5, 7.6])
 
 
 def write_csv(path, names, values):
@@ -109,6 +112,17 @@ def test_texts_and_stamps_of_each_step(tmp_path):
   assert [source.instruction(i) for i in range(4)] == lines
 
 
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_stamps_in_seconds(tmp_path, shape):
+  write_episode(tmp_path / "in/a", 0)
+  np.save(tmp_path / "in/a/timestamp.npy", STAMPS.reshape(shape))
+  imported(tmp_path)
+  builder = tfds.builder_from_directory(tmp_path / "out/desk/1.0.0")
+  (episode,) = builder.as_dataset("train")
+  stamps = [float(step["timestamp"]) for step in episode["steps"]]
+  np.testing.assert_allclose(stamps, [0.0, 0.2, 0.5, 0.6], rtol=1e-6)
+
+
 def damage_width(folder):
   write_csv(folder / "action.csv", ACTION[:2], np.zeros((4, 2)))
 
@@ -135,7 +149,16 @@ def damage_cell(folder):
     (lambda f: (f / "instruction.txt").write_bytes(b"\xff\xff"), "UTF-8"),
     (lambda f: (f / "instruction.txt").write_text("a\nb"), "2 lines"),
     (lambda f: np.save(f / "state.npy", np.zeros((3, 2))), "3 states"),
+    (lambda f: np.save(f / "state.npy", np.zeros((0, 2))), "0 states"),
+    (lambda f: np.save(f / "state.npy", np.zeros(())), "state.npy"),
+    (lambda f: np.save(f / "state.npy", np.full((4, 2), "a")), "state.npy"),
     (lambda f: (f / "state.npy").write_bytes(b"x"), "state.npy"),
+    (lambda f: os.truncate(f / "wrist.npy", 1000), "wrist.npy"),
+    (lambda f: np.save(f / "timestamp.npy", STAMPS[:3]), "3 time stamps"),
+    (
+      lambda f: np.save(f / "timestamp.npy", STAMPS.astype("M8[s]")),
+      "timestamp.npy",
+    ),
     (
       lambda f: (f / "front/frame_8.jpg").write_bytes(b"\xff\xd8\xff cut"),
       "does not decode|do not decode",

@@ -188,6 +188,37 @@ def test_any_other_file_by_its_places(tmp_path):
       imported(tmp_path / "other", path, **flags | change)
 
 
+@pytest.mark.parametrize(
+  ("name", "values", "told"),
+  [
+    ("qpos", np.zeros((5, 14)), "5 steps of .*qpos and 4 actions"),
+    ("qpos", np.zeros((4, 7)), "7 numbers of a state, expected 14"),
+    ("action", np.zeros((4, 7)), "7 numbers of an action, expected 14"),
+    ("action", np.zeros((0, 14)), "4 steps of .*qpos and 0 actions"),
+    ("action", np.zeros(()), "values of action"),
+    ("action", np.array([b"a"] * 4), "values of action"),
+    ("images/top", np.array(["0.jpg"] * 4, "S"), r"S5\[\]"),
+  ],
+)
+def test_an_episode_of_other_numbers_is_damaged(tmp_path, name, values, told):
+  for e in range(2):
+    with h5py.File(tmp_path / f"episode_{e}.hdf5", "w") as file:
+      stored = {
+        "action": np.zeros((4, 14)),
+        "observations/qpos": np.zeros((4, 14)),
+        "observations/images/top": tiny_robots.pictures(e, 4),
+      }
+      if e:
+        stored[f"observations/{name}" if name != "action" else name] = values
+      for place, data in stored.items():
+        file[place] = data
+  with pytest.raises(UserError, match=f"episode_1.hdf5: (.|\n)*{told}"):
+    imported(tmp_path, tmp_path, instruction="lift")
+  options = OPTIONS._replace(max_skipped=1)
+  _, source = imported(tmp_path, tmp_path, options, instruction="lift")
+  assert len(source) == 4
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
   (tmp_path / "cut.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(20))
   with pytest.raises(UserError, match="cut.hdf5.*copy it again"):

@@ -5,6 +5,7 @@ import pickle
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
@@ -181,6 +182,30 @@ def test_stamps_that_begin_late_are_matched_from_the_start(tmp_path, capsys):
   for i, frame in enumerate(frames):
     first, _ = source.storage.read(source.requests([i])[0])
     assert first == simplejpeg.encode_jpeg(frame, quality=95)
+
+
+def test_pictures_in_the_table_may_be_missing(tmp_path, root):
+  """An image feature; one picture of episode 1 is null."""
+  path = root / "meta/info.json"
+  info = json.loads(path.read_text())
+  info["features"]["front"] = {"dtype": "image", "shape": [48, 64, 3]}
+  path.write_text(json.dumps(info))
+  files = []
+  for e, length in enumerate(LENGTHS):
+    files.append([tiny_datasets.jpeg(10 * e + t) for t in range(length)])
+    rows = [{"bytes": data, "path": "x"} for data in files[-1]]
+    rows[2] = rows[2] if e != 1 else None
+    path = root / f"data/chunk-000/episode_{e:06d}.parquet"
+    table = pq.read_table(path).append_column("front", pa.array(rows))
+    pq.write_table(table, path)
+  recordings = import_lerobot.open_recordings(str(root), ["primary=front"])
+  with pytest.raises(UserError, match="episode 1: got None .*front"):
+    import_program.import_recordings(recordings, tmp_path, OPTIONS)
+  options = OPTIONS._replace(max_skipped=1)
+  folder = import_program.import_recordings(recordings, tmp_path, options)
+  source = open_source(SourceConfig("robot.json", str(folder)), "train")
+  found = [source.storage.read(each)[0] for each in source.requests(range(13))]
+  assert found == files[0] + files[2]
 
 
 def test_frames_follow_the_stamps_and_not_their_number(tmp_path, root):
