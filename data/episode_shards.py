@@ -182,6 +182,8 @@ class ShardWriter:
       raise UserError("got an episode without a step; drop it")
     check_finite(action, "the action")
     check_finite(state, "the state")
+    # No frame of a video is at such a time.
+    check_finite(recording.timestamp[:, None], "the time stamps")
     steps = list(self._steps(recording, action, state))
     metadata = {
       "episode_id": number,

@@ -184,6 +184,20 @@ def test_stamps_that_begin_late_are_matched_from_the_start(tmp_path, capsys):
     assert first == simplejpeg.encode_jpeg(frame, quality=95)
 
 
+@pytest.mark.parametrize(
+  ("stamp", "told"), [(float("nan"), "nan in step 0"), (None, "'timestamp'")]
+)
+def test_a_step_without_a_time_has_no_frame(tmp_path, root, stamp, told):
+  """The last frame would stand for every step."""
+  path = root / "data/chunk-000/episode_000001.parquet"
+  table = pq.read_table(path)
+  stamps = pa.array([stamp] * table.num_rows, pa.float32())
+  position = table.column_names.index("timestamp")
+  pq.write_table(table.set_column(position, "timestamp", stamps), path)
+  with pytest.raises(UserError, match=f"episode 1: .*{told}"):
+    imported(root, tmp_path / "out")
+
+
 def test_pictures_in_the_table_may_be_missing(tmp_path, root):
   """An image feature; one picture of episode 1 is null."""
   path = root / "meta/info.json"
