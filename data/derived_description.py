@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.compute_stats import rounded, suggested_bounds
+from data.compute_stats import suggested_bounds
 from data.recordings import Column, Layout
 from rt2_jax.errors import UserError, unknown_name
 
@@ -76,19 +76,27 @@ def _number(text: str, value: str) -> float:
     raise UserError(f"got {value!r} in {text!r}, expected a number") from error
 
 
+class Numbers(NamedTuple):
+  """Actions float32[N, A] and states float32[N, S]."""
+
+  action: np.ndarray
+  state: np.ndarray
+
+
 def derive(
-  layout: Layout, name: str, action: np.ndarray, state: np.ndarray
+  layout: Layout, name: str, train: Numbers, recorded: Numbers
 ) -> dict[str, Any]:
   """Describes records of that layout.
 
-  Bounds are the 1st and 99th percentile of what was recorded. The ends of a
-  gripper are moved to what was recorded where that goes a little beyond.
+  Bounds are the 1st and 99th percentile of the training split. The ends of a
+  gripper are moved to what was recorded where that goes a little beyond: no
+  split may hold a number beyond them.
 
   Args:
     layout: of the data set.
     name: of the robot's action space.
-    action: float32[N, A] of the training split.
-    state: float32[N, S].
+    train: of the training split.
+    recorded: of all splits.
 
   Returns:
     The fields of a robot.json.
@@ -102,28 +110,34 @@ def derive(
     "cameras": {camera: f"observation/{camera}" for camera in layout.cameras},
     "instruction": "language_instruction",
     "action": [
-      _describe(c, "action", i, action[:, i])
+      _describe(c, "action", i, train.action[:, i], recorded.action[:, i])
       for i, c in enumerate(layout.action)
     ],
     "terminate": {"feature": "is_last"},
   }
   if layout.state:
     described["state"] = [
-      _describe(c, "observation/state", i, state[:, i])
+      _describe(
+        c, "observation/state", i, train.state[:, i], recorded.state[:, i]
+      )
       for i, c in enumerate(layout.state)
     ]
   return described
 
 
 def _describe(
-  column: Column, feature: str, position: int, values: np.ndarray
+  column: Column,
+  feature: str,
+  position: int,
+  train: np.ndarray,
+  recorded: np.ndarray,
 ) -> Mapping[str, Any]:
   place = {"name": column.name, "feature": feature, "column": position}
   if column.gripper:
-    opened, closed = _ends(column, values)
+    opened, closed = _ends(column, recorded)
     return place | {"gripper": {"open": opened, "closed": closed}}
   scale = {} if column.scale == 1 else {"scale": column.scale}
-  q01, q99 = np.quantile(column.scale * values.astype(np.float64), [0.01, 0.99])
+  q01, q99 = np.quantile(column.scale * train.astype(np.float64), [0.01, 0.99])
   low, high = suggested_bounds(q01, q99)
   bounds = {"low": low, "high": high}
   return place | {"unit": column.unit or AS_RECORDED} | scale | bounds
@@ -145,5 +159,6 @@ def _ends(column: Column, values: np.ndarray) -> tuple[float, float]:
       f"numbers between open = {opened:g} and closed = {closed:g}; correct "
       f"--gripper={column.name}=OPEN:CLOSED"
     )
-  low, high = min(low, rounded(least)), max(high, rounded(most))
+  # Not rounded: what lies beyond an end is refused.
+  low, high = min(low, least), max(high, most)
   return (high, low) if opened > closed else (low, high)

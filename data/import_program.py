@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +204,21 @@ def _derive(
   layout: Layout, name: str, written: Mapping[Shard, Written]
 ) -> dict[str, Any]:
   train = [w for shard, w in written.items() if shard.split == "train"]
-  action, state = (
-    np.concatenate([getattr(each, field) for each in train])
-    for field in ("action", "state")
-  )
-  if not len(action):
+  numbers = _numbers(train)
+  if not len(numbers.action):
     raise UserError("got no step for training; see the episodes left out")
-  fields = derived_description.derive(layout, name, action, state)
+  recorded = _numbers(written.values())
+  fields = derived_description.derive(layout, name, numbers, recorded)
   description.parse(fields, description.FILE)
   return fields
+
+
+def _numbers(shards: Iterable[Written]) -> derived_description.Numbers:
+  shards = list(shards)
+  return derived_description.Numbers(
+    np.concatenate([each.action for each in shards]),
+    np.concatenate([each.state for each in shards]),
+  )
 
 
 def _finish(

@@ -202,6 +202,22 @@ def test_a_corrected_gripper_goes_on_with_the_records(tmp_path, monkeypatch):
   assert config.space.dimensions[-1].unit == "open"
 
 
+def test_a_gripper_may_open_widest_in_validation(tmp_path):
+  """In no split, and by no rounding, a number lies beyond its ends."""
+  for n, most in enumerate((3412.344, 3415.436)):
+    write_episode(tmp_path / f"in/{n}", n)
+    action = np.zeros((4, 3))
+    action[:, 2] = np.linspace(2000, most, 4)
+    write_csv(tmp_path / f"in/{n}/action.csv", ACTION, action)
+  options = OPTIONS._replace(gripper=["grip=3400:2000"], val_every=2)
+  config, train = imported(tmp_path, options)
+  val = open_source(config, "val")
+  assert train.index.action[:, -1].max() == pytest.approx(
+    (np.float32(3412.344) - 2000) / (np.float32(3415.436) - 2000)
+  )
+  assert val.index.action[-1, -1] == 1
+
+
 def test_flags_name_the_input_wherever_the_program_runs(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   args = types.SimpleNamespace(
