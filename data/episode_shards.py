@@ -282,7 +282,15 @@ def plan_shards(
     num_episodes: of the whole data set.
     val_every: every n-th episode goes to "val"; 0: all to "train".
     episodes_per_shard: at most.
+
+  Raises:
+    UserError: no episode is left for "train".
   """
+  if val_every == 1:
+    raise UserError(
+      "got --val_every=1, with which every episode is for validation, expected "
+      "0 for none, or at least 2"
+    )
   is_val = [
     val_every > 0 and n % val_every == val_every - 1
     for n in range(num_episodes)

@@ -12,6 +12,7 @@ from absl import flags
 
 from data.recordings import local_input
 from rt2_jax.errors import UserError
+from rt2_jax.images import check_sides
 
 _WRITER_VERSION = 1  # raise it where the same recordings give other records
 # Flags of importers that say which recordings are read, and what of them.
@@ -60,7 +61,7 @@ class Options(NamedTuple):
     """Height and width of the pictures; None keeps those of the recording.
 
     Raises:
-      UserError: no such size.
+      UserError: no size, or one that training would refuse.
     """
     if not self.image_size:
       return None
@@ -70,7 +71,9 @@ class Options(NamedTuple):
         f"got --image_size={self.image_size!r}, expected HEIGHTxWIDTH such as "
         "256x320"
       )
-    return int(match[1]), int(match[2])
+    height, width = int(match[1]), int(match[2])
+    check_sides(height, width)
+    return height, width
 
   def settings(self) -> dict[str, Any]:
     """Names all flags that decide which records an import gives."""

@@ -248,5 +248,5 @@ def main():
 
 if __name__ == "__main__":
   import_flags.define_flags()
-  flags.DEFINE_float("rate_hz", None, "Steps per second", 0.0, required=True)
+  flags.DEFINE_float("rate_hz", None, "Steps per second", 1e-3, required=True)
   app.run(main)

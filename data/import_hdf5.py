@@ -181,10 +181,23 @@ def _format(
     known = FORMATS[hdf5_formats.recognize(file)]
   if "state" in given:
     given["state"] = tuple(given["state"])
+  for name in ("episodes", "pictures"):
+    _check_pattern(name, given.get(name, ""))
   known = dataclasses.replace(known, **given)
   if not known.rate_hz:
     raise UserError("got no --rate_hz, expected the steps per second; pass it")
   return known
+
+
+def _check_pattern(name: str, pattern: str):
+  """Raises UserError unless a flag holds a regular expression."""
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise UserError(
+      f"got --{name}={pattern!r} ({error}), expected a regular expression such "
+      r"as data/demo_\d+, in which .* stands for anything"
+    ) from error
 
 
 def _groups(file: h5py.File, known: Hdf5Format) -> list[str]:
@@ -244,9 +257,9 @@ def main():
 
 if __name__ == "__main__":
   import_flags.define_flags()
-  flags.DEFINE_float("rate_hz", None, "Steps per second", 0.0)
-  flags.DEFINE_string("episodes", "", "Pattern of the episodes' groups")
+  flags.DEFINE_float("rate_hz", None, "Steps per second", 1e-3)
+  flags.DEFINE_string("episodes", "", "Expression of the episodes' groups")
   flags.DEFINE_string("action", "", "Data set of the actions")
   flags.DEFINE_list("state", [], "Data sets of the state")
-  flags.DEFINE_string("pictures", "", "Pattern of the data sets of pictures")
+  flags.DEFINE_string("pictures", "", "Expression of the pictures' data sets")
   app.run(main)

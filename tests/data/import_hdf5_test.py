@@ -180,6 +180,8 @@ def test_any_other_file_by_its_places(tmp_path):
   for change, told in (
     ({"action": "comand"}, "did you mean 'command'"),
     ({"episodes": "demo"}, "--episodes"),
+    ({"episodes": "runs/*["}, r"--episodes='runs/\*\['"),
+    ({"pictures": "*left"}, r"--pictures='\*left'"),
     ({"rate_hz": None}, "--rate_hz"),
     ({"pictures": "depth"}, r"float32\[8, 8\]"),
     ({"action": ""}, "--pictures"),
