@@ -130,7 +130,12 @@ def open_recordings(
     UserError: no episode, or no camera in the first one.
   """
   folder = local_input(root, "--input")
-  found = {path.parent for path in folder.glob("**/action.*")}
+  found = {
+    path.parent
+    for path in folder.glob("**/action.*")
+    # Such as .Trash-1000 on a disk from which episodes were removed.
+    if not any(p.startswith(".") for p in path.relative_to(folder).parts)
+  }
   episodes = tuple(sorted(found, key=lambda path: by_number(str(path))))
   if not episodes:
     raise UserError(
@@ -193,17 +198,37 @@ def _read_numbers(
 
 
 def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
-  """Reads the names of a first line, and float64[T, n]."""
+  """Reads the names of a first line, and float64[T, n].
+
+  Raises:
+    UserError: no table of numbers below a line of different names.
+  """
   try:
     with path.open(encoding="utf-8-sig", newline="") as file:
       names, *rows = (row for row in csv.reader(file) if row)
+    names = [name.strip() for name in names]
     values = np.asarray(rows, np.float64).reshape(len(rows), len(names))
   except (OSError, ValueError) as error:
     raise UserError(
       f"got a table {path} that does not read ({error}), expected a line of "
       "names, and lines of as many numbers"
     ) from error
-  return [name.strip() for name in names], values
+  if len(set(names)) < len(names) or "" in names or _are_values(names):
+    raise UserError(
+      f"got a table {path} that begins with {', '.join(names)!r:.80}, expected "
+      "a line that names each column differently, without an index; add it"
+    )
+  return names, values
+
+
+def _are_values(names: Sequence[str]) -> bool:
+  """Tells numbers of a step from names, which may be 0, 1, 2 and so on."""
+  if names == [str(i) for i in range(len(names))]:
+    return False
+  try:
+    return bool([float(name) for name in names])
+  except ValueError:
+    return False
 
 
 def _load_table(path: Path) -> np.ndarray:

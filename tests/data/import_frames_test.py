@@ -218,6 +218,35 @@ def test_a_gripper_may_open_widest_in_validation(tmp_path):
   assert val.index.action[-1, -1] == 1
 
 
+@pytest.mark.parametrize(
+  ("names", "is_good"),
+  [
+    (["0.25", "-1", "3e-2"], False),  # without a line of names
+    (["x", "x", "y"], False),
+    (["", "x", "y"], False),  # pandas' index
+    (["0", "1", "2"], True),  # pandas' own names
+    (["1", "0", "nan"], False),
+    (["größe", "x.pos", "-"], True),
+  ],
+)
+def test_a_table_begins_with_names(tmp_path, names, is_good):
+  write_episode(tmp_path / "in/a", 1)
+  write_csv(tmp_path / "in/a/action.csv", names, np.ones((4, 3)))
+  if is_good:
+    config, _ = imported(tmp_path)
+    assert config.space.names[1:] == tuple(names)
+    return
+  with pytest.raises(UserError, match="action.csv.*names each column"):
+    imported(tmp_path)
+
+
+def test_hidden_folders_hold_no_episode(tmp_path):
+  write_episode(tmp_path / "in/a", 1)
+  write_episode(tmp_path / "in/.Trash-1000/files/b", 2)
+  _, source = imported(tmp_path)
+  assert len(source) == 4
+
+
 def test_flags_name_the_input_wherever_the_program_runs(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   args = types.SimpleNamespace(
