@@ -337,6 +337,38 @@ def test_features_and_versions_that_are_unknown_are_named(root):
     import_lerobot.open_recordings(str(root))
 
 
+@pytest.mark.parametrize(
+  ("version", "file", "change"),
+  [
+    ("v2.1", "info.json", lambda b: b.replace(b'"fps"', b'"hz"')),
+    ("v2.1", "info.json", lambda b: b.replace(b'"fps": 10', b'"fps": 0')),
+    ("v2.1", "info.json", lambda b: b.replace(b'"data_path"', b'"path"')),
+    ("v2.1", "info.json", lambda b: b.replace(b'"features"', b'"feature"')),
+    ("v2.1", "info.json", lambda b: b.replace(b'"shape"', b'"size"')),
+    ("v2.1", "info.json", lambda _: b"[]"),
+    ("v2.1", "tasks.jsonl", lambda b: b.replace(b"towel", b"T\xfcr")),
+    ("v2.1", "tasks.jsonl", lambda b: b.replace(b'"task":', b'"text":')),
+    ("v2.1", "episodes.jsonl", lambda _: b'{"length": 7}'),
+    ("v3.0", "tasks.parquet", lambda _: b"PAR1 cut off"),
+    ("v3.0", "episodes/chunk-000/file-000.parquet", lambda _: b"PAR1"),
+  ],
+)
+def test_files_that_are_not_lerobots_are_named(tmp_path, version, file, change):
+  root = tiny_robots.write_lerobot(tmp_path / "in", version)
+  path = root / "meta" / file
+  path.write_bytes(change(path.read_bytes()))
+  with pytest.raises(UserError, match="meta: got files that are not"):
+    import_lerobot.open_recordings(str(root))
+
+
+def test_a_text_may_hold_any_line_separator(root):
+  path = root / "meta/tasks.jsonl"
+  text = path.read_text().replace("fold the", "fold\u2028the")
+  path.write_text(text, encoding="utf-8")
+  found = import_lerobot.open_recordings(str(root))
+  assert found.folder.tasks[0] == "fold\u2028the towel"
+
+
 def test_writers_travel_to_other_processes(tmp_path, root):
   recordings = import_lerobot.open_recordings(str(root), CHOSEN)
   writer = ShardWriter(recordings, None, None, tmp_path)
