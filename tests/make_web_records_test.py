@@ -152,6 +152,9 @@ def test_a_picture_that_is_not_finite_is_refused():
     ({**QUESTION, "suffix": []}, None, r"line 2: got \[\] as answer"),
     ({**QUESTION, "suffix": True}, None, r"line 2: got \[True\] as answer"),
     ({**QUESTION, "suffix": {}}, None, r"line 2: got \[{}\] as answer"),
+    ({**QUESTION, "suffix": float("nan")}, None, r"line 2: got \[nan\] as an"),
+    ({**QUESTION, "image": "a\0.png"}, None, "line 2: got image .*is no file"),
+    ("[" * 100_000, None, "line 2: got text that is not JSON"),
     (
       '{"image": "a.png", "prefix": "a", "suffix": "\\ud83d"}',
       None,
@@ -227,6 +230,19 @@ def test_jsonl_in_other_encodings(tmp_path, encoding):
   first, second = (each.load() for each in found)
   assert first[1:] == ("answer en where?", ("3",), "", "en")
   assert second.answers == ("drei", "2.5")
+
+
+def test_half_a_character_of_utf_16_is_one_bad_line(tmp_path):
+  """In the middle of the file, and at its end."""
+  lines = [json.dumps({**QUESTION, "suffix": text}) for text in "a\u2028bcd"]
+  data = ("\n".join(lines) + "\n").encode("utf-16")
+  half = data.replace("b".encode("utf-16")[2:] + b'"\0}', b"\x00\xd8" + b'"\0}')
+  (tmp_path / "data.jsonl").write_bytes(half[:-1])
+  (tmp_path / "a.png").write_bytes(picture())
+  found = web_inputs.read_jsonl(tmp_path / "data.jsonl", tmp_path, DEFAULTS)
+  made = [make_web_records.record(each, 512) for each in found]
+  bad = [isinstance(each, UserError) for each in made]
+  assert bad == [False, False, True, False, True]
 
 
 def test_one_bad_line_among_many_is_counted_and_named(tmp_path, capsys):
