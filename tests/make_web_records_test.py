@@ -11,7 +11,7 @@ from data import (
   make_web_records,
   web_inputs,
 )
-from rt2_jax import images
+from rt2_jax import images, local_copies
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import web
 from rt2_jax.input_pipeline.examples import WebExamples
@@ -293,6 +293,30 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
   # 8 were kept of the first run, 16 of the second.
   assert sorted(loaded) == sorted([*range(12), *range(8, 20), *range(16, 30)])
   assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_a_run_that_stopped_while_shards_were_put_in_place_goes_on(
+  tmp_path, monkeypatch, tokenizer, bucket
+):
+  """A bucket takes minutes for what a disk renames."""
+  lines = [{**QUESTION, "suffix": str(i)} for i in range(7)]
+  publish, seen = local_copies.publish, []
+
+  def stops(made, target):
+    seen.append(target.name)
+    if len(seen) == 2:
+      raise KeyboardInterrupt
+    publish(made, target)
+
+  monkeypatch.setattr(local_copies, "publish", stops)
+  out = "memory://stopped/web" if bucket else str(tmp_path / "out")
+  with pytest.raises(KeyboardInterrupt):
+    make_web_records.make(write_jsonl(tmp_path, lines), out, "n", num_shards=3)
+  with pytest.raises(UserError, match="of split 'train'"):
+    make_web_records.make(write_jsonl(tmp_path, lines), out, "other")
+  make_web_records.make(write_jsonl(tmp_path, lines), out, "n", num_shards=3)
+  assert len(web.open_source(web.WebConfig(out), tokenizer)) == 7
 
 
 def test_another_input_begins_anew(tmp_path, monkeypatch):
