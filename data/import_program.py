@@ -28,7 +28,7 @@ from data.episode_shards import (
 )
 from data.import_flags import Options, from_flags
 from data.recordings import Layout, Recordings
-from data.tfds_writer import check_settings, describe_folder
+from data.tfds_writer import METADATA, check_settings, describe_folder
 from rt2_jax import local_copies, storage
 from rt2_jax.differences import to_json
 from rt2_jax.errors import UserError
@@ -78,24 +78,36 @@ def import_recordings(
       "robot": given,
     }
   }
-  if folder.exists():
+  is_whole = _is_whole(unfinished, settings)
+  if folder.exists() and not is_whole:
     check_settings(folder, settings)
     print(f"{folder} holds these episodes already")
     return folder
-  _check_missing(recordings, options.max_skipped)
-  _claim(unfinished, records)
-  pictures = Pictures(options.size, options.jpeg_quality)
-  writer = ShardWriter(recordings, conversions, pictures, unfinished)
-  written = _write_shards(writer, options)
-  description_fields = given or _derive(layout, options.name, written)
-  _finish(unfinished, options.name, written, writer, settings)
-  write(
-    unfinished / description.FILE,
-    json.dumps(description_fields, indent=2, ensure_ascii=False) + "\n",
-  )
+  if not is_whole:
+    _check_missing(recordings, options.max_skipped)
+    _claim(unfinished, records)
+    pictures = Pictures(options.size, options.jpeg_quality)
+    writer = ShardWriter(recordings, conversions, pictures, unfinished)
+    written = _write_shards(writer, options)
+    described = given or _derive(layout, options.name, written)
+    _finish(unfinished, options.name, written, writer, settings)
+    write(
+      unfinished / description.FILE,
+      json.dumps(described, indent=2, ensure_ascii=False) + "\n",
+    )
+    _report(folder, written, layout)
   local_copies.publish(unfinished, folder)
-  _report(folder, written, layout)
+  if unfinished.exists():  # a bucket holds a copy
+    shutil.rmtree(unfinished)
   return folder
+
+
+def _is_whole(unfinished: Path, settings: Mapping[str, Any]) -> bool:
+  """Tells whether a stopped call only had to put the folder in its place."""
+  if not (unfinished / description.FILE).exists():
+    return False
+  found = json.loads((unfinished / METADATA).read_text())
+  return found == to_json(settings)
 
 
 def _given(path: str) -> Any:
@@ -122,7 +134,7 @@ def _claim(unfinished: Path, settings: Mapping[str, Any]):
 
   What was written with others is of no use, and is removed.
   """
-  path = unfinished / "metadata.json"
+  path = unfinished / METADATA
   if path.exists() and json.loads(path.read_text()) != to_json(settings):
     print(f"{unfinished}: was of other flags or another input; starts anew")
     shutil.rmtree(unfinished)

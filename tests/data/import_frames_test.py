@@ -2,6 +2,7 @@
 
 import csv
 import os
+import tempfile
 import types
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 
 from data import import_flags, import_frames, import_program
 from data.import_program import Options
+from data.tfds_writer import METADATA
+from rt2_jax import local_copies
 from rt2_jax.errors import UserError
 from rt2_jax.images import decode
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
@@ -191,6 +194,33 @@ def test_another_input_or_meaning_is_not_taken_for_the_finished_one(tmp_path):
   ):
     with pytest.raises(UserError, match=told):
       imported(tmp_path, changed)
+
+
+def test_a_stopped_upload_goes_on(tmp_path, monkeypatch):
+  """Nothing is read again, and no copy is left on this machine."""
+  write_episode(tmp_path / "in/a", 1)
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+  (tmp_path / "temporary").mkdir()
+  recordings = import_frames.open_recordings(str(tmp_path / "in"), 5.0)
+  publish = local_copies.publish
+
+  def stops(made, target):
+    publish(made / METADATA, target / METADATA)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(local_copies, "publish", stops)
+    with pytest.raises(KeyboardInterrupt):
+      import_program.import_recordings(recordings, "memory://up", OPTIONS)
+  with monkeypatch.context() as patched:
+    patched.setattr(import_frames.FrameRecordings, "read", None)
+    for _ in range(2):
+      folder = import_program.import_recordings(
+        recordings, "memory://up", OPTIONS
+      )
+  config = SourceConfig("robot.json", str(folder))
+  assert len(open_source(config, "train")) == 4
+  assert not any((tmp_path / "temporary").iterdir())
 
 
 def test_a_corrected_gripper_goes_on_with_the_records(tmp_path, monkeypatch):
