@@ -158,9 +158,12 @@ def open_recordings(
 
 def _files(pattern: str) -> list[Path]:
   path = local_input(pattern, "--input")
+  if path.is_file():  # its name may hold brackets
+    return [path]
+  names = str(path)
   if path.is_dir():
-    path = path / "*.h*5"
-  paths = sorted(Path(name) for name in glob.glob(str(path)))
+    names = f"{glob.escape(names)}/*.h*5"
+  paths = sorted(map(Path, glob.glob(names)))
   if not paths:
     raise UserError(f"got --input={pattern}, which no HDF5 file matches")
   return paths

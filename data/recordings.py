@@ -179,7 +179,7 @@ def choose_cameras(
 def by_number(name: str) -> list[int | str]:
   """Sorts `demo_2` before `demo_10`."""
   parts = re.split(r"(\d+)", name)
-  return [int(part) if part.isdigit() else part for part in parts]
+  return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def short_name(camera: str) -> str:

@@ -177,6 +177,8 @@ def _text(value: Any) -> str | None:
 def find(pattern: str) -> list[storage.Path]:
   """Returns the files that match, by name."""
   place = storage.locate(pattern, "--input")
+  if place.exists():  # its name may hold brackets
+    return [place]
   if isinstance(place, storage.Url):
     return sorted(place.parent.glob(place.name))
   return sorted(map(Path, glob.glob(str(place))))

@@ -270,6 +270,14 @@ def test_a_table_begins_with_names(tmp_path, names, is_good):
     imported(tmp_path)
 
 
+def test_episodes_follow_the_numbers_in_their_names(tmp_path):
+  names = ["run 2", "run 10", "run 10²"]
+  for n, name in enumerate(reversed(names)):
+    write_episode(tmp_path / "in" / name, n)
+  found = import_frames.open_recordings(str(tmp_path / "in"), 5.0)
+  assert found.names == names
+
+
 def test_hidden_folders_hold_no_episode(tmp_path):
   write_episode(tmp_path / "in/a", 1)
   write_episode(tmp_path / "in/.Trash-1000/files/b", 2)

@@ -154,6 +154,15 @@ def test_aloha(tmp_path, compressed):
       assert stored_pictures(source, first + t) == encoded(frames[t])
 
 
+def test_names_with_brackets_are_no_patterns(tmp_path):
+  folder = tmp_path / "demos[1]"
+  folder.mkdir()
+  path = tiny_robots.write_robomimic(folder / "all[2].hdf5", ROBOMIMIC)
+  for place in (folder, path):
+    found = import_hdf5.open_recordings(str(place), instruction="lift")
+    assert len(found.names) == 12
+
+
 def test_any_other_file_by_its_places(tmp_path):
   path = tmp_path / "mine.h5"
   with h5py.File(path, "w") as file:
