@@ -48,7 +48,7 @@ def compute(
   """Measures the actions of a source's training split, as JSON values.
 
   Args:
-    config: which data, and which filters.
+    config: which data, which filters and stride.
     min_span: least distance of suggested bounds, in the dimensions' units.
     index_folder: where the index is kept; None keeps none.
     max_skipped: steps that may be left out because they are damaged.
@@ -60,7 +60,8 @@ def compute(
   dimensions = measure(index.action, robot.space, min_span)
   return {
     "dataset": config.dataset,
-    "rate_hz": robot.rate_hz,
+    "rate_hz": config.control_hz,
+    "stride": config.stride,
     "split": config.split,
     "filters": dict(config.filters),
     "fingerprint": fingerprint(source),
@@ -152,7 +153,9 @@ def main():
   # An import path or a description's path is no name of a file.
   name = re.sub(r"[^\w.-]+", "_", f"{args.dataset}-{args.split}")
   output = locate(args.output or f"data/stats/{name}.json", "--output")
-  config = SourceConfig(args.dataset, args.path, args.split, filters=filters)
+  config = SourceConfig(
+    args.dataset, args.path, args.split, stride=args.stride, filters=filters
+  )
   stats = compute(config, args.min_span, args.index_folder, args.max_skipped)
   output_folder(output.parent, "--output")
   write(output, json.dumps(stats, indent=2) + "\n")
@@ -164,6 +167,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("dataset", None, "A robot dataset", required=True)
   flags.DEFINE_string("path", None, "Its version folder", required=True)
   flags.DEFINE_string("split", "train", "Which split")
+  flags.DEFINE_integer("stride", 1, "Recorded steps that make one step", 1)
   flags.DEFINE_boolean("drop_noops", False, "Leave out steps that stand still")
   flags.DEFINE_float(
     "min_span", MIN_SPAN, "Of suggested bounds, their unit", 0.0

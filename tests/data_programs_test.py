@@ -11,6 +11,7 @@ from data import (
   compute_stats,
   index_records,
 )
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import bounds_fit
 from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.tokenizer import Tokenizer
@@ -165,6 +166,28 @@ def test_every_unit_but_a_grippers_gets_bounds(tmp_path):
   action = open_source(measured, "train").index.action
   assert bounds_fit.misfits(config.space, action)
   assert not bounds_fit.misfits(measured.space, action)
+
+
+def test_statistics_are_of_a_stride(tmp_path):
+  """Joined steps move further than those that were recorded."""
+  episodes = [tiny_datasets.bridge_episode(seed, 30) for seed in range(4)]
+  for episode in episodes:
+    action = np.reshape(episode["steps/action"], (-1, 7))
+    action[:, 0] = np.abs(action[:, 0])
+    episode["steps/action"] = action.ravel().tolist()
+  folder = tiny_datasets.write(tmp_path / "data", episodes)
+  path = tmp_path / "stats.json"
+  once = SourceConfig("bridge_dataset", str(folder), statistics=str(path))
+  fifth = dataclasses.replace(once, stride=5)
+  for config, other in ((once, fifth), (fifth, once)):
+    stats = compute_stats.compute(config)
+    assert stats["rate_hz"] == 5.0 / config.stride
+    path.write_text(json.dumps(stats))
+    measured = dataclasses.replace(config, bounds="q01_q99")
+    action = open_source(config, "train").index.action
+    assert not bounds_fit.misfits(measured.space, action)
+    with pytest.raises(UserError, match=f"--stride={other.stride}"):
+      _ = dataclasses.replace(other, bounds="q01_q99").space
 
 
 def test_statistics_leave_out_what_training_leaves_out(tmp_path):
