@@ -140,13 +140,14 @@ def choose_cameras(
   Args:
     found: what the input calls them.
     chosen: `name=camera` of each that is wanted; none takes all, and calls
-      the first one "primary".
+      the first one "primary" unless another is called so.
 
   Returns:
     What the input calls each camera, by its new name.
 
   Raises:
-    UserError: no camera, an unknown one, or none that is called primary.
+    UserError: no camera, an unknown one, a name that stands there twice, or
+      none that is called primary.
   """
   if not found:
     raise UserError(
@@ -154,9 +155,14 @@ def choose_cameras(
       "does not see cannot be trained"
     )
   if not chosen:
-    names = [PRIMARY, *(short_name(camera) for camera in found[1:])]
-    unique = names if len(set(names)) == len(names) else [PRIMARY, *found[1:]]
-    return dict(zip(unique, found, strict=True))
+    called = [c for c in found if PRIMARY in (c, short_name(c))]
+    first = PRIMARY if PRIMARY in called else (*called, *found)[0]
+    others = [camera for camera in found if camera != first]
+    names = [short_name(camera) for camera in others]
+    is_clear = len({PRIMARY, *names}) == len(found)
+    return {PRIMARY: first} | dict(
+      zip(names if is_clear else others, others, strict=True)
+    )
   cameras = {}
   for text in chosen:
     name, equals, camera = text.partition("=")
@@ -167,6 +173,11 @@ def choose_cameras(
       )
     if camera not in found:
       raise unknown_name("a camera", camera, found)
+    if name in cameras:
+      raise UserError(
+        f"got --cameras={','.join(chosen)}, expected another name for each "
+        f"camera: {name!r} stands there twice"
+      )
     cameras[name] = camera
   if PRIMARY not in cameras:
     raise UserError(

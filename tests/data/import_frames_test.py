@@ -13,6 +13,7 @@ from PIL import Image
 
 from data import import_flags, import_frames, import_program
 from data.import_program import Options
+from data.recordings import choose_cameras
 from data.tfds_writer import METADATA
 from rt2_jax import local_copies
 from rt2_jax.errors import UserError
@@ -276,6 +277,29 @@ def test_episodes_follow_the_numbers_in_their_names(tmp_path):
     write_episode(tmp_path / "in" / name, n)
   found = import_frames.open_recordings(str(tmp_path / "in"), 5.0)
   assert found.names == names
+
+
+@pytest.mark.parametrize(
+  ("found", "named"),
+  [
+    (["left", "primary"], ["primary=primary", "left=left"]),
+    (["a.left", "a.primary"], ["primary=a.primary", "left=a.left"]),
+    (["x.primary", "primary"], ["primary=primary", "x.primary=x.primary"]),
+    (
+      ["left/image", "right/image"],
+      ["primary=left/image", "image=right/image"],
+    ),
+    (["a/x", "b/x", "c/x"], ["primary=a/x", "b/x=b/x", "c/x=c/x"]),
+  ],
+)
+def test_no_camera_is_lost_for_want_of_a_name(found, named):
+  cameras = choose_cameras(found)
+  assert [f"{name}={camera}" for name, camera in cameras.items()] == named
+
+
+def test_a_camera_name_stands_once():
+  with pytest.raises(UserError, match="'primary' stands there twice"):
+    choose_cameras(["a", "b"], ["primary=a", "primary=b"])
 
 
 def test_hidden_folders_hold_no_episode(tmp_path):
