@@ -29,6 +29,7 @@ def state_units(
     unit: of all numbers whose unit the format does not state; "" for none.
     units: `NAME=UNIT` or `NAME=UNIT*SCALE` of single numbers.
     grippers: `NAME=OPEN:CLOSED`, the numbers of an open and a closed gripper.
+      `action.NAME` and `state.NAME` tell two numbers of one name apart.
 
   Raises:
     UserError: no such number, or a flag of another form.
@@ -53,19 +54,22 @@ def state_units(
       )
     opened, closed = (_number(text, end) for end in ends)
     changes[name] = {"gripper": (opened, closed)}
-  columns = (*layout.action, *layout.state)
+  features = {"action": layout.action, "state": layout.state}
+  names = [c.name for columns in features.values() for c in columns]
+  names += [f"{f}.{c.name}" for f, columns in features.items() for c in columns]
   for name in changes:
-    if name not in (names := [c.name for c in columns]):
+    if name not in names:
       raise unknown_name("a number of the action or state", name, names)
 
-  def changed(column: Column) -> Column:
+  def changed(feature: str, column: Column) -> Column:
     found = {} if column.unit or column.gripper else {"unit": unit}
-    return dataclasses.replace(column, **found | changes.get(column.name, {}))
+    for name in (column.name, f"{feature}.{column.name}"):
+      found |= changes.get(name, {})
+    return dataclasses.replace(column, **found)
 
   return dataclasses.replace(
     layout,
-    action=tuple(map(changed, layout.action)),
-    state=tuple(map(changed, layout.state)),
+    **{f: tuple(changed(f, c) for c in cs) for f, cs in features.items()},
   )
 
 
@@ -157,7 +161,8 @@ def _ends(column: Column, values: np.ndarray) -> tuple[float, float]:
     raise UserError(
       f"got {least:g} to {most:g} for gripper {column.name!r}, expected "
       f"numbers between open = {opened:g} and closed = {closed:g}; correct "
-      f"--gripper={column.name}=OPEN:CLOSED"
+      f"--gripper={column.name}=OPEN:CLOSED, or name action.{column.name} or "
+      f"state.{column.name} if only one of them is a gripper"
     )
   # Not rounded: what lies beyond an end is refused.
   low, high = min(low, least), max(high, most)

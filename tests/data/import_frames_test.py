@@ -233,6 +233,27 @@ def test_a_corrected_gripper_goes_on_with_the_records(tmp_path, monkeypatch):
   assert config.space.dimensions[-1].unit == "open"
 
 
+def test_action_and_state_may_have_a_number_of_one_name(tmp_path):
+  """Arrays have no names: number_1 is a gripper in the action alone."""
+  folder = tmp_path / "in/a"
+  write_episode(folder, 1)
+  (folder / "action.csv").unlink()
+  np.save(folder / "action.npy", np.array([[0.5, 0], [0, 1], [1, 1], [0, 0]]))
+  np.save(folder / "state.npy", np.linspace(-3, 3, 12).reshape(4, 3))
+  with pytest.raises(UserError, match="action.number_1 or state.number_1"):
+    imported(tmp_path, OPTIONS._replace(gripper=["number_1=1:0"]))
+  options = OPTIONS._replace(
+    gripper=["action.number_1=1:0"], units=["number_1=rad", "state.number_2=m"]
+  )
+  config, _ = imported(tmp_path, options)
+  assert [d.unit for d in config.space.dimensions] == [
+    *("yes/no", "as recorded", "open")
+  ]
+  assert [d.unit for d in config.robot.state.space.dimensions] == [
+    *("as recorded", "rad", "m")
+  ]
+
+
 def test_a_gripper_may_open_widest_in_validation(tmp_path):
   """In no split, and by no rounding, a number lies beyond its ends."""
   for n, most in enumerate((3412.344, 3415.436)):
