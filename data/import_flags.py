@@ -88,6 +88,14 @@ class Options(NamedTuple):
       "writer_version": _WRITER_VERSION,
     }
 
+  def description(self) -> dict[str, Any]:
+    """Names all flags that decide what a derived robot.json says."""
+    return {
+      "unit": self.unit,
+      "units": list(self.units),
+      "gripper": list(self.gripper),
+    }
+
 
 def define_flags():
   """Defines the flags that all importers share."""

@@ -70,14 +70,7 @@ def import_recordings(
     "rate_hz": layout.rate_hz,
   }
   # Does not decide the records: a corrected flag goes on with those there are.
-  settings = records | {
-    "description": {
-      "unit": options.unit,
-      "units": list(options.units),
-      "gripper": list(options.gripper),
-      "robot": given,
-    }
-  }
+  settings = records | {"description": options.description() | {"robot": given}}
   is_whole = _is_whole(unfinished, settings)
   if folder.exists() and not is_whole:
     check_settings(folder, settings)

@@ -198,15 +198,22 @@ def make(
       f"{len(progress.skipped):,} of {progress.consumed:,} examples were left "
       f"out, see {told}; the first: {progress.skipped[0]}"
     )
-  written = []
-  for i in range(num_shards):
-    file = f"{name}-{split}.tfrecord-{i:05d}-of-{num_shards:05d}"
-    written.append(output_dir / file)
-    if shard_path(unfinished, i).exists():  # not before the program stopped
-      local_copies.publish(shard_path(unfinished, i), written[-1])
+  written = put_in_place(unfinished, output_dir, f"{name}-{split}", num_shards)
   lengths = [len(range(i, count, num_shards)) for i in range(num_shards)]
   state_lengths(output_dir, name, split, lengths)
   shutil.rmtree(unfinished)
+  return written
+
+
+def put_in_place(
+  unfinished: Path, folder: storage.Path, name: str, num_shards: int
+) -> list[storage.Path]:
+  """Moves or copies the shards that a stopped program has not yet."""
+  written = []
+  for i in range(num_shards):
+    written.append(folder / f"{name}.tfrecord-{i:05d}-of-{num_shards:05d}")
+    if shard_path(unfinished, i).exists():
+      local_copies.publish(shard_path(unfinished, i), written[-1])
   return written
 
 
