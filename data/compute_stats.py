@@ -12,7 +12,8 @@ left out, and listed.
 
 A dimension whose percentiles are closer than --min_span is degenerate: bins
 over its own span would blow noise up to full scale. It is reported, and its
-suggested bounds are the minimum span around the centre.
+suggested bounds are the minimum span around the centre. Grippers and discrete
+dimensions get no bounds.
 """
 
 import hashlib
@@ -25,7 +26,8 @@ import numpy as np
 from absl import app, flags
 
 from launch import program
-from rt2_jax.actions import ActionSpace, Dimension
+from rt2_jax.actions import ActionSpace
+from rt2_jax.input_pipeline.bounds_fit import has_bounds
 from rt2_jax.input_pipeline.sources import (
   SourceConfig,
   open_source,
@@ -33,7 +35,7 @@ from rt2_jax.input_pipeline.sources import (
 from rt2_jax.input_pipeline.step_index import StepSource
 from rt2_jax.storage import locate, output_folder, write
 
-MIN_SPAN = 1e-3  # m or rad
+MIN_SPAN = 1e-3  # of bounds, in the unit of a dimension
 COLUMNS = ("q01", "q99", "min", "max", "mean", "std")
 
 
@@ -46,8 +48,8 @@ def compute(
   """Measures the actions of a source's training split, as JSON values.
 
   Args:
-    config: which data, and which filters.
-    min_span: least distance of suggested bounds, m or rad.
+    config: which data, which filters and stride.
+    min_span: least distance of suggested bounds, in the dimensions' units.
     index_folder: where the index is kept; None keeps none.
     max_skipped: steps that may be left out because they are damaged.
   """
@@ -58,7 +60,8 @@ def compute(
   dimensions = measure(index.action, robot.space, min_span)
   return {
     "dataset": config.dataset,
-    "rate_hz": robot.rate_hz,
+    "rate_hz": config.control_hz,
+    "stride": config.stride,
     "split": config.split,
     "filters": dict(config.filters),
     "fingerprint": fingerprint(source),
@@ -68,7 +71,7 @@ def compute(
     "min_span": min_span,
     "dimensions": dimensions,
     "bounds": {
-      name: suggested_bounds(row, min_span)
+      name: suggested_bounds(row["q01"], row["q99"], min_span)
       for name, row in dimensions.items()
       if "degenerate" in row
     },
@@ -88,21 +91,25 @@ def measure(
     row = {name: rounded(v) for name, v in zip(COLUMNS, values, strict=True)}
     rows[d.name] = {"unit": d.unit, **row}
     if has_bounds(d):
-      rows[d.name]["degenerate"] = row["q99"] - row["q01"] < min_span
+      span = row["q99"] - row["q01"]
+      least = _least_span(row["q01"], row["q99"], min_span)
+      rows[d.name]["degenerate"] = span < least
   return rows
 
 
-def has_bounds(d: Dimension) -> bool:
-  """Motions have; the gripper's 0 and 1 mean the same in every dataset."""
-  return d.kind == "continuous" and d.unit in ("m", "rad")
+def suggested_bounds(
+  q01: float, q99: float, min_span: float = MIN_SPAN
+) -> list[float]:
+  """Suggests [q01, q99] as bounds, or the least span around their centre."""
+  least, centre = _least_span(q01, q99, min_span), (q01 + q99) / 2
+  if q99 - q01 < least:
+    q01, q99 = centre - least / 2, centre + least / 2
+  return [rounded(q01), rounded(q99)]
 
 
-def suggested_bounds(row: dict[str, Any], min_span: float) -> list[float]:
-  """Suggests [q01, q99] as bounds, or `min_span` around their centre."""
-  if not row["degenerate"]:
-    return [row["q01"], row["q99"]]
-  centre = (row["q01"] + row["q99"]) / 2
-  return [rounded(centre - min_span / 2), rounded(centre + min_span / 2)]
+def _least_span(q01: float, q99: float, min_span: float) -> float:
+  # Bounds differ also after rounding, where a large number hardly varies.
+  return max(min_span, 1e-4 * abs(q01 + q99) / 2)
 
 
 def fingerprint(source: StepSource) -> str:
@@ -146,7 +153,9 @@ def main():
   # An import path or a description's path is no name of a file.
   name = re.sub(r"[^\w.-]+", "_", f"{args.dataset}-{args.split}")
   output = locate(args.output or f"data/stats/{name}.json", "--output")
-  config = SourceConfig(args.dataset, args.path, args.split, filters=filters)
+  config = SourceConfig(
+    args.dataset, args.path, args.split, stride=args.stride, filters=filters
+  )
   stats = compute(config, args.min_span, args.index_folder, args.max_skipped)
   output_folder(output.parent, "--output")
   write(output, json.dumps(stats, indent=2) + "\n")
@@ -158,8 +167,11 @@ if __name__ == "__main__":
   flags.DEFINE_string("dataset", None, "A robot dataset", required=True)
   flags.DEFINE_string("path", None, "Its version folder", required=True)
   flags.DEFINE_string("split", "train", "Which split")
+  flags.DEFINE_integer("stride", 1, "Recorded steps that make one step", 1)
   flags.DEFINE_boolean("drop_noops", False, "Leave out steps that stand still")
-  flags.DEFINE_float("min_span", MIN_SPAN, "Of suggested bounds, m or rad", 0.0)
+  flags.DEFINE_float(
+    "min_span", MIN_SPAN, "Of suggested bounds, their unit", 0.0
+  )
   flags.DEFINE_string("index_folder", None, "Where the index is kept")
   flags.DEFINE_integer("max_skipped", 0, "Damaged steps to leave out", 0)
   flags.DEFINE_string("output", None, "Default: data/stats/DATASET-SPLIT.json")

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.compute_stats import rounded
+from data.compute_stats import suggested_bounds
 from data.recordings import Column, Layout
 from rt2_jax.errors import UserError, unknown_name
 
 AS_RECORDED = "as recorded"  # the unit of numbers whose unit nobody states
-_MIN_SPAN = 1e-3  # of bounds: bins over less would tell noise apart
 _BEYOND = 0.1  # of a gripper's range that recordings may go beyond it
 
 
@@ -30,6 +29,7 @@ def state_units(
     unit: of all numbers whose unit the format does not state; "" for none.
     units: `NAME=UNIT` or `NAME=UNIT*SCALE` of single numbers.
     grippers: `NAME=OPEN:CLOSED`, the numbers of an open and a closed gripper.
+      `action.NAME` and `state.NAME` tell two numbers of one name apart.
 
   Raises:
     UserError: no such number, or a flag of another form.
@@ -54,19 +54,22 @@ def state_units(
       )
     opened, closed = (_number(text, end) for end in ends)
     changes[name] = {"gripper": (opened, closed)}
-  columns = (*layout.action, *layout.state)
+  features = {"action": layout.action, "state": layout.state}
+  names = [c.name for columns in features.values() for c in columns]
+  names += [f"{f}.{c.name}" for f, columns in features.items() for c in columns]
   for name in changes:
-    if name not in (names := [c.name for c in columns]):
+    if name not in names:
       raise unknown_name("a number of the action or state", name, names)
 
-  def changed(column: Column) -> Column:
+  def changed(feature: str, column: Column) -> Column:
     found = {} if column.unit or column.gripper else {"unit": unit}
-    return dataclasses.replace(column, **found | changes.get(column.name, {}))
+    for name in (column.name, f"{feature}.{column.name}"):
+      found |= changes.get(name, {})
+    return dataclasses.replace(column, **found)
 
   return dataclasses.replace(
     layout,
-    action=tuple(map(changed, layout.action)),
-    state=tuple(map(changed, layout.state)),
+    **{f: tuple(changed(f, c) for c in cs) for f, cs in features.items()},
   )
 
 
@@ -77,19 +80,27 @@ def _number(text: str, value: str) -> float:
     raise UserError(f"got {value!r} in {text!r}, expected a number") from error
 
 
+class Numbers(NamedTuple):
+  """Actions float32[N, A] and states float32[N, S]."""
+
+  action: np.ndarray
+  state: np.ndarray
+
+
 def derive(
-  layout: Layout, name: str, action: np.ndarray, state: np.ndarray
+  layout: Layout, name: str, train: Numbers, recorded: Numbers
 ) -> dict[str, Any]:
   """Describes records of that layout.
 
-  Bounds are the 1st and 99th percentile of what was recorded. The ends of a
-  gripper are moved to what was recorded where that goes a little beyond.
+  Bounds are the 1st and 99th percentile of the training split. The ends of a
+  gripper are moved to what was recorded where that goes a little beyond: no
+  split may hold a number beyond them.
 
   Args:
     layout: of the data set.
     name: of the robot's action space.
-    action: float32[N, A] of the training split.
-    state: float32[N, S].
+    train: of the training split.
+    recorded: of all splits.
 
   Returns:
     The fields of a robot.json.
@@ -103,34 +114,36 @@ def derive(
     "cameras": {camera: f"observation/{camera}" for camera in layout.cameras},
     "instruction": "language_instruction",
     "action": [
-      _describe(c, "action", i, action[:, i])
+      _describe(c, "action", i, train.action[:, i], recorded.action[:, i])
       for i, c in enumerate(layout.action)
     ],
     "terminate": {"feature": "is_last"},
   }
   if layout.state:
     described["state"] = [
-      _describe(c, "observation/state", i, state[:, i])
+      _describe(
+        c, "observation/state", i, train.state[:, i], recorded.state[:, i]
+      )
       for i, c in enumerate(layout.state)
     ]
   return described
 
 
 def _describe(
-  column: Column, feature: str, position: int, values: np.ndarray
+  column: Column,
+  feature: str,
+  position: int,
+  train: np.ndarray,
+  recorded: np.ndarray,
 ) -> Mapping[str, Any]:
   place = {"name": column.name, "feature": feature, "column": position}
   if column.gripper:
-    opened, closed = _ends(column, values)
+    opened, closed = _ends(column, recorded)
     return place | {"gripper": {"open": opened, "closed": closed}}
   scale = {} if column.scale == 1 else {"scale": column.scale}
-  q01, q99 = np.quantile(column.scale * values.astype(np.float64), [0.01, 0.99])
-  centre = (q01 + q99) / 2
-  # Also after rounding, where a large number hardly varies.
-  least = max(_MIN_SPAN, 1e-4 * abs(centre))
-  if q99 - q01 < least:
-    q01, q99 = centre - least / 2, centre + least / 2
-  bounds = {"low": rounded(q01), "high": rounded(q99)}
+  q01, q99 = np.quantile(column.scale * train.astype(np.float64), [0.01, 0.99])
+  low, high = suggested_bounds(q01, q99)
+  bounds = {"low": low, "high": high}
   return place | {"unit": column.unit or AS_RECORDED} | scale | bounds
 
 
@@ -148,7 +161,9 @@ def _ends(column: Column, values: np.ndarray) -> tuple[float, float]:
     raise UserError(
       f"got {least:g} to {most:g} for gripper {column.name!r}, expected "
       f"numbers between open = {opened:g} and closed = {closed:g}; correct "
-      f"--gripper={column.name}=OPEN:CLOSED"
+      f"--gripper={column.name}=OPEN:CLOSED, or name action.{column.name} or "
+      f"state.{column.name} if only one of them is a gripper"
     )
-  low, high = min(low, rounded(least)), max(high, rounded(most))
+  # Not rounded: what lies beyond an end is refused.
+  low, high = min(low, least), max(high, most)
   return (high, low) if opened > closed else (low, high)

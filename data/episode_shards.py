@@ -31,7 +31,7 @@ from PIL import Image
 from data.conversions import Conversions
 from data.orientation import is_upright, turn_upright
 from data.record_files import RecordFile
-from data.recordings import Layout, Picture, Recording, Recordings
+from data.recordings import Column, Layout, Picture, Recording, Recordings
 from rt2_jax import storage
 from rt2_jax.errors import UserError
 from rt2_jax.images import check_sides, decode, is_jpeg, to_rgb
@@ -174,11 +174,16 @@ class ShardWriter:
   ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray], Sequence[str]]:
     """Reads an episode: what TFDS encodes, its numbers, its notes."""
     recording = self.recordings.read(number)
+    layout = self.recordings.layout
+    _check_width(recording.action, layout.action, "an action")
+    _check_width(recording.state, layout.state, "a state")
     action, state = self.conversions.convert(recording.action, recording.state)
     if not len(action):
       raise UserError("got an episode without a step; drop it")
     check_finite(action, "the action")
     check_finite(state, "the state")
+    # No frame of a video is at such a time.
+    check_finite(recording.timestamp[:, None], "the time stamps")
     steps = list(self._steps(recording, action, state))
     metadata = {
       "episode_id": number,
@@ -222,6 +227,15 @@ class ShardWriter:
         # TFDS stores 32 bits: too few for seconds since 1970.
         "timestamp": np.float32(stamps[t] - stamps[0]),
       }
+
+
+def _check_width(values: np.ndarray, columns: Sequence[Column], what: str):
+  """Raises UserError where an episode has other numbers than the first."""
+  if values.shape[1] != len(columns):
+    raise UserError(
+      f"got {values.shape[1]} numbers of {what}, expected {len(columns)} as in "
+      "the first episode; import the episodes of another robot by themselves"
+    )
 
 
 def episode_features(
@@ -268,7 +282,15 @@ def plan_shards(
     num_episodes: of the whole data set.
     val_every: every n-th episode goes to "val"; 0: all to "train".
     episodes_per_shard: at most.
+
+  Raises:
+    UserError: no episode is left for "train".
   """
+  if val_every == 1:
+    raise UserError(
+      "got --val_every=1, with which every episode is for validation, expected "
+      "0 for none, or at least 2"
+    )
   is_val = [
     val_every > 0 and n % val_every == val_every - 1
     for n in range(num_episodes)

@@ -19,7 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from data.recordings import Column, by_number
+from data.recordings import Column, as_table, by_number
 from rt2_jax.errors import UserError
 
 _POSE = ("dx", "dy", "dz", "drx", "dry", "drz")
@@ -208,5 +208,4 @@ def columns_of(known: Hdf5Format, name: str, width: int) -> tuple[Column, ...]:
 
 def numbers(group: h5py.Group, name: str) -> np.ndarray:
   """Reads a data set of numbers, float64[T, n]."""
-  values = np.asarray(group[name], np.float64)
-  return values.reshape(len(values), -1)
+  return as_table(group[name], f"values of {name}")

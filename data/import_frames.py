@@ -28,12 +28,13 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from data import import_program
+from data import import_flags, import_program
 from data.recordings import (
   Column,
   Layout,
   Picture,
   Recording,
+  as_table,
   by_number,
   choose_cameras,
   local_input,
@@ -85,7 +86,7 @@ class FrameRecordings:
       state = _read_numbers(folder, "state", self.layout.state)
     timestamp = np.arange(length) / self.layout.rate_hz
     if (folder / "timestamp.npy").is_file():
-      timestamp = _load(folder / "timestamp.npy").astype(np.float64)
+      timestamp = _load_table(folder / "timestamp.npy").ravel()
     return Recording(
       self._instructions(folder, length),
       action,
@@ -129,7 +130,12 @@ def open_recordings(
     UserError: no episode, or no camera in the first one.
   """
   folder = local_input(root, "--input")
-  found = {path.parent for path in folder.glob("**/action.*")}
+  found = {
+    path.parent
+    for path in folder.glob("**/action.*")
+    # Such as .Trash-1000 on a disk from which episodes were removed.
+    if not any(p.startswith(".") for p in path.relative_to(folder).parts)
+  }
   episodes = tuple(sorted(found, key=lambda path: by_number(str(path))))
   if not episodes:
     raise UserError(
@@ -168,8 +174,7 @@ def _columns(folder: Path, name: str) -> tuple[Column, ...]:
     return name_columns(names, values.shape[1])
   if not (folder / f"{name}.npy").is_file():
     return ()
-  values = _load(folder / f"{name}.npy")
-  return name_columns(None, values.reshape(len(values), -1).shape[1])
+  return name_columns(None, _load_table(folder / f"{name}.npy").shape[1])
 
 
 def _read_numbers(
@@ -182,8 +187,7 @@ def _read_numbers(
     names, values = _read_csv(path)
   else:
     path = folder / f"{name}.npy"
-    values = _load(path).astype(np.float64)
-    values = values.reshape(len(values), -1)
+    values = _load_table(path)
   expected = [column.name for column in columns]
   if values.shape[1] != len(columns) or names not in (None, expected):
     raise UserError(
@@ -194,22 +198,47 @@ def _read_numbers(
 
 
 def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
-  """Reads the names of a first line, and float64[T, n]."""
+  """Reads the names of a first line, and float64[T, n].
+
+  Raises:
+    UserError: no table of numbers below a line of different names.
+  """
   try:
     with path.open(encoding="utf-8-sig", newline="") as file:
       names, *rows = (row for row in csv.reader(file) if row)
+    names = [name.strip() for name in names]
     values = np.asarray(rows, np.float64).reshape(len(rows), len(names))
   except (OSError, ValueError) as error:
     raise UserError(
       f"got a table {path} that does not read ({error}), expected a line of "
       "names, and lines of as many numbers"
     ) from error
-  return [name.strip() for name in names], values
+  if len(set(names)) < len(names) or "" in names or _are_values(names):
+    raise UserError(
+      f"got a table {path} that begins with {', '.join(names)!r:.80}, expected "
+      "a line that names each column differently, without an index; add it"
+    )
+  return names, values
 
 
-def _load(path: Path) -> np.ndarray:
+def _are_values(names: Sequence[str]) -> bool:
+  """Tells numbers of a step from names, which may be 0, 1, 2 and so on."""
+  if names == [str(i) for i in range(len(names))]:
+    return False
   try:
-    return np.load(path, allow_pickle=False)
+    return bool([float(name) for name in names])
+  except ValueError:
+    return False
+
+
+def _load_table(path: Path) -> np.ndarray:
+  """Reads an array of numbers as float64[T, n]."""
+  return as_table(_load(path), f"values in {path}")
+
+
+def _load(path: Path, mmap_mode: str | None = None) -> np.ndarray:
+  try:
+    return np.load(path, mmap_mode, allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     raise UserError(
       f"got an array {path} that does not read ({error}); save it again"
@@ -220,7 +249,7 @@ def _read_pictures(folder: Path, camera: str) -> Iterator[Picture]:
   """Yields the pictures of a camera."""
   path = folder / f"{camera}.npy"
   if path.is_file():
-    frames = np.load(path, mmap_mode="r", allow_pickle=False)
+    frames = _load(path, mmap_mode="r")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
       raise UserError(
         f"got pictures {frames.dtype}{list(frames.shape)} in {path}, expected "
@@ -243,6 +272,6 @@ def main():
 
 
 if __name__ == "__main__":
-  import_program.define_flags()
-  flags.DEFINE_float("rate_hz", None, "Steps per second", 0.0, required=True)
+  import_flags.define_flags()
+  flags.DEFINE_float("rate_hz", None, "Steps per second", 1e-3, required=True)
   app.run(main)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from data import import_program
+from data import import_flags, import_program
 from data.recordings import (
   Layout,
   Picture,
@@ -78,7 +78,13 @@ class Hdf5Recordings:
   def _read(self, path: Path, group: h5py.Group) -> Recording:
     action = hdf5_formats.numbers(group, self.known.action)
     length = len(action)
-    state = [hdf5_formats.numbers(group, name) for name in self.state]
+    state = {name: hdf5_formats.numbers(group, name) for name in self.state}
+    for name, values in state.items():
+      if len(values) != length:
+        raise UserError(
+          f"got {len(values)} steps of {name} and {length} actions, expected "
+          "as many; drop this episode"
+        )
     told = self.instruction or hdf5_formats.sentence(
       group, self.known.instruction
     )
@@ -89,7 +95,7 @@ class Hdf5Recordings:
     return Recording(
       [told] * length,
       action,
-      np.concatenate([np.empty((length, 0)), *state], -1),
+      np.concatenate([np.empty((length, 0)), *state.values()], -1),
       {
         camera: self._pictures(path, f"{group.name}/{place}")
         for camera, place in self.layout.cameras.items()
@@ -102,8 +108,9 @@ class Hdf5Recordings:
     with hdf5_formats.opened(path) as file:
       yield from map(functools.partial(self._picture, place), file[place])
 
-  def _picture(self, place: str, stored: np.ndarray) -> Picture:
+  def _picture(self, place: str, stored: np.ndarray | bytes) -> Picture:
     """Reads a picture that is an array, or a file padded to some length."""
+    stored = np.asarray(stored)
     if stored.ndim == 1:
       data = np.asarray(stored, np.uint8).tobytes()
       if is_jpeg(data) and not self.known.turned:
@@ -151,9 +158,12 @@ def open_recordings(
 
 def _files(pattern: str) -> list[Path]:
   path = local_input(pattern, "--input")
+  if path.is_file():  # its name may hold brackets
+    return [path]
+  names = str(path)
   if path.is_dir():
-    path = path / "*.h*5"
-  paths = sorted(Path(name) for name in glob.glob(str(path)))
+    names = f"{glob.escape(names)}/*.h*5"
+  paths = sorted(map(Path, glob.glob(names)))
   if not paths:
     raise UserError(f"got --input={pattern}, which no HDF5 file matches")
   return paths
@@ -174,10 +184,23 @@ def _format(
     known = FORMATS[hdf5_formats.recognize(file)]
   if "state" in given:
     given["state"] = tuple(given["state"])
+  for name in ("episodes", "pictures"):
+    _check_pattern(name, given.get(name, ""))
   known = dataclasses.replace(known, **given)
   if not known.rate_hz:
     raise UserError("got no --rate_hz, expected the steps per second; pass it")
   return known
+
+
+def _check_pattern(name: str, pattern: str):
+  """Raises UserError unless a flag holds a regular expression."""
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise UserError(
+      f"got --{name}={pattern!r} ({error}), expected a regular expression such "
+      r"as data/demo_\d+, in which .* stands for anything"
+    ) from error
 
 
 def _groups(file: h5py.File, known: Hdf5Format) -> list[str]:
@@ -236,10 +259,10 @@ def main():
 
 
 if __name__ == "__main__":
-  import_program.define_flags()
-  flags.DEFINE_float("rate_hz", None, "Steps per second", 0.0)
-  flags.DEFINE_string("episodes", "", "Pattern of the episodes' groups")
+  import_flags.define_flags()
+  flags.DEFINE_float("rate_hz", None, "Steps per second", 1e-3)
+  flags.DEFINE_string("episodes", "", "Expression of the episodes' groups")
   flags.DEFINE_string("action", "", "Data set of the actions")
   flags.DEFINE_list("state", [], "Data sets of the state")
-  flags.DEFINE_string("pictures", "", "Pattern of the data sets of pictures")
+  flags.DEFINE_string("pictures", "", "Expression of the pictures' data sets")
   app.run(main)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from absl import app, flags
 
-from data import import_program
+from data import import_flags, import_program
 from data.recordings import (
   Layout,
   Picture,
@@ -159,6 +159,11 @@ class LeRobotRecordings:
     """Yields pictures that lie in the table, or in files that it names."""
     for value in table[camera]:
       fields = value.as_py()
+      if not isinstance(fields, Mapping):
+        raise UserError(
+          f"got {fields!r:.40} as a picture of {camera}, expected its bytes or "
+          "path; drop this episode"
+        )
       data = fields.get("bytes")
       if not data:
         path = self.folder.root / str(fields.get("path"))
@@ -217,7 +222,7 @@ def main():
 
 
 if __name__ == "__main__":
-  import_program.define_flags()
+  import_flags.define_flags()
   flags.DEFINE_string("action", "", "Feature of the action")
   flags.DEFINE_list("state", [], "Features of the state; default: the usual")
   flags.DEFINE_string(

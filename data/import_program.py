@@ -1,4 +1,4 @@
-"""What all importers share: flags, processes, and the files of a folder."""
+"""What all importers share: processes, and the files of a folder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import multiprocessing
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tqdm
@@ -26,63 +26,16 @@ from data.episode_shards import (
   Written,
   plan_shards,
 )
+from data.import_flags import Options, from_flags
 from data.recordings import Layout, Recordings
-from data.tfds_writer import check_settings, describe_folder
+from data.tfds_writer import METADATA, check_settings, describe_folder
 from rt2_jax import local_copies, storage
 from rt2_jax.differences import to_json
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import description
 from rt2_jax.storage import locate, output_folder, write
 
-_WRITER_VERSION = 1  # raise it where the same recordings give other records
 _NAMED = 5  # problems that an error lists
-
-
-class Options(NamedTuple):
-  """How recordings are imported; the fields are flags.
-
-  Attributes:
-    name: of the data set, and of its folder.
-    image_size: `HEIGHTxWIDTH`; "" keeps that of the recording.
-    jpeg_quality: of the pictures.
-    val_every: every n-th episode is for validation; 0: none.
-    episodes_per_shard: at most.
-    max_skipped: episodes that may be left out because they are damaged.
-    num_workers: processes; 1 does all in this one, None starts one for each
-      CPU.
-    unit: see `derived_description.state_units`, as of the next two.
-    units: likewise.
-    gripper: likewise.
-    rotation: see `conversions`.
-    motion: likewise.
-    robot: a robot.json to use in place of a derived one; "" derives it.
-  """
-
-  name: str
-  image_size: str = ""
-  jpeg_quality: int = 95
-  val_every: int = 0
-  episodes_per_shard: int = 10
-  max_skipped: int = 0
-  num_workers: int | None = None
-  unit: str = ""
-  units: Sequence[str] = ()
-  gripper: Sequence[str] = ()
-  rotation: Sequence[str] = ()
-  motion: Sequence[str] = ()
-  robot: str = ""
-
-  def settings(self) -> dict[str, Any]:
-    """Names all that decides which records an import gives."""
-    return {
-      "image_size": self.image_size,
-      "jpeg_quality": self.jpeg_quality,
-      "val_every": self.val_every,
-      "episodes_per_shard": self.episodes_per_shard,
-      "rotation": list(self.rotation),
-      "motion": list(self.motion),
-      "writer_version": _WRITER_VERSION,
-    }
 
 
 def import_recordings(
@@ -110,29 +63,44 @@ def import_recordings(
   output = output_folder(output_dir, "--output_dir") / options.name
   folder = output / VERSION
   unfinished = storage.unfinished_folder(output, VERSION)
-  settings = options.settings() | {
+  records = options.settings() | {
     "num_episodes": len(recordings.names),
     "cameras": dict(layout.cameras),
     "numbers": [c.name for c in (*layout.action, *layout.state)],
+    "rate_hz": layout.rate_hz,
   }
-  if folder.exists():
+  # Does not decide the records: a corrected flag goes on with those there are.
+  settings = records | {"description": options.description() | {"robot": given}}
+  is_whole = _is_whole(unfinished, settings)
+  if folder.exists() and not is_whole:
     check_settings(folder, settings)
     print(f"{folder} holds these episodes already")
     return folder
-  _check_missing(recordings, options.max_skipped)
-  _claim(unfinished, settings)
-  pictures = Pictures(_image_size(options.image_size), options.jpeg_quality)
-  writer = ShardWriter(recordings, conversions, pictures, unfinished)
-  written = _write_shards(writer, options)
-  description_fields = given or _derive(layout, options.name, written)
-  _finish(unfinished, options.name, written, writer, settings)
-  write(
-    unfinished / description.FILE,
-    json.dumps(description_fields, indent=2, ensure_ascii=False) + "\n",
-  )
+  if not is_whole:
+    _check_missing(recordings, options.max_skipped)
+    _claim(unfinished, records)
+    pictures = Pictures(options.size, options.jpeg_quality)
+    writer = ShardWriter(recordings, conversions, pictures, unfinished)
+    written = _write_shards(writer, options)
+    described = given or _derive(layout, options.name, written)
+    _finish(unfinished, options.name, written, writer, settings)
+    write(
+      unfinished / description.FILE,
+      json.dumps(described, indent=2, ensure_ascii=False) + "\n",
+    )
+    _report(folder, written, layout)
   local_copies.publish(unfinished, folder)
-  _report(folder, written, layout)
+  if unfinished.exists():  # a bucket holds a copy
+    shutil.rmtree(unfinished)
   return folder
+
+
+def _is_whole(unfinished: Path, settings: Mapping[str, Any]) -> bool:
+  """Tells whether a stopped call only had to put the folder in its place."""
+  if not (unfinished / description.FILE).exists():
+    return False
+  found = json.loads((unfinished / METADATA).read_text())
+  return found == to_json(settings)
 
 
 def _given(path: str) -> Any:
@@ -154,23 +122,12 @@ def _given(path: str) -> Any:
   return fields
 
 
-def _image_size(text: str) -> tuple[int, int] | None:
-  if not text:
-    return None
-  match = re.fullmatch(r"(\d+)x(\d+)", text)
-  if not match:
-    raise UserError(
-      f"got --image_size={text!r}, expected HEIGHTxWIDTH such as 256x320"
-    )
-  return int(match[1]), int(match[2])
-
-
 def _claim(unfinished: Path, settings: Mapping[str, Any]):
   """Makes the folder of an import, or goes on with one of these settings.
 
   What was written with others is of no use, and is removed.
   """
-  path = unfinished / "metadata.json"
+  path = unfinished / METADATA
   if path.exists() and json.loads(path.read_text()) != to_json(settings):
     print(f"{unfinished}: was of other flags or another input; starts anew")
     shutil.rmtree(unfinished)
@@ -252,15 +209,21 @@ def _derive(
   layout: Layout, name: str, written: Mapping[Shard, Written]
 ) -> dict[str, Any]:
   train = [w for shard, w in written.items() if shard.split == "train"]
-  action, state = (
-    np.concatenate([getattr(each, field) for each in train])
-    for field in ("action", "state")
-  )
-  if not len(action):
+  numbers = _numbers(train)
+  if not len(numbers.action):
     raise UserError("got no step for training; see the episodes left out")
-  fields = derived_description.derive(layout, name, action, state)
+  recorded = _numbers(written.values())
+  fields = derived_description.derive(layout, name, numbers, recorded)
   description.parse(fields, description.FILE)
   return fields
+
+
+def _numbers(shards: Iterable[Written]) -> derived_description.Numbers:
+  shards = list(shards)
+  return derived_description.Numbers(
+    np.concatenate([each.action for each in shards]),
+    np.concatenate([each.state for each in shards]),
+  )
 
 
 def _finish(
@@ -315,32 +278,6 @@ def _report(folder: Path, written: Mapping[Shard, Written], layout: Layout):
       )
 
 
-def define_flags():
-  """Defines the flags that all importers share."""
-  flags.DEFINE_string("input", None, "What to import", required=True)
-  flags.DEFINE_string("output_dir", None, "Gets NAME/1.0.0/", required=True)
-  flags.DEFINE_string("name", None, "Of the data set", required=True)
-  flags.DEFINE_list("cameras", [], "NAME=CAMERA; default: all of them")
-  flags.DEFINE_string("instruction", "", "In place of the recorded texts")
-  flags.DEFINE_string("image_size", "", "HEIGHTxWIDTH; default: as recorded")
-  flags.DEFINE_integer("jpeg_quality", 95, "Of the pictures", 1, 100)
-  flags.DEFINE_integer("val_every", 0, "Every n-th episode is validation", 0)
-  flags.DEFINE_integer("episodes_per_shard", 10, "At most", 1)
-  flags.DEFINE_integer("max_skipped", 0, "Damaged episodes to leave out", 0)
-  flags.DEFINE_integer("num_workers", None, "Processes; default: all CPUs", 1)
-  flags.DEFINE_string("unit", "", "Of numbers that no other flag names")
-  flags.DEFINE_multi_string(
-    "units", [], "NAME=UNIT or NAME=UNIT*SCALE; repeat it"
-  )
-  flags.DEFINE_multi_string(
-    "gripper", [], "NAME=OPEN:CLOSED; repeat it for each"
-  )
-  flags.DEFINE_multi_string("rotation", [], "See data/conversions.py")
-  flags.DEFINE_multi_string("motion", [], "See data/conversions.py")
-  flags.DEFINE_string("robot", "", "A robot.json, in place of a derived one")
-
-
 def run(recordings: Recordings, args: flags.FlagValues):
   """Imports as the flags say; raises as `import_recordings`."""
-  options = Options(**{name: getattr(args, name) for name in Options._fields})
-  import_recordings(recordings, args.output_dir, options)
+  import_recordings(recordings, args.output_dir, from_flags(args))

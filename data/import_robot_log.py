@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from data import import_program
+from data import import_flags, import_program
 from data.recordings import Column, Layout, Recording, local_input
 from launch import program
 from rt2_jax import robot_log
@@ -104,5 +104,5 @@ def main():
 
 
 if __name__ == "__main__":
-  import_program.define_flags()
+  import_flags.define_flags()
   app.run(main)

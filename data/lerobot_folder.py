@@ -21,9 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.recordings import as_table
 from rt2_jax.errors import UserError
 
 _VERSION = re.compile(r"v(2\.[01]|3\.\d+)")
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
+_MALFORMED += (pa.ArrowException,)
 _OLD_VIDEOS = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_"
 _OLD_VIDEOS += "{episode_index:06d}.mp4"
 
@@ -69,17 +72,28 @@ class LeRobotFolder:
       video_path: template in place of that of info.json.
 
     Raises:
-      UserError: no such folder, or one of another version.
+      UserError: no such folder, one of another version, or a damaged one.
     """
-    info = _read_json(root / "meta/info.json")
-    version = str(info.get("codebase_version"))
-    if not _VERSION.fullmatch(version):
+    try:
+      info = _read_json(root / "meta/info.json")
+      version = str(info.get("codebase_version"))
+      if not _VERSION.fullmatch(version):
+        raise UserError(
+          f"{root}: got LeRobot data of version {version}, expected v2.0, v2.1 "
+          "or v3.0; convert it with LeRobot's own program"
+        )
+      read = _read_new_meta if version.startswith("v3") else _read_old_meta
+      episodes, tasks = read(root / "meta")
+      _check_fields(info, episodes)
+    except UserError:
+      raise
+    except _MALFORMED as error:
       raise UserError(
-        f"{root}: got LeRobot data of version {version}, expected v2.0, v2.1 "
-        "or v3.0; convert it with LeRobot's own program"
-      )
-    read = _read_new_meta if version.startswith("v3") else _read_old_meta
-    episodes, tasks = read(root / "meta")
+        f"{root / 'meta'}: got files that are not LeRobot's ({error!r:.200}), "
+        "expected info.json with fps, data_path and features of some dtype and "
+        "shape, episodes with episode_index, tasks with task_index; copy them "
+        "again"
+      ) from error
     template = video_path or info.get("video_path") or _OLD_VIDEOS
     return cls(root, info, episodes, tasks, template)
 
@@ -161,6 +175,15 @@ class LeRobotFolder:
     return path if path.exists() else self.root / repaired.format(**fields)
 
 
+def _check_fields(info: Mapping[str, Any], episodes: Sequence[Mapping]):
+  """Raises one of `_MALFORMED` where a field is missing that is read later."""
+  fields = [info["data_path"]]
+  fields += [(f["dtype"], f["shape"]) for f in info["features"].values()]
+  fields += [row["episode_index"] for row in episodes]
+  if not float(info["fps"]) > 0:
+    raise ValueError(f"fps = {info['fps']}")
+
+
 def _read_old_meta(folder: Path) -> tuple[list[dict], dict[int, str]]:
   episodes = _read_lines(folder / "episodes.jsonl")
   tasks = _read_lines(folder / "tasks.jsonl")
@@ -203,7 +226,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_lines(path: Path) -> list[dict]:
-  lines = _existing(path).read_text(encoding="utf-8").splitlines()
+  lines = _existing(path).read_text(encoding="utf-8").split("\n")
   try:
     return [json.loads(line) for line in lines if line.strip()]
   except ValueError as error:
@@ -232,13 +255,6 @@ def matrix(table: pa.Table, name: str) -> np.ndarray:
   """Reads a column of lists or numbers, float64[T, n].
 
   Raises:
-    UserError: rows of different lengths.
+    UserError: rows of different lengths, or without a number.
   """
-  values = table[name].to_pylist()
-  try:
-    return np.asarray(values, np.float64).reshape(len(values), -1)
-  except (ValueError, TypeError) as error:
-    raise UserError(
-      f"got rows of different lengths, or without a number, in {name!r} "
-      f"({error}); drop this episode"
-    ) from error
+  return as_table(table[name].to_pylist(), f"values of {name!r}")

@@ -170,17 +170,21 @@ def make(
       shards; or the folder holds shards of this split already.
   """
   output_dir = storage.locate(output_dir, "--output_dir")
+  unfinished = storage.unfinished_folder(output_dir, f"{name}-{split}")
+  settings = {"source": source, "max_side": max_side, "shards": num_shards}
+  progress = Progress.find(unfinished, settings)
+  own = f"{name}-{split}." if progress and progress.is_done else "/"
   existing = sorted(output_dir.glob(f"*-{split}.tfrecord-*"))
-  if existing:
+  others = [path for path in existing if not path.name.startswith(own)]
+  if others:
     raise UserError(
-      f"got an output folder with {existing[0]}, expected none of split "
+      f"got an output folder with {others[0]}, expected none of split "
       f"{split!r}; pass another --output_dir, or remove the files"
     )
   storage.output_folder(output_dir, "--output_dir")
-  unfinished = storage.unfinished_folder(output_dir, f"{name}-{split}")
-  settings = {"source": source, "max_side": max_side, "shards": num_shards}
-  progress = Progress.resume(unfinished, settings, num_shards)
-  write(found, progress, unfinished, max_side, max_skipped)
+  progress = progress or Progress.begin(unfinished, settings, num_shards)
+  if not progress.is_done:
+    write(found, progress, unfinished, max_side, max_skipped)
   count = progress.written
   if count < num_shards:
     raise UserError(
@@ -194,14 +198,22 @@ def make(
       f"{len(progress.skipped):,} of {progress.consumed:,} examples were left "
       f"out, see {told}; the first: {progress.skipped[0]}"
     )
-  written = []
-  for i in range(num_shards):
-    file = f"{name}-{split}.tfrecord-{i:05d}-of-{num_shards:05d}"
-    written.append(output_dir / file)
-    local_copies.publish(shard_path(unfinished, i), written[-1])
+  written = put_in_place(unfinished, output_dir, f"{name}-{split}", num_shards)
   lengths = [len(range(i, count, num_shards)) for i in range(num_shards)]
   state_lengths(output_dir, name, split, lengths)
   shutil.rmtree(unfinished)
+  return written
+
+
+def put_in_place(
+  unfinished: Path, folder: storage.Path, name: str, num_shards: int
+) -> list[storage.Path]:
+  """Moves or copies the shards that a stopped program has not yet."""
+  written = []
+  for i in range(num_shards):
+    written.append(folder / f"{name}.tfrecord-{i:05d}-of-{num_shards:05d}")
+    if shard_path(unfinished, i).exists():
+      local_copies.publish(shard_path(unfinished, i), written[-1])
   return written
 
 
@@ -249,6 +261,8 @@ def write(
         progress.save(folder, files)
     progress.save(folder, files)
     progress.check(max_skipped, is_done=True)
+    progress.is_done = True
+    progress.save(folder, files)
   finally:
     for file in files:
       file.close()

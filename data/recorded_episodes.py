@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import sys
 from collections.abc import Sequence
 
 import google_crc32c
@@ -83,7 +84,7 @@ class RecordedSplit:
 
 
 def read_split(config: SourceConfig, split: str) -> RecordedSplit:
-  """Reads a split's small features, and its pictures' checksums.
+  """Reads small features and pictures' checksums of a split, or of a part.
 
   Raises:
     UserError: no such data set, or a description that does not fit it.
@@ -92,9 +93,15 @@ def read_split(config: SourceConfig, split: str) -> RecordedSplit:
   found = splits.find_split(storage, config.path, split)
   check_name(config.dataset, config.folder, found.dataset, storage)
   robot, damaged, episodes, count = config.robot, [], [], 0
-  for shard in tqdm.tqdm(found.shards, unit=" shards", mininterval=1):
-    read = records.read_records(storage, shard.path, damaged, count_steps)
-    for record in read:
+  bar = tqdm.tqdm(found.shards, unit=" shards", mininterval=1)
+  spans = _spans(found)
+  for shard, (first, stop) in zip(bar, spans, strict=True):
+    if first == stop:
+      continue
+    lost: list[Unusable] = []
+    for record in records.read_records(storage, shard.path, lost, count_steps):
+      if not first <= record.number < stop:
+        continue
       count += 1
       try:
         episodes.append(_read(Episode(record), robot))
@@ -102,9 +109,35 @@ def read_split(config: SourceConfig, split: str) -> RecordedSplit:
         raise
       except UserError as problem:
         damaged.append(Unusable(str(problem), record.number))
+    # Without a number of records it is all the rest of the shard.
+    damaged += [
+      loss
+      for loss in lost
+      if loss.record < stop and (loss.record >= first or not loss.records)
+    ]
   lengths = [shard.length for shard in found.shards]
-  stated = None if None in lengths else sum(lengths)
+  stated = None
+  if None not in lengths:
+    stated = sum(stop - first for first, stop in found.part.spans(lengths))
   return RecordedSplit(config, robot, episodes, damaged, stated, count)
+
+
+def _spans(split: splits.Split) -> list[splits.Span]:
+  """Finds the records of each shard that belong to the part asked for.
+
+  Raises:
+    UserError: nothing states how many records there are.
+  """
+  lengths = [shard.length for shard in split.shards]
+  if split.part.is_whole:
+    return [(0, sys.maxsize)] * len(lengths)
+  if None in lengths:
+    raise UserError(
+      f"got split {split.part.text!r} of shards whose lengths "
+      f"dataset_info.json does not state, expected {split.part.name!r}; check "
+      "all of it"
+    )
+  return split.part.spans(lengths)
 
 
 def _read(episode: Episode, robot: RobotDataset) -> Recorded:

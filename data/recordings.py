@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -92,6 +92,29 @@ class Recordings(Protocol):
     """Reads an episode; raises UserError where it is damaged."""
 
 
+def as_table(values: Any, what: str) -> np.ndarray:
+  """Converts the numbers of T steps, of any type and width, to float64[T, n].
+
+  Args:
+    values: an array or rows.
+    what: they are, for the message.
+
+  Raises:
+    UserError: no numbers, or a single one.
+  """
+  try:
+    found = np.asarray(values)
+    width = int(np.prod(found.shape[1:]))
+    return found.astype(np.float64, casting="same_kind").reshape(
+      len(found), width
+    )
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f"got {what} that are no numbers, or not as many in each step ({error}), "
+      "expected a row for each; record them again, or drop this episode"
+    ) from error
+
+
 def local_input(path: str, name: str) -> pathlib.Path:
   """Finds recordings on this machine.
 
@@ -117,13 +140,14 @@ def choose_cameras(
   Args:
     found: what the input calls them.
     chosen: `name=camera` of each that is wanted; none takes all, and calls
-      the first one "primary".
+      the first one "primary" unless another is called so.
 
   Returns:
     What the input calls each camera, by its new name.
 
   Raises:
-    UserError: no camera, an unknown one, or none that is called primary.
+    UserError: no camera, an unknown one, a name that stands there twice, or
+      none that is called primary.
   """
   if not found:
     raise UserError(
@@ -131,9 +155,14 @@ def choose_cameras(
       "does not see cannot be trained"
     )
   if not chosen:
-    names = [PRIMARY, *(short_name(camera) for camera in found[1:])]
-    unique = names if len(set(names)) == len(names) else [PRIMARY, *found[1:]]
-    return dict(zip(unique, found, strict=True))
+    called = [c for c in found if PRIMARY in (c, short_name(c))]
+    first = PRIMARY if PRIMARY in called else (*called, *found)[0]
+    others = [camera for camera in found if camera != first]
+    names = [short_name(camera) for camera in others]
+    is_clear = len({PRIMARY, *names}) == len(found)
+    return {PRIMARY: first} | dict(
+      zip(names if is_clear else others, others, strict=True)
+    )
   cameras = {}
   for text in chosen:
     name, equals, camera = text.partition("=")
@@ -144,6 +173,11 @@ def choose_cameras(
       )
     if camera not in found:
       raise unknown_name("a camera", camera, found)
+    if name in cameras:
+      raise UserError(
+        f"got --cameras={','.join(chosen)}, expected another name for each "
+        f"camera: {name!r} stands there twice"
+      )
     cameras[name] = camera
   if PRIMARY not in cameras:
     raise UserError(
@@ -156,7 +190,7 @@ def choose_cameras(
 def by_number(name: str) -> list[int | str]:
   """Sorts `demo_2` before `demo_10`."""
   parts = re.split(r"(\d+)", name)
-  return [int(part) if part.isdigit() else part for part in parts]
+  return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def short_name(camera: str) -> str:

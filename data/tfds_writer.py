@@ -15,6 +15,7 @@ from rt2_jax.differences import differing, to_json
 from rt2_jax.errors import UserError
 
 SPLITS = ("train", "val")
+METADATA = "metadata.json"  # where TFDS keeps a dataset's metadata
 
 
 class EpisodesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -118,7 +119,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
   Raises:
     UserError: they differ.
   """
-  path = folder / "metadata.json"  # where TFDS keeps a dataset's metadata
+  path = folder / METADATA
   found = json.loads(path.read_text()) if path.exists() else None
   wanted = to_json(settings)
   if found != wanted:

@@ -17,6 +17,7 @@ import codecs
 import functools
 import glob
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,11 +67,20 @@ def _lines(path: Path) -> Iterator[bytes]:
   with path.open("rb") as file:
     start = file.read(3)
     if start[:2] in _UTF16:
-      with path.open(encoding="utf-16") as lines:
-        yield from (line.encode(errors="surrogatepass") for line in lines)
+      yield from _utf16_lines(path)
       return
     file.seek(len(codecs.BOM_UTF8) if start == codecs.BOM_UTF8 else 0)
     yield from file
+
+
+def _utf16_lines(path: Path) -> Iterator[bytes]:
+  """Yields lines in UTF-8; half a character makes its own line unreadable."""
+  half = "surrogatepass"
+  with path.open(encoding="utf-16", errors=half) as lines:
+    try:
+      yield from (line.encode(errors=half) for line in lines)
+    except UnicodeDecodeError:  # the file ends within a character
+      yield b"\xff"
 
 
 def _from_line(
@@ -84,7 +94,7 @@ def parse_json(text: bytes) -> dict[str, Any]:
   """Reads a JSON object; raises UserError for anything else."""
   try:
     fields = json.loads(text.decode())
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(
       f"got text that is not JSON in UTF-8 ({error}); repair it"
     ) from error
@@ -102,7 +112,7 @@ def read_image(folder: storage.Path, name: Any) -> bytes:
   try:
     with storage.named_in_errors(path, verb="read"):
       return path.read_bytes()
-  except (OSError, UserError) as error:
+  except (OSError, ValueError) as error:  # ValueError: a NUL in the name
     raise UserError(
       f"got image {str(path)!r}, which is no file; correct the example or pass "
       "another --image_folder"
@@ -150,7 +160,7 @@ def _text(value: Any) -> str | None:
     UserError: bytes that are not UTF-8, or half a character.
   """
   if isinstance(value, int | float) and not isinstance(value, bool):
-    return str(value)
+    return str(value) if math.isfinite(value) else None
   try:
     if isinstance(value, bytes):
       value = value.decode("utf-8-sig")
@@ -167,6 +177,8 @@ def _text(value: Any) -> str | None:
 def find(pattern: str) -> list[storage.Path]:
   """Returns the files that match, by name."""
   place = storage.locate(pattern, "--input")
+  if place.exists():  # its name may hold brackets
+    return [place]
   if isinstance(place, storage.Url):
     return sorted(place.parent.glob(place.name))
   return sorted(map(Path, glob.glob(str(place))))

@@ -22,6 +22,7 @@ from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.web import WebExample
 
 _IMAGE_TAG = "<image>"  # where LLaVA shows the picture
+_ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
 
 
 def read_llava(
@@ -29,7 +30,7 @@ def read_llava(
 ) -> Iterator[Found]:
   """Yields every question with its answer of a list of conversations.
 
-  A conversation without a picture is left out.
+  A conversation without a picture is left out, and what a system says in one.
   """
   entries = _read_whole(path)
   images = storage.locate(image_folder, "--image_folder")
@@ -42,7 +43,11 @@ def read_llava(
       continue
     if not entry.get("image"):
       continue
-    turns = entry.get("conversations") or []
+    turns = [
+      turn
+      for turn in _as_list(entry.get("conversations"))
+      if not (isinstance(turn, Mapping) and turn.get("from") == "system")
+    ]
     for turn in range(0, max(len(turns) - 1, 1), 2):
       load = functools.partial(
         _from_turns,
@@ -52,6 +57,11 @@ def read_llava(
         defaults,
       )
       yield Found(f"{where}, turn {turn}", load)
+
+
+def _as_list(turns: Any) -> list[Any]:
+  """Makes one bad turn of conversations that are no list."""
+  return turns if isinstance(turns, list) else [turns]
 
 
 def _refuse(entry: Any) -> WebExample:
@@ -65,16 +75,16 @@ def _from_turns(
   defaults: Defaults,
 ) -> WebExample:
   try:
-    (_, asked), (_, answered) = (
-      (turn["from"], turn["value"]) for turn in turns
-    )
-    question = asked.replace(_IMAGE_TAG, " ")
+    asked, answered = turns
+    if asked["from"] not in _ASKS or answered["from"] not in _ANSWERS:
+      raise ValueError("of other speakers")
+    question = asked["value"].replace(_IMAGE_TAG, " ")
+    fields = {"prefix": question, "suffix": answered["value"]}
   except (ValueError, LookupError, TypeError, AttributeError) as error:
     raise UserError(
       f"got turns {turns!r:.80}, expected a question and an answer with the "
-      "fields from and value; repair them"
+      "fields from (human, then gpt) and value; repair them"
     ) from error
-  fields = {"prefix": question, "suffix": answered}
   return from_fields(fields, read_image(folder, entry["image"]), defaults)
 
 

@@ -34,6 +34,7 @@ class Progress:
     consumed: examples of the input that were read.
     written: of those, the ones in the shards.
     skipped: one line for each of the others.
+    is_done: whether the shards hold all of the input.
   """
 
   settings: Mapping[str, Any]
@@ -41,25 +42,31 @@ class Progress:
   consumed: int = 0
   written: int = 0
   skipped: list[str] = dataclasses.field(default_factory=list)
+  is_done: bool = False
 
   @classmethod
-  def resume(
+  def find(cls, folder: Path, settings: Mapping[str, Any]) -> Progress | None:
+    """Reads how far a stopped program came; None with other settings."""
+    path = folder / FILE
+    if not path.exists():
+      return None
+    found = cls(**json.loads(path.read_text()))
+    return found if found.settings == to_json(settings) else None
+
+  @classmethod
+  def begin(
     cls, folder: Path, settings: Mapping[str, Any], num_shards: int
   ) -> Progress:
-    """Reads how far a stopped program came, or begins anew.
+    """Begins anew.
 
     What was written with other settings, or of another input, is removed.
     """
-    path, wanted = folder / FILE, to_json(settings)
-    if path.exists():
-      found = cls(**json.loads(path.read_text()))
-      if found.settings == wanted:
-        return found
+    if (folder / FILE).exists():
       print(f"{folder}: was of another input or of other flags; starts anew")
     if folder.exists():
       shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    return cls(wanted, [0] * num_shards)
+    return cls(to_json(settings), [0] * num_shards)
 
   def open_files(self, folder: Path) -> list[RecordFile]:
     """Opens the shards where they were left."""

@@ -1,5 +1,6 @@
 """Programs of data/ about data that others wrote: indexes, statistics."""
 
+import dataclasses
 import json
 import types
 
@@ -10,7 +11,9 @@ from data import (
   compute_stats,
   index_records,
 )
-from rt2_jax.input_pipeline.sources import SourceConfig
+from rt2_jax.errors import UserError
+from rt2_jax.input_pipeline import bounds_fit
+from rt2_jax.input_pipeline.sources import SourceConfig, open_source
 from rt2_jax.tokenizer import Tokenizer
 from tests import tiny_datasets
 from tests.conftest import ROOT
@@ -128,6 +131,63 @@ def test_statistics_are_those_of_the_actions(tmp_path):
     "bridge_dataset", str(folder), bounds=stats["bounds"]
   ).space
   assert space.dimensions[1].low == row["q01"]
+
+
+def test_every_unit_but_a_grippers_gets_bounds(tmp_path):
+  episodes = [tiny_datasets.bridge_episode(seed, 20) for seed in range(3)]
+  for episode in episodes:
+    action = 3000 * np.reshape(episode["steps/action"], (-1, 7))
+    action[:, 6] /= 3000
+    action[:, 2] = 1800.0  # a motor that is not used, in ticks
+    episode["steps/action"] = action.ravel().tolist()
+  folder = tiny_datasets.write(tmp_path, episodes, name="my_arm")
+  units = ("deg", "m/s", "ticks")
+  numbers = [
+    {"name": f"n{i}", "unit": unit, "feature": "action", "column": i}
+    for i, unit in enumerate(units)
+  ]
+  grip = {"name": "grip", "feature": "action", "column": 6}
+  described = {
+    "rate_hz": 10,
+    "cameras": {"primary": "observation/image_0"},
+    "instruction": "language_instruction",
+    "action": [*numbers, grip | {"gripper": {"open": 1, "closed": 0}}],
+  }
+  (folder / "robot.json").write_text(json.dumps(described))
+  config = SourceConfig("robot.json", str(folder))
+  stats = compute_stats.compute(config)
+  assert list(stats["bounds"]) == ["n0", "n1", "n2"]
+  low, high = stats["bounds"]["n2"]
+  assert low < 1800 < high < 1801
+  (tmp_path / "stats.json").write_text(json.dumps(stats))
+  measured = dataclasses.replace(
+    config, statistics=str(tmp_path / "stats.json"), bounds="q01_q99"
+  )
+  action = open_source(measured, "train").index.action
+  assert bounds_fit.misfits(config.space, action)
+  assert not bounds_fit.misfits(measured.space, action)
+
+
+def test_statistics_are_of_a_stride(tmp_path):
+  """Joined steps move further than those that were recorded."""
+  episodes = [tiny_datasets.bridge_episode(seed, 30) for seed in range(4)]
+  for episode in episodes:
+    action = np.reshape(episode["steps/action"], (-1, 7))
+    action[:, 0] = np.abs(action[:, 0])
+    episode["steps/action"] = action.ravel().tolist()
+  folder = tiny_datasets.write(tmp_path / "data", episodes)
+  path = tmp_path / "stats.json"
+  once = SourceConfig("bridge_dataset", str(folder), statistics=str(path))
+  fifth = dataclasses.replace(once, stride=5)
+  for config, other in ((once, fifth), (fifth, once)):
+    stats = compute_stats.compute(config)
+    assert stats["rate_hz"] == 5.0 / config.stride
+    path.write_text(json.dumps(stats))
+    measured = dataclasses.replace(config, bounds="q01_q99")
+    action = open_source(config, "train").index.action
+    assert not bounds_fit.misfits(measured.space, action)
+    with pytest.raises(UserError, match=f"--stride={other.stride}"):
+      _ = dataclasses.replace(other, bounds="q01_q99").space
 
 
 def test_statistics_leave_out_what_training_leaves_out(tmp_path):

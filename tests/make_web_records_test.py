@@ -11,7 +11,7 @@ from data import (
   make_web_records,
   web_inputs,
 )
-from rt2_jax import images
+from rt2_jax import images, local_copies
 from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline import web
 from rt2_jax.input_pipeline.examples import WebExamples
@@ -152,6 +152,9 @@ def test_a_picture_that_is_not_finite_is_refused():
     ({**QUESTION, "suffix": []}, None, r"line 2: got \[\] as answer"),
     ({**QUESTION, "suffix": True}, None, r"line 2: got \[True\] as answer"),
     ({**QUESTION, "suffix": {}}, None, r"line 2: got \[{}\] as answer"),
+    ({**QUESTION, "suffix": float("nan")}, None, r"line 2: got \[nan\] as an"),
+    ({**QUESTION, "image": "a\0.png"}, None, "line 2: got image .*is no file"),
+    ("[" * 100_000, None, "line 2: got text that is not JSON"),
     (
       '{"image": "a.png", "prefix": "a", "suffix": "\\ud83d"}',
       None,
@@ -229,6 +232,19 @@ def test_jsonl_in_other_encodings(tmp_path, encoding):
   assert second.answers == ("drei", "2.5")
 
 
+def test_half_a_character_of_utf_16_is_one_bad_line(tmp_path):
+  """In the middle of the file, and at its end."""
+  lines = [json.dumps({**QUESTION, "suffix": text}) for text in "a\u2028bcd"]
+  data = ("\n".join(lines) + "\n").encode("utf-16")
+  half = data.replace("b".encode("utf-16")[2:] + b'"\0}', b"\x00\xd8" + b'"\0}')
+  (tmp_path / "data.jsonl").write_bytes(half[:-1])
+  (tmp_path / "a.png").write_bytes(picture())
+  found = web_inputs.read_jsonl(tmp_path / "data.jsonl", tmp_path, DEFAULTS)
+  made = [make_web_records.record(each, 512) for each in found]
+  bad = [isinstance(each, UserError) for each in made]
+  assert bad == [False, False, True, False, True]
+
+
 def test_one_bad_line_among_many_is_counted_and_named(tmp_path, capsys):
   lines = [QUESTION] * 150
   lines[70] = "{"
@@ -277,6 +293,30 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
   # 8 were kept of the first run, 16 of the second.
   assert sorted(loaded) == sorted([*range(12), *range(8, 20), *range(16, 30)])
   assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_a_run_that_stopped_while_shards_were_put_in_place_goes_on(
+  tmp_path, monkeypatch, tokenizer, bucket
+):
+  """A bucket takes minutes for what a disk renames."""
+  lines = [{**QUESTION, "suffix": str(i)} for i in range(7)]
+  publish, seen = local_copies.publish, []
+
+  def stops(made, target):
+    seen.append(target.name)
+    if len(seen) == 2:
+      raise KeyboardInterrupt
+    publish(made, target)
+
+  monkeypatch.setattr(local_copies, "publish", stops)
+  out = "memory://stopped/web" if bucket else str(tmp_path / "out")
+  with pytest.raises(KeyboardInterrupt):
+    make_web_records.make(write_jsonl(tmp_path, lines), out, "n", num_shards=3)
+  with pytest.raises(UserError, match="of split 'train'"):
+    make_web_records.make(write_jsonl(tmp_path, lines), out, "other")
+  make_web_records.make(write_jsonl(tmp_path, lines), out, "n", num_shards=3)
+  assert len(web.open_source(web.WebConfig(out), tokenizer)) == 7
 
 
 def test_another_input_begins_anew(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rt2_jax.actions import NUM_BINS, ActionSpace
+from rt2_jax.actions import NUM_BINS, ActionSpace, Dimension
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,16 +39,21 @@ class Fit(NamedTuple):
   fits: bool
 
 
-def measure(space: ActionSpace, action: np.ndarray) -> list[Fit]:
-  """Measures every dimension with bounds on float[N, D] actions.
+def has_bounds(d: Dimension) -> bool:
+  """Tells whether a dimension's bounds are measured.
 
-  A gripper's bounds are what open and closed mean, and are not measured.
+  Those of a gripper are what open and closed mean in every dataset.
   """
+  return d.kind == "continuous" and d.unit not in ("open", "close")
+
+
+def measure(space: ActionSpace, action: np.ndarray) -> list[Fit]:
+  """Measures every dimension with bounds on float[N, D] actions."""
   action = action[:: max(1, -(-len(action) // _MOST))]
   return [
     _fit(d.name, d.low, d.high, action[:, i].astype(np.float64))
     for i, d in enumerate(space.dimensions)
-    if d.kind == "continuous" and d.unit not in ("open", "close")
+    if has_bounds(d)
   ]
 
 

@@ -302,10 +302,14 @@ def parse(fields: Any, path: str) -> Description | str:
       for i, number in enumerate(top.get(group, ()))
     ]
     names = [number.name for number in numbers]
-    if len(set(names)) < len(names) or (group == "action" and not names):
+    ends = group == "action" and top.get("terminate", True) is not None
+    own = [_TERMINATE.name] * ends
+    if len({*own, *names}) < len(own + names) or (
+      group == "action" and not names
+    ):
       raise UserError(
-        f"{path}: got {group} dimensions {names}, expected at least one of an "
-        "action, and no name twice"
+        f"{path}: got {group} dimensions {names}{' beside terminate' * ends}, "
+        "expected at least one of an action, and no name twice"
       )
     top[group] = tuple(numbers)
   if top.get("terminate"):

@@ -62,14 +62,8 @@ class Filters:
 
   def keep_episode(self, record: records.Record) -> bool:
     """Tells whether an episode has the wanted values and no unwanted one."""
-    wanted = (
-      _matches(_value(record, name), value)
-      for name, value in self.episodes.items()
-    )
-    unwanted = (
-      _matches(_value(record, name), value)
-      for name, value in self.not_episodes.items()
-    )
+    wanted = (_has(record, *item) for item in self.episodes.items())
+    unwanted = (_has(record, *item) for item in self.not_episodes.items())
     return all(wanted) and not any(unwanted)
 
   def keep_steps(self, canonical: Canonical, space: ActionSpace) -> np.ndarray:
@@ -108,7 +102,10 @@ def make_filters(fields: Mapping[str, Any]) -> Filters:
       f"got filters.drop_noops = {filters.drop_noops!r}, expected True or False"
     )
   length = filters.text_length
-  if len(length) and (len(length) != 2 or not 0 <= length[0] <= length[1]):
+  whole = all(isinstance(bound, int) for bound in length)
+  if length and not (
+    whole and len(length) == 2 and 0 <= length[0] <= length[1]
+  ):
     raise UserError(
       f"got filters.text_length = {list(length)}, expected the least and the "
       "largest number of characters, such as [1, 200], or []"
@@ -121,8 +118,12 @@ def _is_state(d: Dimension) -> bool:
   return d.kind == "discrete" or d.unit in _STATES
 
 
-def _value(record: records.Record, name: str) -> Any:
-  """Reads a feature of an episode: a number, or a text."""
+def _has(record: records.Record, name: str, wanted: Any) -> bool:
+  """Tells whether a feature of an episode has a value, or one of several.
+
+  Raises:
+    UserError: the episode has no such feature, or one of another kind.
+  """
   texts = record.texts(name)
   values = texts or record.numbers(name).tolist()
   if not values:
@@ -130,13 +131,23 @@ def _value(record: records.Record, name: str) -> Any:
       f"{record.where}: got no value in {name!r}, which a filter "
       "compares; remove this filter or this episode"
     )
-  return values[0]
+  several = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+  kind = str if texts else (bool, int, float)
+  wrong = [value for value in several if not isinstance(value, kind)]
+  if wrong:
+    raise UserError(
+      f"{record.where}: got {values[0]!r} in {name!r}, expected a value like "
+      f"the filter's {wrong[0]!r}, with which it cannot be equal; change the "
+      f"filter to a {'text' if texts else 'number'}"
+    )
+  return any(_matches(values[0], value) for value in several)
 
 
-def _matches(found: Any, wanted: Any) -> bool:
-  """Compares a feature's value with a value, a pattern, or several."""
-  if isinstance(wanted, (list, tuple)):
-    return any(_matches(found, each) for each in wanted)
-  if isinstance(found, str) and isinstance(wanted, str):
-    return fnmatch.fnmatchcase(found, wanted)
+def _matches(found: str | float, wanted: str | float) -> bool:
+  """Compares a feature's value with another one, or with a pattern."""
+  if isinstance(found, str):
+    # In a file's name a bracket is one.
+    return fnmatch.fnmatchcase(found, wanted.replace("[", "[[]"))
+  if isinstance(found, float):
+    return found == np.float32(wanted)  # as it was recorded
   return found == wanted

@@ -126,7 +126,15 @@ class SourceConfig:
         "expected a file that data/compute_stats.py wrote; name it as this "
         "source's `statistics`"
       )
-    return space.with_bounds(self.read_statistics()["bounds"])
+    figures = self.read_statistics()
+    measured = figures.get("stride", 1)
+    if measured != self.stride:
+      raise UserError(
+        f"got statistics {self.statistics!r} of stride {measured} for stride "
+        f"{self.stride}, whose steps move further or less far; run "
+        f"data/compute_stats.py with --stride={self.stride}"
+      )
+    return space.with_bounds(figures["bounds"])
 
   def observation_spec(
     self, wanted: ObservationSpec, reads_state: bool

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data import check_episodes
 from data.recorded_episodes import read_split
+from rt2_jax.errors import UserError
 from rt2_jax.input_pipeline.sources import SourceConfig
 from tests import tiny_datasets
 from tests.conftest import ROOT
@@ -248,6 +249,28 @@ def test_records_that_are_missing(tmp_path):
   info["splits"][0]["shardLengths"] = ["6"]
   (folder / "dataset_info.json").write_text(json.dumps(info))
   assert found(folder) == {"records are missing": True}
+
+
+def test_a_part_of_a_split(tmp_path):
+  """Episode 1 has a text that is not UTF-8."""
+
+  def garbles(episode):
+    episode["texts"] = [b"\xff"] * LENGTH
+
+  config = SourceConfig("robot.json", str(written(tmp_path, garbles)))
+  for part, episodes, damaged in (
+    ("train[:50%]", ["episode 0"], 1),
+    ("train[2:]", ["episode 2", "episode 3"], 0),
+  ):
+    split = read_split(config, part)
+    assert [e.name.rpartition(", ")[2] for e in split.episodes] == episodes
+    assert len(split.damaged) == damaged
+    assert (split.stated, split.found) == (2, 2)
+  info = json.loads((tmp_path / "dataset_info.json").read_text())
+  del info["splits"][0]["shardLengths"]
+  (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+  with pytest.raises(UserError, match="expected 'train'"):
+    read_split(config, "train[2:]")
 
 
 def test_the_page_and_the_exit_code(tmp_path):

@@ -154,6 +154,15 @@ def test_aloha(tmp_path, compressed):
       assert stored_pictures(source, first + t) == encoded(frames[t])
 
 
+def test_names_with_brackets_are_no_patterns(tmp_path):
+  folder = tmp_path / "demos[1]"
+  folder.mkdir()
+  path = tiny_robots.write_robomimic(folder / "all[2].hdf5", ROBOMIMIC)
+  for place in (folder, path):
+    found = import_hdf5.open_recordings(str(place), instruction="lift")
+    assert len(found.names) == 12
+
+
 def test_any_other_file_by_its_places(tmp_path):
   path = tmp_path / "mine.h5"
   with h5py.File(path, "w") as file:
@@ -180,12 +189,45 @@ def test_any_other_file_by_its_places(tmp_path):
   for change, told in (
     ({"action": "comand"}, "did you mean 'command'"),
     ({"episodes": "demo"}, "--episodes"),
+    ({"episodes": "runs/*["}, r"--episodes='runs/\*\['"),
+    ({"pictures": "*left"}, r"--pictures='\*left'"),
     ({"rate_hz": None}, "--rate_hz"),
     ({"pictures": "depth"}, r"float32\[8, 8\]"),
     ({"action": ""}, "--pictures"),
   ):
     with pytest.raises(UserError, match=told):
       imported(tmp_path / "other", path, **flags | change)
+
+
+@pytest.mark.parametrize(
+  ("name", "values", "told"),
+  [
+    ("qpos", np.zeros((5, 14)), "5 steps of .*qpos and 4 actions"),
+    ("qpos", np.zeros((4, 7)), "7 numbers of a state, expected 14"),
+    ("action", np.zeros((4, 7)), "7 numbers of an action, expected 14"),
+    ("action", np.zeros((0, 14)), "4 steps of .*qpos and 0 actions"),
+    ("action", np.zeros(()), "values of action"),
+    ("action", np.array([b"a"] * 4), "values of action"),
+    ("images/top", np.array(["0.jpg"] * 4, "S"), r"S5\[\]"),
+  ],
+)
+def test_an_episode_of_other_numbers_is_damaged(tmp_path, name, values, told):
+  for e in range(2):
+    with h5py.File(tmp_path / f"episode_{e}.hdf5", "w") as file:
+      stored = {
+        "action": np.zeros((4, 14)),
+        "observations/qpos": np.zeros((4, 14)),
+        "observations/images/top": tiny_robots.pictures(e, 4),
+      }
+      if e:
+        stored[f"observations/{name}" if name != "action" else name] = values
+      for place, data in stored.items():
+        file[place] = data
+  with pytest.raises(UserError, match=f"episode_1.hdf5: (.|\n)*{told}"):
+    imported(tmp_path, tmp_path, instruction="lift")
+  options = OPTIONS._replace(max_skipped=1)
+  _, source = imported(tmp_path, tmp_path, options, instruction="lift")
+  assert len(source) == 4
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

@@ -5,6 +5,7 @@ import pickle
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
@@ -183,6 +184,44 @@ def test_stamps_that_begin_late_are_matched_from_the_start(tmp_path, capsys):
     assert first == simplejpeg.encode_jpeg(frame, quality=95)
 
 
+@pytest.mark.parametrize(
+  ("stamp", "told"), [(float("nan"), "nan in step 0"), (None, "'timestamp'")]
+)
+def test_a_step_without_a_time_has_no_frame(tmp_path, root, stamp, told):
+  """The last frame would stand for every step."""
+  path = root / "data/chunk-000/episode_000001.parquet"
+  table = pq.read_table(path)
+  stamps = pa.array([stamp] * table.num_rows, pa.float32())
+  position = table.column_names.index("timestamp")
+  pq.write_table(table.set_column(position, "timestamp", stamps), path)
+  with pytest.raises(UserError, match=f"episode 1: .*{told}"):
+    imported(root, tmp_path / "out")
+
+
+def test_pictures_in_the_table_may_be_missing(tmp_path, root):
+  """An image feature; one picture of episode 1 is null."""
+  path = root / "meta/info.json"
+  info = json.loads(path.read_text())
+  info["features"]["front"] = {"dtype": "image", "shape": [48, 64, 3]}
+  path.write_text(json.dumps(info))
+  files = []
+  for e, length in enumerate(LENGTHS):
+    files.append([tiny_datasets.jpeg(10 * e + t) for t in range(length)])
+    rows = [{"bytes": data, "path": "x"} for data in files[-1]]
+    rows[2] = rows[2] if e != 1 else None
+    path = root / f"data/chunk-000/episode_{e:06d}.parquet"
+    table = pq.read_table(path).append_column("front", pa.array(rows))
+    pq.write_table(table, path)
+  recordings = import_lerobot.open_recordings(str(root), ["primary=front"])
+  with pytest.raises(UserError, match="episode 1: got None .*front"):
+    import_program.import_recordings(recordings, tmp_path, OPTIONS)
+  options = OPTIONS._replace(max_skipped=1)
+  folder = import_program.import_recordings(recordings, tmp_path, options)
+  source = open_source(SourceConfig("robot.json", str(folder)), "train")
+  found = [source.storage.read(each)[0] for each in source.requests(range(13))]
+  assert found == files[0] + files[2]
+
+
 def test_frames_follow_the_stamps_and_not_their_number(tmp_path, root):
   """A row that was left out takes its frame along."""
   path = root / "data/chunk-000/episode_000000.parquet"
@@ -271,6 +310,9 @@ def test_bounds_are_percentiles_and_grippers_hold_what_was_recorded(
     ({"gripper": ("left=1:0,right=1:0",)}, "repeat the flag for each gripper"),
     ({"units": ("left_gripper=",)}, "--units="),
     ({"image_size": "224"}, "HEIGHTxWIDTH"),
+    ({"image_size": "0x224"}, "0 x 224"),
+    ({"image_size": "99999x224"}, "99999 x 224"),
+    ({"val_every": 1}, "--val_every=1"),
     ({"name": "My arm"}, "--name"),
     ({"robot": "nowhere.json"}, "--robot"),
   ],
@@ -293,6 +335,38 @@ def test_features_and_versions_that_are_unknown_are_named(root):
   (root / "meta/info.json").write_text(info.replace("v2.1", "v1.6"))
   with pytest.raises(UserError, match=r"v1.6, expected v2.0"):
     import_lerobot.open_recordings(str(root))
+
+
+@pytest.mark.parametrize(
+  ("version", "file", "change"),
+  [
+    ("v2.1", "info.json", lambda b: b.replace(b'"fps"', b'"hz"')),
+    ("v2.1", "info.json", lambda b: b.replace(b'"fps": 10', b'"fps": 0')),
+    ("v2.1", "info.json", lambda b: b.replace(b'"data_path"', b'"path"')),
+    ("v2.1", "info.json", lambda b: b.replace(b'"features"', b'"feature"')),
+    ("v2.1", "info.json", lambda b: b.replace(b'"shape"', b'"size"')),
+    ("v2.1", "info.json", lambda _: b"[]"),
+    ("v2.1", "tasks.jsonl", lambda b: b.replace(b"towel", b"T\xfcr")),
+    ("v2.1", "tasks.jsonl", lambda b: b.replace(b'"task":', b'"text":')),
+    ("v2.1", "episodes.jsonl", lambda _: b'{"length": 7}'),
+    ("v3.0", "tasks.parquet", lambda _: b"PAR1 cut off"),
+    ("v3.0", "episodes/chunk-000/file-000.parquet", lambda _: b"PAR1"),
+  ],
+)
+def test_files_that_are_not_lerobots_are_named(tmp_path, version, file, change):
+  root = tiny_robots.write_lerobot(tmp_path / "in", version)
+  path = root / "meta" / file
+  path.write_bytes(change(path.read_bytes()))
+  with pytest.raises(UserError, match="meta: got files that are not"):
+    import_lerobot.open_recordings(str(root))
+
+
+def test_a_text_may_hold_any_line_separator(root):
+  path = root / "meta/tasks.jsonl"
+  text = path.read_text().replace("fold the", "fold\u2028the")
+  path.write_text(text, encoding="utf-8")
+  found = import_lerobot.open_recordings(str(root))
+  assert found.folder.tasks[0] == "fold\u2028the towel"
 
 
 def test_writers_travel_to_other_processes(tmp_path, root):

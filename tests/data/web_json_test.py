@@ -33,6 +33,33 @@ def test_llava(tmp_path):
     bad.load()
 
 
+@pytest.mark.parametrize(
+  ("speakers", "pairs"),
+  [
+    (["system", "human", "gpt"], [("1", "2")]),
+    (["user", "assistant"], [("0", "1")]),
+    (["gpt", "human", "gpt"], [None]),
+    (["human", "human"], [None]),
+    ("no list", [None]),
+    (None, [None]),
+  ],
+)
+def test_speakers_tell_questions_from_answers(tmp_path, speakers, pairs):
+  (tmp_path / "a.png").write_bytes(picture())
+  turns = speakers
+  if isinstance(speakers, list):
+    turns = [{"from": who, "value": str(i)} for i, who in enumerate(speakers)]
+  entries = [{"image": "a.png", "conversations": turns}]
+  (tmp_path / "llava.json").write_text(json.dumps(entries))
+  found = web_json.read_llava(tmp_path / "llava.json", tmp_path, DEFAULTS)
+  for each, pair in zip(found, pairs, strict=True):
+    if pair:
+      assert each.load()[1:3] == (pair[0], (pair[1],))
+      continue
+    with pytest.raises(UserError, match="human, then gpt"):
+      each.load()
+
+
 def coco(tmp_path, **fields):
   """COCO's JSON about one picture of 40 x 30, read."""
   image = {"id": 7, "file_name": "a.png", "height": 30, "width": 40}

@@ -36,6 +36,13 @@ def test_webdataset_round_trip(tmp_path):
   assert detection[1:4] == ("detect cup", ("<loc0001> cup",), "detect")
 
 
+def test_a_name_with_brackets_is_no_pattern(tmp_path):
+  path = tmp_path / "part[1].tar"
+  write_tar(path, {"0.png": picture(), "0.txt": b"a caption"})
+  (found,) = web_tars.read_tars(str(path), DEFAULTS)
+  assert found.load().answers == ("a caption",)
+
+
 @pytest.mark.parametrize(
   ("files", "message"),
   [

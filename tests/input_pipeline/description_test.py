@@ -173,6 +173,7 @@ def test_one_instruction_for_an_episode(tmp_path):
     ("action.0.scale", 0, ["scale 0"]),
     ("action.0.unit", None, ["no unit of 'dx'"]),
     ("action.0.name", "elbow", ["['elbow', 'elbow', 'gripper']"]),
+    ("action.0.name", "terminate", ["'terminate', 'elbow'", "beside term"]),
     ("action.2.gripper.opened", 1, ["'opened'", "did you mean 'open'"]),
     ("action.2.gripper.open", 1, ["open=1", "closed=1"]),
     ("action.2.gripper.kind", "binry", ["did you mean 'binary'"]),

@@ -49,20 +49,46 @@ def test_episodes_are_filtered_by_their_features(tmp_path):
     ({"not_episodes": {"episode_metadata/episode_id": [0, 2]}}, [1]),
     ({"episodes": {"episode_metadata/file_path": "*/lab_?/*"}}, [0, 1]),
     ({"episodes": {"episode_metadata/file_path": ["no", "/b/*"]}}, [2]),
+    ({"not_episodes": {"episode_metadata/file_path": "/b/*[1].h5"}}, [0, 1]),
+    ({"episodes": {"episode_metadata/file_path": "*/x.h[5]"}}, []),
+    ({"not_episodes": {"episode_metadata/score": [0.1, 1]}}, [0, 2]),
     ({"text_length": [1, 99]}, [0, 2]),
     ({"text_length": [0, 4]}, [1, 2]),
   ],
 )
 def test_episodes_are_filtered_by_id_file_and_text(tmp_path, filters, kept):
-  files = [b"/a/lab_1/x.h5", b"/a/lab_2/x.h5", b"/b/lab_10/x.h5"]
+  files = [b"/a/lab_1/x.h5", b"/a/lab_2/x.h5", b"/b/lab_10/x[1].h5"]
   texts = "put carrot on plate", "  ", "stop"
   episodes = []
   for i, text in enumerate(texts):
     episodes.append(tiny_datasets.bridge_episode(i, 1, text))
     episodes[-1]["episode_metadata/episode_id"] = [i]
     episodes[-1]["episode_metadata/file_path"] = [files[i]]
+    episodes[-1]["episode_metadata/score"] = [0.1 * i]
+  if not kept:
+    with pytest.raises(UserError, match="no step .* after the filters"):
+      filtered(tmp_path, filters, episodes)
+    return
   index = filtered(tmp_path, filters, episodes)
   assert [index.texts[t] for t in index.text] == [texts[i] for i in kept]
+
+
+@pytest.mark.parametrize(
+  ("filters", "told"),
+  [
+    ({"not_episodes": {"id": ["1"]}}, "got 0 in 'id'.*filter's '1'.*number"),
+    ({"not_episodes": {"file": 1}}, "got 'a' in 'file'.*filter's 1.*text"),
+    ({"episodes": {"id": None}}, "filter's None"),
+    ({"text_length": [1, "9"]}, "text_length"),
+    ({"text_length": [1.0, 9.0]}, "text_length"),
+  ],
+)
+def test_values_of_another_kind_never_match(tmp_path, filters, told):
+  """`not_episodes` would keep what it should leave out."""
+  episode = tiny_datasets.bridge_episode(0)
+  episode["id"], episode["file"] = [0], [b"a"]
+  with pytest.raises(UserError, match=told):
+    filtered(tmp_path, filters, [episode])
 
 
 def test_steps_that_change_nothing_are_dropped(tmp_path):
