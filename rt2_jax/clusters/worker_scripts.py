@@ -36,10 +36,11 @@ echo $! > pid
 UNLESS_STOPPED = "if [[ -f stopped ]]; then exit 0; fi"
 REPORT = """\
 mkdir -p ~/rt2_jax/{name} && cd ~/rt2_jax/{name}
-if [[ -f stopped ]]; then state=stopped
+if [[ -f pid && ! -f ended ]] && kill -0 $(cat pid) 2> /dev/null
+then state=runs
+elif [[ -f stopped ]]; then state=stopped
 elif [[ ! -f pid ]]; then state=idle
 elif [[ -f ended ]]; then state=$(cat ended)
-elif kill -0 $(cat pid) 2> /dev/null; then state=runs
 else state=gone; fi
 echo "RT2 $(hostname) $state"
 """

@@ -1,6 +1,7 @@
 """The TPU VM backend with a stand-in for gcloud, see fake_gcloud.py."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -200,6 +201,21 @@ def test_an_error_of_the_training_is_shown(tpu, make_job, said):
     match=r"code 1 from worker run-w-1, .*(\n.*)*process run-w-1, start 0: exi",
   ):
     restarts.run(tpu, job, said.append)
+
+
+def test_a_second_run_of_the_same_name_is_refused(tpu, cloud, make_job, said):
+  """It would kill what the first one has not saved."""
+  job = make_job({"others": "hang"})
+  tpu.create()
+  tpu.start(job)
+  until(lambda: all(starts(job, f"run-w-{n}") for n in range(2)))
+  with pytest.raises(UserError, match="'run', .* worker run-w-0, run-w-1; "):
+    dataclasses.replace(tpu).start(job)
+  tpu.stop()
+  until(lambda: len(list(cloud.folder.glob("homes/*/*/*/ended"))) == 2)
+  dataclasses.replace(tpu).start(job)
+  until(lambda: all(len(starts(job, f"run-w-{n}")) == 2 for n in range(2)))
+  assert tpu._on_workers("cat ~/rt2_jax/run/log.before").count("saved") == 2
 
 
 def test_stop_ends_the_run_after_it_has_saved(tpu, cloud, make_job, said):
