@@ -35,6 +35,10 @@ def fail(*command: str) -> str:
     (["--config=configs/nope.py", "--workdir=x"], "nope.py"),
     ([CONFIG, "--workdir=x", "--config.batch_size=big"], "batch_size"),
     ([CONFIG, "--workdir=x", "extra"], "expected flags only"),
+    (
+      [CONFIG, "--workdir=x", "--num_processes=2", "--process_id=0"],
+      "got --num_processes and --process_id without --multihost",
+    ),
   ],
 )
 def test_train_names_a_wrong_flag(flags, message, tmp_path):
