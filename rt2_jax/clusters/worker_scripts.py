@@ -49,9 +49,11 @@ NEW_LINES = """\
 sed -n "{line},$(wc -l < ~/rt2_jax/{name}/log)p" ~/rt2_jax/{name}/log
 """
 LAST_LINES = """\
-echo "== $(hostname)"; tail -n {count} ~/rt2_jax/{name}/log
+echo "== $(hostname)"
+tail -n {count} ~/rt2_jax/{name}/log 2> /dev/null || echo "no log yet"
 """
 STOP = """\
-cd ~/rt2_jax/{name} && touch stopped && kill -TERM -- -$(cat pid)
+mkdir -p ~/rt2_jax/{name} && cd ~/rt2_jax/{name} && touch stopped
+if [[ -f pid ]]; then kill -TERM -- -$(cat pid) 2> /dev/null || true; fi
 """
 STATE = re.compile(r"^RT2 (\S+) (\S+)$", re.MULTILINE)
