@@ -7,6 +7,7 @@ stands in. All else of `ml_collections` is for flags.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import pathlib
 import re
 import runpy
@@ -29,6 +30,11 @@ def read(name: str) -> dict[str, Any]:
     sys.modules["ml_collections"] = stand_in()
   path, _, argument = name.partition(":")
   get_config = runpy.run_path(find(path))["get_config"]
+  if argument and not inspect.signature(get_config).parameters:
+    raise UserError(
+      f"got --config={name}, expected {path} alone, whose get_config takes no "
+      "argument; set a field with --config.FIELD=VALUE instead"
+    )
   try:
     config = get_config(argument) if argument else get_config()
   except ValueError as error:

@@ -6,6 +6,7 @@ them, and taken out again where none did: the stored config and its hash are
 those of the file.
 """
 
+import contextlib
 import pathlib
 import re
 import sys
@@ -64,6 +65,11 @@ class _Parser(flags.ArgumentParser):
     path = config_file.find(file)
     if not pathlib.Path(path).is_file():
       raise ValueError("got no such file, expected one such as configs/x.py")
+    if rest:
+      # ml_collections shows a traceback: right for a bug of the file, such as a
+      # TypeError, and not for an argument that it refuses.
+      with contextlib.suppress(TypeError):
+        config_file.read(path + separator + rest)
     self.stated = self._files.parse(path + separator + rest).to_dict()
     whole = with_defaults(self.stated)
     for name in _overridden():

@@ -18,6 +18,7 @@ from absl import app, flags
 
 from launch import experiment_flag, program
 from rt2_jax import hosts, platforms, profiling, training
+from rt2_jax.errors import UserError
 from rt2_jax.fields import construct
 from rt2_jax.storage import Path, locate
 from rt2_jax.trackers import TrackingConfig
@@ -52,6 +53,7 @@ def main():
   workdir = locate(_WORKDIR.value, "--workdir")
   steps = _PROFILE_STEPS.value
   profiled = profiling.parse_steps(steps) if steps else range(0)
+  check_multihost()
   if _MULTIHOST.value:
     hosts.join(
       _COORDINATOR.value,
@@ -69,6 +71,17 @@ def main():
   training.train(config, workdir, profiled)
   print(f"checkpoints: {workdir}/checkpoints")
   print(f"TensorBoard log: {workdir}/tensorboard")
+
+
+def check_multihost():
+  """Raises UserError where a process of several would train alone."""
+  others = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+  given = [f"--{flag.name}" for flag in others if flag.value is not None]
+  if given and not _MULTIHOST.value:
+    raise UserError(
+      f"got {' and '.join(given)} without --multihost, expected both or none: "
+      "this process would train alone; add --multihost"
+    )
 
 
 def quiet_log():

@@ -83,7 +83,10 @@ class LocalStorage:
     _allow_open_files(_OPEN_FILES)
 
   def names(self, folder: str) -> list[str]:
-    return sorted(str(path) for path in pathlib.Path(folder).glob("*"))
+    try:
+      return sorted(map(str, pathlib.Path(folder).iterdir()))
+    except (FileNotFoundError, NotADirectoryError):
+      return []
 
   def sizes(self, paths: Sequence[str]) -> list[int]:
     return [os.stat(path).st_size for path in paths]
@@ -102,12 +105,18 @@ class LocalStorage:
     return [self._read(request) for request in requests]
 
   def _read(self, request: Request) -> bytes:
-    if request.path not in self._descriptors:
-      self._descriptors[request.path] = os.open(request.path, os.O_RDONLY)
-    descriptor = self._descriptors[request.path]
-    return _checked(
-      os.pread(descriptor, request.length, request.offset), request
-    )
+    try:
+      if request.path not in self._descriptors:
+        self._descriptors[request.path] = os.open(request.path, os.O_RDONLY)
+      descriptor = self._descriptors[request.path]
+      data = os.pread(descriptor, request.length, request.offset)
+    except OSError as error:
+      raise UserError(
+        f"{request.path}, byte {request.offset}: got {error.strerror}, "
+        "expected a shard that is there and may be read; bring it back, or get "
+        "the right to read it, and start again"
+      ) from error
+    return _checked(data, request)
 
 
 class ObjectStorage:

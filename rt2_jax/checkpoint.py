@@ -113,6 +113,7 @@ class Checkpoints:
     return cls(folder)
 
   def __enter__(self) -> Checkpoints:
+    orbax_manager.check_name(self._folder)
     return self
 
   def __exit__(self, kind, error, trace):
@@ -165,7 +166,8 @@ class Checkpoints:
     `opt_state` (None) it is inference-only. A Ctrl-C waits for the copy.
 
     Raises:
-      UserError: an array is not finite; nothing is saved then.
+      UserError: an array is not finite, or see `orbax_manager.check_name`;
+        nothing is saved then.
       CannotWriteError: the disk is full, now or since the last `save`.
     """
     model_file = np.frombuffer(tokenizer, np.uint8)

@@ -62,8 +62,9 @@ def _pages(message: str) -> Iterator[str]:
 def ends_in_one_message(main: Callable[[list[str]], None]) -> Callable:
   """Ends a program's `main` in a UserError's message, without a traceback.
 
-  Ctrl-C ends it in one word, with the exit code that shells give it. A run that
-  saved its work on request ends with `START_AGAIN`.
+  A file that the user may not open ends it in one message, too, and Ctrl-C in
+  one word, with the exit code that shells give it. A run that saved its work on
+  request ends with `START_AGAIN`.
   """
 
   @functools.wraps(main)
@@ -72,6 +73,13 @@ def ends_in_one_message(main: Callable[[list[str]], None]) -> Callable:
       main(argv)
     except UserError as error:
       sys.exit("\n".join((str(error), *_pages(str(error)))))
+    except PermissionError as error:
+      if error.filename is None:
+        raise
+      sys.exit(
+        f"got {str(error.filename)!r}, which this user may not open "
+        f"({error.strerror}); ask its owner for the right, or name another"
+      )
     except Stopped as stop:
       print(stop, file=sys.stderr)
       sys.exit(START_AGAIN)

@@ -3,18 +3,27 @@
 There a flush writes the whole object again. So that this stays cheap a file
 that has grown large is left as it is, and the next part goes beside it:
 TensorBoard reads the files of a folder in the order of their names.
+
+tensorboardX makes the events. Its writer is not used: it writes in a thread, so
+that a flush leaves out what was just added, and a full disk ends the thread.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import pathlib
+import socket
+import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorboardX
-from tensorboardX import record_writer, summary
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 from rt2_jax import storage
 from rt2_jax.errors import UserError
@@ -22,6 +31,7 @@ from rt2_jax.errors import UserError
 _LOG = logging.getLogger(__name__)
 
 _LARGEST = 4 * 2**20  # bytes that a flush may write again
+_FLUSHED_S = 120.0  # between two flushes without a checkpoint
 
 
 class EventFiles:
@@ -48,38 +58,60 @@ class EventFiles:
     Raises:
       UserError: the folder cannot be written.
     """
-    if isinstance(folder, storage.Url):
-      scheme = str(folder).partition("://")[0]
-      record_writer.register_writer_factory(scheme, _Factory())
-    with storage.named_in_errors(folder):
-      self._writer = tensorboardX.SummaryWriter(
-        str(folder), purge_step=start + 1, filename_suffix=f".{start}"
-      )
+    folder = storage.output_folder(folder, "--workdir")
+    name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+    kind = _Object if isinstance(folder, storage.Url) else _LocalFile
+    self._file = kind(folder / f"{name}.{start}")
+    self._flushed = time.monotonic()
+    void = SessionLog(status=SessionLog.START)
+    self._write(Event(file_version="brain.Event:2"))
+    self._write(Event(step=start + 1, session_log=void))
     text = json.dumps(fields, indent=2, sort_keys=True)
-    self._writer.add_text("config", f"```json\n{text}\n```", start)
-    # Not add_hparams, which makes a run of its own in a folder of its own.
+    self._add(start, summary.text("config", f"```json\n{text}\n```"))
     experiment, session, _ = summary.hparams(
       dict(_flat(fields)), dict.fromkeys(measures)
     )
-    self._writer.file_writer.add_summary(experiment)
-    self._writer.file_writer.add_summary(session)
+    self._add(start, experiment)
+    self._add(start, session)
+    self._file.flush()
 
   def scalars(self, step: int, values: Mapping[str, float]):
     """Writes numbers by their names, such as "train/loss"."""
     for name, value in values.items():
-      self._writer.add_scalar(name, value, step)
+      self._add(step, summary.scalar(name, value))
+    if time.monotonic() - self._flushed > _FLUSHED_S:
+      self.flush()
 
   def pictures(self, step: int, pictures: Mapping[str, np.ndarray]):
     """Writes pictures uint8[H, W, 3] by their names."""
     for name, picture in pictures.items():
-      self._writer.add_image(name, picture, step, dataformats="HWC")
+      self._add(step, summary.image(name, picture, dataformats="HWC"))
 
   def flush(self):
-    """Puts on disk what was written so far."""
-    self._writer.flush()
+    """Puts on disk what was written so far.
+
+    What a disk or store refuses is kept, and written at the next flush: no
+    figure is worth a run.
+    """
+    self._flushed = time.monotonic()
+    try:
+      self._file.flush()
+    except UserError as error:
+      _LOG.warning("TensorBoard's log waits: %s", error)
 
   def close(self):
-    self._writer.close()
+    self.flush()
+
+  def _add(self, step: int, found: Any):
+    self._write(Event(step=step, summary=found))
+
+  def _write(self, event: Event):
+    """Frames an event as a TFRecord."""
+    event.wall_time = time.time()
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    for part in (length, data):
+      self._file.write(part + struct.pack("<I", masked_crc32c(part)))
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
@@ -93,20 +125,33 @@ def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
       yield prefix + name, json.dumps(value)
 
 
-class _Factory:
-  """Opens event files for tensorboardX."""
+class _LocalFile:
+  """An event file on this machine."""
 
-  def open(self, path: str) -> _Object:
-    return _Object(path)
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self._data = bytearray()  # not on disk yet
+    self._size = 0  # bytes on disk
 
-  def directory_check(self, path: str):
-    """Does nothing: an object store makes its folders with their objects."""
+  def write(self, data: bytes):
+    self._data += data
+
+  def flush(self):
+    """Appends; in place of what a full disk took of an event."""
+    mode = "r+b" if self._size else "wb"
+    with storage.named_in_errors(self._path), self._path.open(mode) as file:
+      file.seek(self._size)
+      file.write(self._data)
+      file.flush()
+      os.fsync(file.fileno())
+    self._size += len(self._data)
+    self._data.clear()
 
 
 class _Object:
-  """An event file as tensorboardX writes one."""
+  """An event file in an object store."""
 
-  def __init__(self, path: str):
+  def __init__(self, path: storage.Url):
     self._path = path
     self._parts = 0
     self._data = bytearray()
@@ -116,23 +161,13 @@ class _Object:
     self._data += data
 
   def flush(self):
-    """Writes the part; between two events, so that none is divided.
-
-    What a store refuses is kept, and written at the next flush: tensorboardX
-    flushes in a thread, which an error would end.
-    """
+    """Writes the part; between two events, so that none is divided."""
     if len(self._data) == self._written:
       return
-    name = f"{self._path}.{self._parts:03d}" if self._parts else self._path
-    try:
-      storage.Url(name).write_bytes(bytes(self._data))
-    except UserError as error:
-      _LOG.warning("TensorBoard's log waits: %s", error)
-      return
+    part = f".{self._parts:03d}" if self._parts else ""
+    path = self._path.with_name(self._path.name + part)
+    path.write_bytes(bytes(self._data))
     self._written = len(self._data)
     if self._written > _LARGEST:
       self._data.clear()
       self._written, self._parts = 0, self._parts + 1
-
-  def close(self):
-    self.flush()

@@ -43,11 +43,7 @@ def check(build: Callable, prefix: str, fields: Any):
   """
   parameters = inspect.signature(build).parameters
   place = prefix.rstrip(".: ")
-  if not isinstance(fields, Mapping):
-    raise UserError(
-      f"got {place} = {fields!r:.80}, expected {{…}} with the fields "
-      f"{', '.join(parameters)}; correct it"
-    )
+  _check_mapping(place, fields, build)
   for name in fields:
     if name not in parameters:
       raise unknown_name(f"a field of {place}", str(name), parameters)
@@ -67,6 +63,14 @@ def check(build: Callable, prefix: str, fields: Any):
         f"got {prefix}{name} = {value!r:.80}, expected {nouns}; correct it"
       )
   ranges.check(build, prefix, fields)
+
+
+def _check_mapping(place: str, fields: Any, build: Callable):
+  if not isinstance(fields, Mapping):
+    raise UserError(
+      f"got {place} = {fields!r:.80}, expected {{…}} with the fields "
+      f"{', '.join(inspect.signature(build).parameters)}; correct it"
+    )
 
 
 def _kinds(hint: Any) -> list[tuple[tuple[type, ...], str]]:
@@ -108,23 +112,24 @@ class Schema:
     whole: builds everything.
     parts: field of the whole -> what builds its value.
     groups: field of the whole -> what builds each member of it, by name.
+    prefix: of a field's name in messages, such as "config.".
   """
 
   whole: Callable
   parts: Mapping[str, Callable]
   groups: Mapping[str, Callable]
+  prefix: str
 
-  def construct_parts(
-    self, prefix: str, fields: Mapping[str, Any]
-  ) -> dict[str, Any]:
-    """Builds parts and groups; arguments and errors as in `check`."""
+  def construct_parts(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Builds parts and groups; errors as in `check`."""
+    self._check_mappings(fields)
     parts = {
-      name: construct(build, f"{prefix}{name}.", fields.get(name, {}))
+      name: construct(build, f"{self.prefix}{name}.", fields.get(name, {}))
       for name, build in self.parts.items()
     }
     groups = {
       group: {
-        name: construct(build, f"{prefix}{group}.{name}.", member)
+        name: construct(build, f"{self.prefix}{group}.{name}.", member)
         for name, member in fields.get(group, {}).items()
       }
       for group, build in self.groups.items()
@@ -132,7 +137,12 @@ class Schema:
     return dict(fields) | parts | groups
 
   def with_defaults(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills in the default of every field that is left out."""
+    """Fills in the default of every field that is left out.
+
+    Raises:
+      UserError: a part, a group or a member of a group is no mapping.
+    """
+    self._check_mappings(fields)
     parts = {
       name: _completed(build, fields.get(name, {}))
       for name, build in self.parts.items()
@@ -173,6 +183,20 @@ class Schema:
         for name, member in fields[group].items()
       }
     return kept
+
+  def _check_mappings(self, fields: Mapping[str, Any]):
+    """Raises UserError where a part, a group or a member is no mapping."""
+    for name, build in self.parts.items():
+      _check_mapping(f"{self.prefix}{name}", fields.get(name, {}), build)
+    for group, build in self.groups.items():
+      place, members = f"{self.prefix}{group}", fields.get(group, {})
+      if not isinstance(members, Mapping):
+        raise UserError(
+          f"got {place} = {members!r:.80}, expected {{NAME: {{…}}, …}}; "
+          "correct it"
+        )
+      for name, member in members.items():
+        _check_mapping(f"{place}.{name}", member, build)
 
 
 def _completed(build: Callable, stated: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from jax._src import clusters  # JAX has no public name for its detection
 from rt2_jax.errors import UserError
 
 _GO = b"go"
+_PROBLEM = b"got "  # as every error begins
 _LONGEST_REPLY = 65536  # bytes
 _RETRY_S = 0.2
 _GRACE_S = 5.0  # the coordinator's clock may run behind
@@ -140,9 +141,15 @@ def _report(host: str, port: int, process_id: int, deadline: float):
       reply = connection.recv(_LONGEST_REPLY)
     except OSError:
       reply = b""
+  if reply.startswith(_PROBLEM):
+    raise UserError(reply.decode())
+  if not reply:
+    raise UserError(f"process 0 at {host}:{port} ended; look at its log")
   if reply != _GO:
     raise UserError(
-      reply.decode() or f"process 0 at {host}:{port} ended; look at its log"
+      f"got no rendezvous at {host}:{port}, expected process 0: the others "
+      "train already, without this process, or another program has this port; "
+      "start all processes again, with the same --num_processes"
     )
 
 

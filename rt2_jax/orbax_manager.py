@@ -24,6 +24,9 @@ _ITEMS = {
 }
 _SMALLEST_SLICE = 1 << 20  # bytes
 _STORES = ("gs://", "s3://")
+# Orbax globs below its folder, and TensorStore parses it as a URL: a name with
+# one of these leads to other files, or to none.
+_WILD = "*?[\\#"
 
 
 @dataclasses.dataclass
@@ -48,6 +51,21 @@ def check_store(folder: storage.Path):
     )
 
 
+def check_name(folder: storage.Path):
+  """Raises UserError for a folder whose name Orbax writes past.
+
+  It says nothing then, and none of its checkpoints can be read.
+  """
+  wild = _WILD if storage.is_url(folder) else _WILD.removesuffix("#")
+  found = [letter for letter in wild if letter in str(folder)]
+  if found:
+    raise UserError(
+      f"got checkpoint folder {folder}, expected a path without "
+      f"{' '.join(found)}: arrays would be written elsewhere and lost; choose "
+      "another --workdir"
+    )
+
+
 def make(
   folder: storage.Path, stays: Callable[[Sequence[int]], Sequence[bool]]
 ) -> ocp.CheckpointManager:
@@ -56,7 +74,11 @@ def make(
   Args:
     folder: of the checkpoints.
     stays: tells which of the saved steps, the oldest first, are kept.
+
+  Raises:
+    UserError: see `check_name`.
   """
+  check_name(folder)
   # Orbax lets each replica write a slice of what is replicated, and compiles
   # a program for each slice: seconds, for arrays that take no time to write.
   handler = ocp.type_handlers.ArrayHandler(

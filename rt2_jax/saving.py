@@ -73,11 +73,15 @@ class Saver:
       return
     if name not in metrics:
       raise unknown_name("config.keep_best", name, metrics)
-    sign = -1.0 if self._config.keep_best.startswith("-") else 1.0
+    smallest = self._config.keep_best.startswith("-")
+    sign = -1.0 if smallest else 1.0
+    measure = {"metric": name, "smallest": smallest}
+    # The best of another keep_best stays until this one has its own.
+    comparable = {"smallest": smallest, **self.best}.items() >= measure.items()
     value = metrics[name]
-    before = self.best.get("value", -sign * math.inf)
+    before = self.best["value"] if comparable else -sign * math.inf
     if sign * value > sign * before:
-      self.best = {"step": done, "metric": name, "value": value}
+      self.best = {"step": done, **measure, "value": value}
       self._is_best = True
 
   def save(self, done: int, write: Callable[[], None], needed: bool):

@@ -84,7 +84,8 @@ def mesh_shape(
     raise UserError(
       f"got config.mesh {dict(wanted)}, which takes "
       f"{math.prod(sizes.values())} devices at most, expected axes that "
-      f"multiply to {num_devices} devices in {num_slices} slices; -1 chooses"
+      f"multiply to {num_devices} devices in {num_slices} slices, 'slice' a "
+      f"multiple of {num_slices}; -1 chooses"
     )
   return sizes
 

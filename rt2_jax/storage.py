@@ -264,7 +264,7 @@ def named_in_errors(
       if is_url(path):
         _check_bucket(_bucket(path))
       raise
-    cause = _cause(error, path)
+    cause = _cause(error, path, verb)
     if cause is None:
       raise
     raise UserError(
@@ -273,13 +273,15 @@ def named_in_errors(
     ) from error
 
 
-def _cause(error: Exception, path: str | os.PathLike) -> str | None:
+def _cause(error: Exception, path: str | os.PathLike, verb: str) -> str | None:
   """What a place's refusal means, and what to change; None: it is none."""
   client = type(error).__module__.partition(".")[0] in _CLIENTS
   if not isinstance(error, OSError) and not client:
     return None
   text = f"{getattr(error, 'strerror', None) or error}".strip()
   text = f"{(text or type(error).__name__).splitlines()[0]:.200}"
+  if not is_url(path) and verb == "read":
+    return f"{text}; expected one that this user may read; name another place"
   if not is_url(path):
     return (
       f"{text}; expected a folder with room and the right to write; free some, "

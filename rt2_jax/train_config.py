@@ -143,7 +143,7 @@ class TrainConfig:
       UserError: an unknown or missing field, or a value that its reader
         refuses.
     """
-    fields = _SCHEMA.construct_parts("config.", fields)
+    fields = _SCHEMA.construct_parts(fields)
     fields["model"] = dataclasses.replace(
       fields["model"], num_images=fields["observation"].spec.num_images
     )
@@ -164,9 +164,14 @@ class TrainConfig:
         f"{len(self.web)} web sources, expected a part between 0 and 1 with "
         "both, 1.0 without web sources, 0.0 without robot sources"
       )
-    for axis in self.mesh:
+    for axis, size in self.mesh.items():
       if axis not in sharding.MESH_AXES:
         raise unknown_name("an axis of config.mesh", axis, sharding.MESH_AXES)
+      if type(size) is not int or size < -1 or size == 0:
+        raise UserError(
+          f"got config.mesh.{axis} = {size!r}, expected a number of devices, "
+          "or -1, which chooses"
+        )
     self._check_sources()
     if self.model.adapted and not self.pretrained:
       raise UserError(
@@ -328,6 +333,7 @@ _SCHEMA = Schema(
     "tracking": TrackingConfig,
   },
   groups={"sources": SourceConfig, "web": web.WebConfig},
+  prefix="config.",
 )
 with_defaults = _SCHEMA.with_defaults
 without_defaults = _SCHEMA.without_defaults

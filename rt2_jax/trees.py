@@ -115,12 +115,18 @@ def matching(
   """The names in which some pattern is found.
 
   Raises:
-    UserError: a pattern that is found in no name, called `what`.
+    UserError: a pattern that is found in no name, called `what`, or that is no
+      regular expression.
   """
   names = list(names)
   found: set[str] = set()
   for pattern in patterns:
-    hits = {name for name in names if re.search(pattern, name)}
+    try:
+      hits = {name for name in names if re.search(pattern, name)}
+    except (re.error, TypeError) as error:
+      raise UserError(
+        f"got {what} {pattern!r}, expected a regular expression ({error})"
+      ) from error
     if not hits:
       raise UserError(
         f"got {what} {pattern!r}, which matches no parameter; the parameters "

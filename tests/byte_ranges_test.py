@@ -14,6 +14,7 @@ from rt2_jax.byte_ranges import (
   Request,
   open_storage,
 )
+from rt2_jax.errors import UserError
 
 DATA = bytes(np.random.default_rng(0).integers(0, 256, 4000, np.uint8))
 
@@ -47,6 +48,12 @@ def test_a_request_past_the_end_is_refused(folder):
   path = storage.names(folder)[0]
   with pytest.raises(ValueError, match="byte 3995: got 5 bytes, expected 10"):
     storage.read([Request(path, 3995, 10)])
+
+
+def test_a_shard_that_is_gone_is_named(tmp_path):
+  path = str(tmp_path / "a")
+  with pytest.raises(UserError, match=f"{path}, byte 7: got No such file"):
+    LocalStorage().read([Request(path, 7, 10)])
 
 
 def test_a_folder_that_does_not_exist_is_empty(folder):

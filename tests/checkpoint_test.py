@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rt2_jax import sharding
+from rt2_jax import orbax_manager, sharding, storage
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.errors import UserError
 from rt2_jax.saved_step import Damaged
@@ -192,6 +192,30 @@ def change_a_number(step_folder):
   other.close()
   shutil.rmtree(step_folder / "params")
   shutil.copytree(other.step_folder(30) / "params", step_folder / "params")
+
+
+@pytest.mark.parametrize("name", ["rate=[1e-4]", "a*b", "why?", "back\\slash"])
+def test_folders_that_nothing_can_be_kept_in_are_refused(tmp_path, name):
+  checkpoints = Checkpoints(tmp_path / name / "checkpoints")
+  with pytest.raises(UserError, match="expected a path without .*lost"):
+    checkpoints.save(1, PARAMS, None, META, TOKENIZER)
+  with pytest.raises(UserError, match="expected a path without"), checkpoints:
+    pass
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["50%, é #1", "a b+c=d"])
+def test_other_odd_folders_are_fine(folder, name):
+  place = folder.rename(folder.with_name(name))
+  with Checkpoints(place / "checkpoints") as checkpoints:
+    checkpoints.save(40, PARAMS, None, META, TOKENIZER)
+  found = checkpoints.restore_params(abstract(PARAMS))
+  np.testing.assert_array_equal(found["llm"]["w"], PARAMS["llm"]["w"])
+
+
+def test_a_bucket_takes_no_hash_either():
+  with pytest.raises(UserError, match="got .*/run#1/.* without #"):
+    orbax_manager.check_name(storage.Url("gs://bucket/run#1/checkpoints"))
 
 
 def damages(data: bytes, rng: np.random.Generator):

@@ -35,6 +35,17 @@ def test_a_users_mistake_ends_in_its_message():
     main(["dxx"])
 
 
+def test_a_file_that_may_not_be_opened_is_named():
+  @ends_in_one_message
+  def main(argv):
+    raise PermissionError(13, "Permission denied", *argv)
+
+  with pytest.raises(SystemExit, match="^got 'data/x.tfrecord', which this us"):
+    main(["data/x.tfrecord"])
+  with pytest.raises(PermissionError):
+    main([])
+
+
 @pytest.mark.parametrize("page", EXPLAINED)
 def test_a_message_ends_with_the_page_that_explains_it(page):
   text = (ROOT / page).read_text()

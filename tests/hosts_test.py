@@ -4,6 +4,7 @@ import concurrent.futures
 import socket
 
 import pytest
+from jax._src.lib import _jax
 
 from rt2_jax import hosts
 from rt2_jax.errors import UserError
@@ -48,6 +49,17 @@ def test_the_missing_are_named_to_all_who_came(coordinator):
 def test_without_process_0(coordinator):
   (message,) = call(coordinator, [1], 2, timeout=0.5)
   assert f"got no answer from process 0 at {coordinator}" in message
+
+
+def test_one_that_comes_while_the_others_train(coordinator):
+  """JAX has the address then, and speaks HTTP/2."""
+  port = coordinator.partition(":")[2]
+  service = _jax.get_distributed_runtime_service(f"[::]:{port}", 2)
+  try:
+    (message,) = call(coordinator, [2], 3, timeout=5)
+  finally:
+    service.shutdown()
+  assert f"got no rendezvous at {coordinator}, expected process 0" in message
 
 
 def test_one_that_comes_twice(coordinator):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from rt2_jax.clusters.code import check_name
 from tests.conftest import ROOT
 
 CONFIG = "--config=configs/rt2_paligemma_3b.py:gs://bucket/data"
@@ -55,3 +56,11 @@ def test_mistakes_are_named_before_anything_starts(arguments, message):
   done = pod(*arguments)
   assert done.returncode == 1 and "Traceback" not in done.stderr
   assert re.search(message, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/pods.md"])
+def test_the_runs_that_a_page_starts_have_names_that_are_taken(page):
+  text = (ROOT / page).read_text()
+  commands = re.findall(r"launch/pod\.py (?:[^\n]*\\\n)*[^\n]*", text)
+  names = re.findall(r"--name=(\S+)", " ".join(commands))
+  assert names and all(map(check_name, names))

@@ -33,8 +33,20 @@ def fail(*command: str) -> str:
     ([CONFIG], "Flag --workdir must have a value"),
     ([CONFIG, "--workdir=x", "--confg.seed=1"], "Unknown command line flag"),
     (["--config=configs/nope.py", "--workdir=x"], "nope.py"),
+    (
+      [f"{CONFIG}:data", "--workdir=x"],
+      ":data: got --config=configs/bridge_debug.py:data, expected",
+    ),
+    (
+      ["--config=configs/rt2_paligemma_3b_one_gpu.py:x2", "--workdir=x"],
+      "_one_gpu.py:x2: --config=",
+    ),
     ([CONFIG, "--workdir=x", "--config.batch_size=big"], "batch_size"),
     ([CONFIG, "--workdir=x", "extra"], "expected flags only"),
+    (
+      [CONFIG, "--workdir=x", "--num_processes=2", "--process_id=0"],
+      "got --num_processes and --process_id without --multihost",
+    ),
   ],
 )
 def test_train_names_a_wrong_flag(flags, message, tmp_path):

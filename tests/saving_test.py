@@ -113,7 +113,8 @@ def test_the_best_stays(disk, tmp_path):
   assert steps(one, disk, each=each) == [3, 5, 6, 10, 12]
   assert disk.best == 6
   found = json.loads((tmp_path / "best.json").read_text())
-  assert found == {"step": 6, "metric": "kitchen/accuracy", "value": 0.7}
+  assert (found["step"], found["value"]) == (6, 0.7)
+  assert found["metric"] == "kitchen/accuracy"
   again = saver(disk, tmp_path, 12, one.best, keep_best="kitchen/accuracy")
   again.measured(12, {"kitchen/accuracy": 0.69})
   assert again.best["step"] == 6
@@ -123,3 +124,22 @@ def test_the_best_stays(disk, tmp_path):
   assert smallest.best["step"] == 6
   with pytest.raises(UserError, match="did you mean 'loss'"):
     saver(disk, tmp_path, keep_best="los").measured(3, {"loss": 1.0})
+
+
+@pytest.mark.parametrize("was", ["loss", "accuracy"])
+def test_the_best_of_another_measure_is_not_compared(disk, tmp_path, was):
+  """It is kept until the new measure has one."""
+  one = saver(disk, tmp_path, keep_best=was)
+  one.measured(3, {"loss": 0.5, "accuracy": 0.5})
+  again = saver(disk, tmp_path, 5, one.best, keep_best="-loss")
+  assert disk.best == 3
+  again.measured(6, {"loss": 2.0})
+  again.measured(9, {"loss": 3.0})
+  assert (again.best["step"], again.best["value"]) == (6, 2.0)
+
+
+def test_a_best_from_before_measures_had_a_side_is_compared(disk, tmp_path):
+  kept = {"step": 3, "metric": "loss", "value": 1.0}
+  again = saver(disk, tmp_path, 5, kept, keep_best="-loss")
+  again.measured(6, {"loss": 2.0})
+  assert again.best == kept

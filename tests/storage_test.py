@@ -240,3 +240,11 @@ def test_unfinished_files_are_local_and_found_again(tmp_path):
   assert not storage.is_url(found)
   assert found == storage.unfinished_folder(bucket, "a")
   assert found != storage.unfinished_folder(bucket / "y", "a")
+
+
+def test_what_may_not_be_read_needs_no_room(tmp_path):
+  with (
+    pytest.raises(UserError, match="cannot be read: denied; .* may read"),
+    storage.named_in_errors(tmp_path, verb="read"),
+  ):
+    raise PermissionError(13, "denied", str(tmp_path))

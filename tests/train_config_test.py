@@ -8,7 +8,7 @@ from configs import bridge_debug
 from rt2_jax import sharding
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.errors import UserError
-from rt2_jax.train_config import TrainConfig
+from rt2_jax.train_config import TrainConfig, with_defaults
 from rt2_jax.train_data import make_loader
 from rt2_jax.training import make_meta
 from tests import tiny_datasets
@@ -54,6 +54,25 @@ def test_an_unknown_rule_of_weights_is_named(fields):
   fields["sources"]["few"]["weight_by"] = "sise"
   with pytest.raises(UserError, match="'sise' for weight_by.*did you mean"):
     TrainConfig.from_dict(fields).weights([15, 60])
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("sources", None, "config.sources = None, expected {NAME: {…}"),
+    ("web", ["shard"], "config.web = .'shard'., expected {NAME: {…}"),
+    ("sources", {"few": "data"}, "config.sources.few = 'data', .*dataset"),
+    ("optimizer", 3e-4, "config.optimizer = 0.0003, expected .*learning_rate"),
+    ("loader", None, "config.loader = None, expected .*num_threads"),
+    ("mesh", {"fsdp": "2"}, "config.mesh.fsdp = '2', expected a number"),
+    ("mesh", {"data": -2, "fsdp": -4}, "config.mesh.data = -2, expected"),
+  ],
+)
+def test_values_of_another_kind_are_named(fields, name, value, message):
+  with pytest.raises(UserError, match=message):
+    TrainConfig.from_dict(with_defaults(fields | {name: value}))
+  with pytest.raises(UserError, match=message):
+    TrainConfig.from_dict(fields | {name: value})
 
 
 def test_sources_have_prompts_and_horizons_of_their_own(fields, tokenizer):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from rt2_jax import trees
+from rt2_jax.errors import UserError
 
 
 def test_flatten_joins_names_and_unflatten_takes_them_apart():
@@ -42,6 +43,12 @@ def test_unflatten_refuses_a_leaf_that_is_also_a_parent(names):
 )
 def test_split_layer(name, expected):
   assert trees.split_layer(name) == expected
+
+
+@pytest.mark.parametrize("pattern", ["(", 1])
+def test_what_is_no_pattern_is_named(pattern):
+  with pytest.raises(UserError, match=r"got config.x .* a regular expression"):
+    trees.matching(["img/a"], [pattern], "config.x")
 
 
 def test_importing_trees_needs_no_jax():

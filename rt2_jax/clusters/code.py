@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import re
 import shutil
@@ -48,6 +49,8 @@ class Code:
 
   def holds(self, path: str) -> bool:
     """Whether the commit has such a file or folder."""
+    if os.path.normpath(path).startswith(".."):
+      return False  # git takes that for an error
     return bool(_git(self.repository, "ls-tree", self.commit, "--", path))
 
 

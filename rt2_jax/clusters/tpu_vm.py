@@ -117,6 +117,8 @@ class TpuVm(Cluster):
     self._check_nodes()
 
   def start(self, job: Job):
+    if not self._started:
+      self._refuse_second()
     stopping = worker_scripts.UNLESS_STOPPED if self._started else ""
     command = shlex.join((job.program, *job.arguments, "--multihost"))
     script = worker_scripts.START.format(
@@ -293,6 +295,17 @@ class TpuVm(Cluster):
         self.say(f"{verb} was lost, tried again: {error.said}")
         time.sleep(self.poll_s)
     raise AssertionError("unreachable")
+
+  def _refuse_second(self):
+    """Refuses to end a training that another `pod.py run` has started."""
+    running = [k for k, state in self._reports().items() if state == "runs"]
+    if running:
+      raise UserError(
+        f"got run {self.name!r}, which still runs on worker "
+        f"{', '.join(running)}; look at it with `pod.py status` and `pod.py "
+        "logs`, end it with `pod.py stop`, which saves, or choose another "
+        "--name"
+      )
 
   def _reports(self, first_only: bool = False) -> dict[str, str]:
     """Worker -> "idle", "runs", "gone", "stopped" or its exit code."""

@@ -36,10 +36,11 @@ echo $! > pid
 UNLESS_STOPPED = "if [[ -f stopped ]]; then exit 0; fi"
 REPORT = """\
 mkdir -p ~/rt2_jax/{name} && cd ~/rt2_jax/{name}
-if [[ -f stopped ]]; then state=stopped
+if [[ -f pid && ! -f ended ]] && kill -0 $(cat pid) 2> /dev/null
+then state=runs
+elif [[ -f stopped ]]; then state=stopped
 elif [[ ! -f pid ]]; then state=idle
 elif [[ -f ended ]]; then state=$(cat ended)
-elif kill -0 $(cat pid) 2> /dev/null; then state=runs
 else state=gone; fi
 echo "RT2 $(hostname) $state"
 """
@@ -48,9 +49,11 @@ NEW_LINES = """\
 sed -n "{line},$(wc -l < ~/rt2_jax/{name}/log)p" ~/rt2_jax/{name}/log
 """
 LAST_LINES = """\
-echo "== $(hostname)"; tail -n {count} ~/rt2_jax/{name}/log
+echo "== $(hostname)"
+tail -n {count} ~/rt2_jax/{name}/log 2> /dev/null || echo "no log yet"
 """
 STOP = """\
-cd ~/rt2_jax/{name} && touch stopped && kill -TERM -- -$(cat pid)
+mkdir -p ~/rt2_jax/{name} && cd ~/rt2_jax/{name} && touch stopped
+if [[ -f pid ]]; then kill -TERM -- -$(cat pid) 2> /dev/null || true; fi
 """
 STATE = re.compile(r"^RT2 (\S+) (\S+)$", re.MULTILINE)

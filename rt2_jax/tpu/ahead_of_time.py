@@ -86,7 +86,7 @@ def check_topology(topology: str):
   name, times, slices = topology.partition("*")
   if name not in SLICES:
     raise unknown_name("topology", name, SLICES)
-  if times and not slices.isdecimal():
+  if times and (not slices.isdecimal() or int(slices) < 1):
     raise UserError(
       f"got topology {topology!r}, expected a number of slices after '*', such "
       f"as '{name}*2'"

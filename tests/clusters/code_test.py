@@ -54,8 +54,14 @@ def test_relative_paths_that_only_this_folder_has_are_refused(
   (repository / "data/x").write_text("")
   fine = ["--config=train.py", "--config.seed=3", "--a=gs://data/x", "--b"]
   check_paths([*fine, f"--c={repository}/data/x"], code, repository)
-  for argument in ("--config=train.py:data/x", "--config.sources.x.path=data"):
-    with pytest.raises(UserError, match=f"'{repository}/data.*', or commit"):
+  (tmp_path / "data").mkdir()
+  for argument, place in (
+    ("--config=train.py:data/x", repository),
+    ("--config.sources.x.path=data", repository),
+    ("--config=train.py:../data", tmp_path),
+    ("--config.sources.x.path=data/../../data", tmp_path),
+  ):
+    with pytest.raises(UserError, match=f"'{place}/data.*', or commit"):
       check_paths([*fine, argument], code, repository)
 
 

@@ -1,5 +1,6 @@
 """The Slurm backend on a real Slurm cluster of two nodes."""
 
+import dataclasses
 import threading
 import time
 
@@ -69,6 +70,15 @@ def test_the_job_restarts_itself_and_is_requeued_from_outside(
   assert said[-1] == "run: done"
   cluster.logs()
   assert "exit code 137: restart 2 of at most 3" in said[-1]
+
+
+def test_a_folder_of_any_name(cluster, make_job, said, tmp_path):
+  cluster = dataclasses.replace(cluster, folder=tmp_path / "my 'pods' é/run")
+  job = make_job({"others": "exit 42"}, {"others": "exit 0"})
+  restarts.run(cluster, job, said.append)
+  assert said[-1] == "run: done" and "process 0, start 1: exit 0" in said
+  cluster.logs()
+  assert "exit code 42: restart 1 of at most 3" in said[-1]
 
 
 def test_an_error_of_the_training_ends_the_job(cluster, make_job, said):

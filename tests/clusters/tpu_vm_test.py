@@ -1,6 +1,7 @@
 """The TPU VM backend with a stand-in for gcloud, see fake_gcloud.py."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
 
 from rt2_jax.clusters import restarts, tpu_vm
@@ -200,6 +202,35 @@ def test_an_error_of_the_training_is_shown(tpu, make_job, said):
     match=r"code 1 from worker run-w-1, .*(\n.*)*process run-w-1, start 0: exi",
   ):
     restarts.run(tpu, job, said.append)
+
+
+def test_a_second_run_of_the_same_name_is_refused(tpu, cloud, make_job, said):
+  """It would kill what the first one has not saved."""
+  job = make_job({"others": "hang"})
+  tpu.create()
+  tpu.start(job)
+  until(lambda: all(starts(job, f"run-w-{n}") for n in range(2)))
+  with pytest.raises(UserError, match="'run', .* worker run-w-0, run-w-1; "):
+    dataclasses.replace(tpu).start(job)
+  tpu.stop()
+  until(lambda: len(list(cloud.folder.glob("homes/*/*/*/ended"))) == 2)
+  dataclasses.replace(tpu).start(job)
+  until(lambda: all(len(starts(job, f"run-w-{n}")) == 2 for n in range(2)))
+  assert tpu._on_workers("cat ~/rt2_jax/run/log.before").count("saved") == 2
+
+
+def test_without_a_training_there_is_nothing_to_stop_or_show(
+  tpu, cloud, make_job, said
+):
+  tpu.create()
+  tpu.logs()
+  assert said[-1].count("no log yet") == 2
+  tpu.stop()
+  tpu.start(make_job({"others": "exit 0"}))
+  assert tpu.wait().ending is Ending.DONE
+  for process in cloud.processes():
+    until(lambda process=process: not psutil.pid_exists(process))
+  tpu.stop()
 
 
 def test_stop_ends_the_run_after_it_has_saved(tpu, cloud, make_job, said):

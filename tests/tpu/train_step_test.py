@@ -118,6 +118,12 @@ def test_a_batch_that_does_not_divide_is_refused(tiny):
     train_step.estimate(wrong, "v5e:2x4", "fast")
 
 
+@pytest.mark.parametrize("slices", ["0", "", "two"])
+def test_a_number_of_slices_that_is_none_is_refused(slices):
+  with pytest.raises(ValueError, match="expected a number of slices after"):
+    ahead_of_time.check_topology(f"v5e:2x2*{slices}")
+
+
 @pytest.mark.parametrize("text", ["1x2", "1x2x3x4x5", "axb", "1x2x128xfour"])
 def test_a_mesh_that_is_no_mesh_is_refused(text):
   with pytest.raises(ValueError, match=f"got mesh '{text}', expected 4 numb"):
