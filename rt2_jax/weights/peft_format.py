@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,6 +109,8 @@ def write(params: dict, config: VLMConfig, base: str, folder: pathlib.Path):
   text = json.dumps(fields, indent=2) + "\n"
   (folder / CONFIG).write_text(text, encoding="utf-8")
   safetensors.numpy.save_file(tensors, folder / TENSORS, {"format": "pt"})
+  # The library keeps them from all other users, who may read the rest.
+  shutil.copymode(folder / CONFIG, folder / TENSORS)
 
 
 def read(folder: storage.Path, params: dict, config: VLMConfig) -> dict:

@@ -87,6 +87,8 @@ def test_adapters_there_and_back(case):
   own = trees.unflatten({n: flat[n] for n in lora.adapters(flat)})
   read = peft_format.read(folder / "peft", own, config)
   tiny_models.assert_identical(read, own)
+  modes = {path.stat().st_mode for path in (folder / "peft").iterdir()}
+  assert len(modes) == 1  # who may read one file may read the other
 
 
 def test_what_peft_itself_writes_is_read(case, tmp_path):
