@@ -26,6 +26,7 @@ from absl import app, flags
 from launch import program
 from rt2_jax import local_copies, storage, trees
 from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.models import lora
 from rt2_jax.models.variants import VLMConfig
 
 with program.extra("torch"):
@@ -149,7 +150,7 @@ def merge(output: storage.Path):
 
 def to_peft(output: storage.Path):
   """Writes the adapters; the base is where the run found it."""
-  checkpoint = open_adapted()
+  checkpoint = open_adapters_alone()
   with proven_locally(output) as folder:
     name = str(checkpoint.meta["base"]["weights"])
     peft_format.write(checkpoint.read_params(), checkpoint.model, name, folder)
@@ -158,7 +159,7 @@ def to_peft(output: storage.Path):
 
 def from_peft(output: storage.Path):
   """Writes an inference-only checkpoint of the run --workdir."""
-  checkpoint = open_adapted()
+  checkpoint = open_adapters_alone()
   own = checkpoint.read_params()
   folder = storage.locate(_FOLDER.value, "--folder")
   read = peft_format.read(folder, own, checkpoint.model)
@@ -211,6 +212,22 @@ def open_adapted() -> StoredCheckpoint:
   """Opens a checkpoint of a LoRA run."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
   checkpoint.check_adapted()
+  return checkpoint
+
+
+def open_adapters_alone() -> StoredCheckpoint:
+  """Opens a checkpoint of a LoRA run that trained nothing of its base.
+
+  PEFT's folder would lack what it trained there: another model, without a word.
+  """
+  checkpoint = open_adapted()
+  rest = checkpoint.shapes.keys() - lora.adapters(checkpoint.shapes)
+  if rest:
+    raise UserError(
+      f"got {checkpoint.folder}, whose run trained {len(rest)} arrays of the "
+      f"base beside the adapters, such as {min(rest)}, expected adapters "
+      "alone, which is what a folder of PEFT holds; use merge, then to_hf"
+    )
   return checkpoint
 
 

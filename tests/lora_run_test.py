@@ -13,7 +13,7 @@ from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig
 from rt2_jax.weights import export
-from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
+from rt2_jax.weights.stored_checkpoint import StoredCheckpoint, write
 from tests import tiny_models
 from tests.convert_test import convert, refuse, server  # noqa: F401, a fixture
 from tests.training_test import fields  # noqa: F401, a fixture
@@ -126,5 +126,17 @@ def test_a_run_is_merged_and_goes_to_peft_and_back(
   before, after = map(StoredCheckpoint.open, (workdir, again))
   assert after.meta == before.meta and not after.has_optimizer
   tiny_models.assert_identical(after.read_params(), before.read_params())
+
+  embedding = {"llm": {"embedder": {"input_embedding": np.zeros((4, 3))}}}
+  both = trees.join(after.read_params(), embedding)
+  like = before.meta, before.tokenizer, before.step
+  write(both, *like, tmp_path / "both")
+  message = refuse(
+    server, "to_peft", f"--workdir={tmp_path}/both", f"--output={tmp_path}/no"
+  )
+  assert "trained 1 arrays of the base" in message
+  assert "such as llm/embedder/input_embedding" in message
+  assert not (tmp_path / "no").exists()
+
   message = refuse(server, "to_hf", run, f"--output={tmp_path / 'hf'}")
   assert "holds the adapters of a LoRA run alone" in message
