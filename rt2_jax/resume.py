@@ -114,7 +114,9 @@ def read_base(
   Raises:
     UserError: it is not the base that a checkpoint's adapters were trained on.
   """
-  params = lora_base.read(weights, trainer.model, abstract.params, trainer.seed)
+  known = kept.base["checksums"]
+  source = weights, trainer.model, abstract.params, trainer.seed
+  params = lora_base.read(*source, known)
   flat, frozen = map(
     trees.flatten, (params, trainer.frozen_of(abstract.params))
   )

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rt2_jax import training, trees
+from rt2_jax import storage, training, trees
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.models import lora
 from rt2_jax.models.vlm import init_params
@@ -72,6 +72,37 @@ def test_a_lora_run_stores_its_adapters_and_goes_on_from_them(
     training.train(adapted, tmp_path / "run")
   with pytest.raises(ValueError, match=other):
     Policy.from_checkpoint(tmp_path / "run")
+
+
+def test_a_base_that_trains_on_is_read_where_the_adapters_met_it(
+  adapted, tmp_path
+):
+  base = fields_of_base(adapted) | {"num_steps": 2}
+  training.train(base, tmp_path / "base")
+  adapted["pretrained"] = str(tmp_path / "base")
+  adapted["num_steps"] = 2
+  whole = training.train(adapted, tmp_path / "run")
+  with Checkpoints.open_run(tmp_path / "base") as run:
+    later = init_params(TrainConfig.from_dict(base).model, jax.random.key(9))
+    run.save(4, later, None, *run.restore_meta())
+
+  held = trees.flatten(Policy.from_checkpoint(tmp_path / "run").params)
+  for name, leaf in trees.flatten(jax.device_get(whole.params)).items():
+    np.testing.assert_array_equal(held[name], leaf.astype(held[name].dtype))
+  resumed = training.train(adapted, tmp_path / "run")
+  tiny_models.assert_identical(resumed.params, whole.params)
+
+  storage.remove(tmp_path / "base/checkpoints/2")
+  with pytest.raises(ValueError, match="which differs in .* put it back"):
+    Policy.from_checkpoint(tmp_path / "run")
+
+
+def fields_of_base(adapted):
+  """The run that trains all of the model that `adapted` has adapters on."""
+  model = adapted["model"] | {"lora_rank": 0, "lora_targets": ()}
+  optimizer = adapted["optimizer"] | {"trained": (".*",)}
+  optimizer["frozen_dtype"] = "float32"
+  return adapted | {"model": model, "optimizer": optimizer, "pretrained": ""}
 
 
 @pytest.mark.parametrize(
