@@ -115,8 +115,9 @@ def matching(
   """The names in which some pattern is found.
 
   Raises:
-    UserError: a pattern that is found in no name, called `what`.
+    UserError: a pattern that is found in no name, or is none, called `what`.
   """
+  check_patterns(patterns, what)
   names = list(names)
   found: set[str] = set()
   for pattern in patterns:
@@ -128,3 +129,15 @@ def matching(
       )
     found |= hits
   return found
+
+
+def check_patterns(patterns: Sequence[str], what: str):
+  """Raises a UserError for what is no regular expression, called `what`."""
+  for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except (re.error, TypeError) as error:
+      raise UserError(
+        f"got {what} {pattern!r}, expected a regular expression that is found "
+        f"in names of parameters, such as 'llm/layers/' ({error})"
+      ) from error
