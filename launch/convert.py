@@ -61,6 +61,15 @@ _COMPRESSED = flags.DEFINE_bool(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Where the result goes.")
 
+# Flags that some commands do not read, and those that do.
+_READERS = (
+  (_FOLDER, ("from_hf", "from_peft")),
+  (_STEP, ("to_hf", "to_big_vision", "merge", "to_peft", "from_peft", "strip")),
+  (_STEPS, ("average",)),
+  (_DTYPE, ("to_big_vision", "merge", "strip")),
+  (_COMPRESSED, ("to_big_vision",)),
+)
+
 
 @program.main_on_devices
 def main(command):
@@ -80,6 +89,12 @@ def main(command):
   for source in reads.get(command, (_WORKDIR,)):
     if source.value is None:
       raise app.UsageError(f"got no --{source.name}, which {command} reads")
+  for flag, readers in _READERS:
+    if flag.present and command not in readers:
+      raise UserError(
+        f"got --{flag.name}, which {command} does not read, expected it with "
+        f"{', '.join(readers)} alone; leave it out"
+      )
   commands[command](storage.locate(_OUTPUT.value, "--output"))
 
 

@@ -407,3 +407,24 @@ def test_wrong_commands_are_named(tmp_path):
   assert "does not exist; pass the --workdir" in fail(
     "launch/describe.py", tmp_path / "no"
   )
+
+
+@pytest.mark.parametrize(
+  ("command", "flag"),
+  [
+    ("to_hf", "--dtype=bfloat16"),
+    ("from_peft", "--dtype=bfloat16"),
+    ("average", "--step=10"),
+    ("strip", "--steps=10,20"),
+    ("merge", "--compressed"),
+    ("to_hf", "--folder=hf"),
+  ],
+)
+def test_a_flag_that_a_command_does_not_read_is_refused(
+  server, tmp_path, command, flag
+):
+  flags = (f"--workdir={tmp_path}", f"--output={tmp_path}/out", flag)
+  name = flag.partition("=")[0]
+  assert f"got {name}, which {command} does not read" in refuse(
+    server, command, *flags, *["--folder=x"] * (command == "from_peft")
+  )
