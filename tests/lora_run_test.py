@@ -92,8 +92,15 @@ def test_a_base_that_trains_on_is_read_where_the_adapters_met_it(
   resumed = training.train(adapted, tmp_path / "run")
   tiny_models.assert_identical(resumed.params, whole.params)
 
+  adapted["pretrained"] = str(tmp_path / "run")  # adapters upon adapters
+  with pytest.raises(ValueError, match="make it whole first: .* merge"):
+    training.train(adapted, tmp_path / "second")
+
   storage.remove(tmp_path / "base/checkpoints/2")
   with pytest.raises(ValueError, match="which differs in .* put it back"):
+    Policy.from_checkpoint(tmp_path / "run")
+  storage.remove(tmp_path / "base")
+  with pytest.raises(ValueError, match="got no .*base, .* where the run found"):
     Policy.from_checkpoint(tmp_path / "run")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from rt2_jax import checksums, sharding, storage, trees
+from rt2_jax import checksums, sharding, shipped, storage, trees
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.differences import json_hash
@@ -60,6 +60,8 @@ def read(
   flat = trees.flatten(params)
   names = flat.keys() - lora.adapters(flat)
   wanted = trees.unflatten({name: flat[name] for name in flat if name in names})
+  if kept:
+    _check_there(source)
   if is_run(source):
     run = Checkpoints.open_run(source)
     return run.restore_params(wanted, _step_with(run, kept) if kept else None)
@@ -70,6 +72,18 @@ def read(
     jax.tree.map(lambda x: str(x.dtype), wanted),
     seed,
   )
+
+
+def _check_there(source: Source):
+  """Raises a UserError for a base that is not where a run found it."""
+  for path in [source] if isinstance(source, str) else source.values():
+    place = storage.locate(shipped.find(path), "config.pretrained").absolute()
+    if not place.exists():
+      raise UserError(
+        f"got no {place}, expected the base that the adapters were trained on, "
+        "where the run found it; put it there again, or run "
+        "`launch/convert.py merge` where it is"
+      )
 
 
 def _step_with(
