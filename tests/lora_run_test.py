@@ -81,16 +81,18 @@ def test_a_base_that_trains_on_is_read_where_the_adapters_met_it(
   training.train(base, tmp_path / "base")
   adapted["pretrained"] = str(tmp_path / "base")
   adapted["num_steps"] = 2
+  adapted["optimizer"]["ema_decay"] = 0.5
   whole = training.train(adapted, tmp_path / "run")
   with Checkpoints.open_run(tmp_path / "base") as run:
     later = init_params(TrainConfig.from_dict(base).model, jax.random.key(9))
     run.save(4, later, None, *run.restore_meta())
 
   held = trees.flatten(Policy.from_checkpoint(tmp_path / "run").params)
-  for name, leaf in trees.flatten(jax.device_get(whole.params)).items():
+  for name, leaf in trees.flatten(jax.device_get(whole.acting)).items():
     np.testing.assert_array_equal(held[name], leaf.astype(held[name].dtype))
   resumed = training.train(adapted, tmp_path / "run")
   tiny_models.assert_identical(resumed.params, whole.params)
+  tiny_models.assert_identical(resumed.ema, whole.ema)
 
   adapted["pretrained"] = str(tmp_path / "run")  # adapters upon adapters
   with pytest.raises(ValueError, match="make it whole first: .* merge"):
