@@ -358,6 +358,8 @@ def test_average_of_one_or_of_different_models_is_refused(
   one = StoredCheckpoint.open(workdir, 10)
   with pytest.raises(ValueError, match="expected two or more"):
     average([one])
+  with pytest.raises(ValueError, match=r"steps \[10, 10\] .* each once"):
+    average([one, one])
   model = tiny_models.config("gemma1", tokenizer.vocab_size)
   checkpoints = Checkpoints(tmp_path / "checkpoints")
   meta = tiny_models.meta(model, tokenizer)
