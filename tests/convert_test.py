@@ -193,6 +193,11 @@ def test_from_hf_gives_the_same_checkpoint_again(server, workdir, tmp_path):
     Policy.from_checkpoint(again)(images, texts),
     Policy.from_checkpoint(workdir, step=10)(images, texts),
   )
+  (folder / "preprocessor_config.json").rename(tmp_path / "aside")
+  assert "whose processor transformers cannot load" in refuse(
+    *command, f"--output={tmp_path}/other"
+  )
+  (tmp_path / "aside").rename(folder / "preprocessor_config.json")
   robot = folder / "rt2.json"
   robot.write_text(
     robot.read_text().replace(after.meta["tokenizer_sha256"], "")
