@@ -26,6 +26,7 @@ from absl import app, flags
 from launch import program
 from rt2_jax import local_copies, storage, trees
 from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.models import lora
 from rt2_jax.models.variants import VLMConfig
 
 with program.extra("torch"):
@@ -60,6 +61,15 @@ _COMPRESSED = flags.DEFINE_bool(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Where the result goes.")
 
+# Flags that some commands do not read, and those that do.
+_READERS = (
+  (_FOLDER, ("from_hf", "from_peft")),
+  (_STEP, ("to_hf", "to_big_vision", "merge", "to_peft", "from_peft", "strip")),
+  (_STEPS, ("average",)),
+  (_DTYPE, ("to_big_vision", "merge", "strip")),
+  (_COMPRESSED, ("to_big_vision",)),
+)
+
 
 @program.main_on_devices
 def main(command):
@@ -79,6 +89,12 @@ def main(command):
   for source in reads.get(command, (_WORKDIR,)):
     if source.value is None:
       raise app.UsageError(f"got no --{source.name}, which {command} reads")
+  for flag, readers in _READERS:
+    if flag.present and command not in readers:
+      raise UserError(
+        f"got --{flag.name}, which {command} does not read, expected it with "
+        f"{', '.join(readers)} alone; leave it out"
+      )
   commands[command](storage.locate(_OUTPUT.value, "--output"))
 
 
@@ -149,7 +165,7 @@ def merge(output: storage.Path):
 
 def to_peft(output: storage.Path):
   """Writes the adapters; the base is where the run found it."""
-  checkpoint = open_adapted()
+  checkpoint = open_adapters_alone()
   with proven_locally(output) as folder:
     name = str(checkpoint.meta["base"]["weights"])
     peft_format.write(checkpoint.read_params(), checkpoint.model, name, folder)
@@ -158,7 +174,7 @@ def to_peft(output: storage.Path):
 
 def from_peft(output: storage.Path):
   """Writes an inference-only checkpoint of the run --workdir."""
-  checkpoint = open_adapted()
+  checkpoint = open_adapters_alone()
   own = checkpoint.read_params()
   folder = storage.locate(_FOLDER.value, "--folder")
   read = peft_format.read(folder, own, checkpoint.model)
@@ -211,6 +227,22 @@ def open_adapted() -> StoredCheckpoint:
   """Opens a checkpoint of a LoRA run."""
   checkpoint = StoredCheckpoint.open(_WORKDIR.value, _STEP.value)
   checkpoint.check_adapted()
+  return checkpoint
+
+
+def open_adapters_alone() -> StoredCheckpoint:
+  """Opens a checkpoint of a LoRA run that trained nothing of its base.
+
+  PEFT's folder would lack what it trained there: another model, without a word.
+  """
+  checkpoint = open_adapted()
+  rest = checkpoint.shapes.keys() - lora.adapters(checkpoint.shapes)
+  if rest:
+    raise UserError(
+      f"got {checkpoint.folder}, whose run trained {len(rest)} arrays of the "
+      f"base beside the adapters, such as {min(rest)}, expected adapters "
+      "alone, which is what a folder of PEFT holds; use merge, then to_hf"
+    )
   return checkpoint
 
 

@@ -65,6 +65,7 @@ def main(argv):
   if unknown := set(chosen) - set(parts):
     raise app.UsageError(f"got {unknown}, expected any of {list(parts)}")
   if _PART.value:
+    check_gpu()
     parts[_PART.value]()
     return
   start = time.monotonic()
@@ -86,6 +87,18 @@ def all_parts() -> dict[str, Callable[[], None]]:
     "torch": in_torch,
     "decode_int8": functools.partial(decode, int8=True),
   }
+
+
+def check_gpu():
+  """Ends a part on a CPU, where a model of 3B takes minutes for a step."""
+  import jax
+
+  found = jax.default_backend()
+  if found == "cpu" and not _TINY.value:
+    sys.exit(
+      "got a JAX that sees no GPU, expected one: install jax[cuda12], or try "
+      "this program with --tiny"
+    )
 
 
 def say(part: str, **facts: Any):

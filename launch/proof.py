@@ -12,7 +12,7 @@ import psutil
 
 from rt2_jax import storage
 from rt2_jax.checkpoint_meta import CheckpointMeta
-from rt2_jax.errors import UserError
+from rt2_jax.errors import UserError, first_line
 from rt2_jax.policy import Policy
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.weights import agreement, pretrained, processor_agreement
@@ -37,9 +37,15 @@ def prove(checkpoint: StoredCheckpoint, folder: pathlib.Path):
   from rt2_jax.pytorch.policy import TorchPolicy
   from rt2_jax.weights import torch_ends
 
-  processor = transformers.AutoProcessor.from_pretrained(
-    folder, local_files_only=True
-  )
+  try:
+    processor = transformers.AutoProcessor.from_pretrained(
+      folder, local_files_only=True
+    )
+  except OSError as error:
+    raise UserError(
+      f"got {folder}, whose processor transformers cannot load "
+      f"({first_line(error)}); copy the folder again"
+    ) from error
   read = processor_agreement.compare(
     processor, prompt, size.img, size.num_images
   )

@@ -24,6 +24,7 @@ from rt2_jax.saved_step import Damaged
 from rt2_jax.train_config import TrainConfig, with_defaults
 from rt2_jax.train_state import Trainer, TrainState
 from rt2_jax.weights import lora_base
+from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 
 _LOG = logging.getLogger(__name__)
 
@@ -93,9 +94,11 @@ def read_weights(
   """Reads the parameters to start from, placed on the mesh.
 
   Raises:
-    UserError: they are of another model, or a run's of another tokenizer.
+    UserError: they are of another model, a run's of another tokenizer, or the
+      adapters of a LoRA run.
   """
   if lora_base.is_run(weights):
+    StoredCheckpoint.open(weights).check_merged()
     run = Checkpoints.open_run(weights)
     model = trainer.model.without_adapters()
     meta = dataclasses.replace(meta, model=model)
@@ -114,7 +117,9 @@ def read_base(
   Raises:
     UserError: it is not the base that a checkpoint's adapters were trained on.
   """
-  params = lora_base.read(weights, trainer.model, abstract.params, trainer.seed)
+  known = kept.base["checksums"]
+  source = weights, trainer.model, abstract.params, trainer.seed
+  params = lora_base.read(*source, known)
   flat, frozen = map(
     trees.flatten, (params, trainer.frozen_of(abstract.params))
   )

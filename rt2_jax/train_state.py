@@ -43,7 +43,7 @@ class TrainState:
     step: int32[], steps done.
     params: the model's parameters, in the dtypes that the trainer says.
     opt_state: the optimizer's, of the parameters that train.
-    ema: running mean of the parameters; None when the trainer keeps none.
+    ema: running mean of those that train; None when the trainer keeps none.
   """
 
   step: jax.Array
@@ -54,7 +54,7 @@ class TrainState:
   @property
   def acting(self) -> Any:
     """Returns the parameters to act with: the running mean, if kept."""
-    return self.params if self.ema is None else self.ema
+    return trainable.filled(self.ema or {}, self.params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +148,8 @@ class Trainer:
 
     if not self.ema_decay:
       return TrainState(step, whole(acting), rest)
-    params = whole(rest["params"])
-    return TrainState(step, params, rest["optimizer"], whole(acting))
+    params, mean = whole(rest["params"]), self._split(whole(acting))[1]
+    return TrainState(step, params, rest["optimizer"], mean)
 
   def frozen_of(self, params: Any) -> dict:
     """Selects the parameters that do not train."""
@@ -225,7 +225,7 @@ class Trainer:
       "update_norm": optax.tree.norm(updates),
       "parameter_norm": optax.tree.norm(trainable.float32(trained)),
     }
-    ema = self._moved_mean(state.ema, params)
+    ema = self._moved_mean(state.ema, trained)
     new = TrainState(state.step + 1, params, opt_state, ema)
     return self._unless_bad(new, state, metrics)
 
@@ -315,11 +315,11 @@ class Trainer:
     frozen, trained = self._split(params)
     trained = trainable.stored(trained, self.param_dtype)
     params = trees.join(trainable.stored(frozen, self.frozen_dtype), trained)
-    exact = trainable.float32(params)
+    exact = trainable.float32(trained)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      opt_state=self.optimizer.init(trainable.float32(trained)),
+      opt_state=self.optimizer.init(exact),
       # A copy: params and ema are both donated to the step.
       ema=jax.tree.map(jnp.copy, exact) if self.ema_decay else None,
     )

@@ -112,21 +112,16 @@ def join(*trees: Mapping[str, Any]) -> dict[str, Any]:
 def matching(
   names: Iterable[str], patterns: Sequence[str], what: str
 ) -> set[str]:
-  """The names in which some pattern is found.
+  """Selects the names in which some pattern is found.
 
   Raises:
-    UserError: a pattern that is found in no name, called `what`, or that is no
-      regular expression.
+    UserError: a pattern that is found in no name, or is none, called `what`.
   """
+  check_patterns(patterns, what)
   names = list(names)
   found: set[str] = set()
   for pattern in patterns:
-    try:
-      hits = {name for name in names if re.search(pattern, name)}
-    except (re.error, TypeError) as error:
-      raise UserError(
-        f"got {what} {pattern!r}, expected a regular expression ({error})"
-      ) from error
+    hits = {name for name in names if re.search(pattern, name)}
     if not hits:
       raise UserError(
         f"got {what} {pattern!r}, which matches no parameter; the parameters "
@@ -134,3 +129,15 @@ def matching(
       )
     found |= hits
   return found
+
+
+def check_patterns(patterns: Sequence[str], what: str):
+  """Raises a UserError for what is no regular expression, called `what`."""
+  for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except (re.error, TypeError) as error:
+      raise UserError(
+        f"got {what} {pattern!r}, expected a regular expression that is found "
+        f"in names of parameters, such as 'llm/layers/' ({error})"
+      ) from error

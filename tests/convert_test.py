@@ -193,6 +193,11 @@ def test_from_hf_gives_the_same_checkpoint_again(server, workdir, tmp_path):
     Policy.from_checkpoint(again)(images, texts),
     Policy.from_checkpoint(workdir, step=10)(images, texts),
   )
+  (folder / "preprocessor_config.json").rename(tmp_path / "aside")
+  assert "whose processor transformers cannot load" in refuse(
+    *command, f"--output={tmp_path}/other"
+  )
+  (tmp_path / "aside").rename(folder / "preprocessor_config.json")
   robot = folder / "rt2.json"
   robot.write_text(
     robot.read_text().replace(after.meta["tokenizer_sha256"], "")
@@ -358,6 +363,8 @@ def test_average_of_one_or_of_different_models_is_refused(
   one = StoredCheckpoint.open(workdir, 10)
   with pytest.raises(ValueError, match="expected two or more"):
     average([one])
+  with pytest.raises(ValueError, match=r"steps \[10, 10\] .* each once"):
+    average([one, one])
   model = tiny_models.config("gemma1", tokenizer.vocab_size)
   checkpoints = Checkpoints(tmp_path / "checkpoints")
   meta = tiny_models.meta(model, tokenizer)
@@ -406,4 +413,25 @@ def test_wrong_commands_are_named(tmp_path):
   )
   assert "does not exist; pass the --workdir" in fail(
     "launch/describe.py", tmp_path / "no"
+  )
+
+
+@pytest.mark.parametrize(
+  ("command", "flag"),
+  [
+    ("to_hf", "--dtype=bfloat16"),
+    ("from_peft", "--dtype=bfloat16"),
+    ("average", "--step=10"),
+    ("strip", "--steps=10,20"),
+    ("merge", "--compressed"),
+    ("to_hf", "--folder=hf"),
+  ],
+)
+def test_a_flag_that_a_command_does_not_read_is_refused(
+  server, tmp_path, command, flag
+):
+  flags = (f"--workdir={tmp_path}", f"--output={tmp_path}/out", flag)
+  name = flag.partition("=")[0]
+  assert f"got {name}, which {command} does not read" in refuse(
+    server, command, *flags, *["--folder=x"] * (command == "from_peft")
   )

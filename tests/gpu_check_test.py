@@ -52,6 +52,17 @@ def test_a_bare_machine_is_enough(part):
     assert [row["robots"] for row in rows] == [1, 8]
 
 
+def test_without_a_gpu_it_ends_at_once():
+  done = subprocess.run(
+    [sys.executable, "launch/gpu_check.py", "--parts=matmul"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  failure, _ = map(json.loads, done.stdout.splitlines())
+  assert "sees no GPU" in failure["error"] and "--tiny" in failure["error"]
+
+
 @pytest.mark.parametrize(
   "name",
   [*gpu_check.CONFIGS.values(), "configs/rt1_debug.py"],

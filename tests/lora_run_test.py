@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from rt2_jax import training, trees
+from rt2_jax import storage, training, trees
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.models import lora
 from rt2_jax.models.vlm import init_params
 from rt2_jax.policy import Policy
 from rt2_jax.train_config import TrainConfig
 from rt2_jax.weights import export
-from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
+from rt2_jax.weights.stored_checkpoint import StoredCheckpoint, write
 from tests import tiny_models
 from tests.convert_test import convert, refuse, server  # noqa: F401, a fixture
 from tests.training_test import fields  # noqa: F401, a fixture
@@ -74,6 +74,46 @@ def test_a_lora_run_stores_its_adapters_and_goes_on_from_them(
     Policy.from_checkpoint(tmp_path / "run")
 
 
+def test_a_base_that_trains_on_is_read_where_the_adapters_met_it(
+  adapted, tmp_path
+):
+  base = fields_of_base(adapted) | {"num_steps": 2}
+  training.train(base, tmp_path / "base")
+  adapted["pretrained"] = str(tmp_path / "base")
+  adapted["num_steps"] = 2
+  adapted["optimizer"]["ema_decay"] = 0.5
+  whole = training.train(adapted, tmp_path / "run")
+  with Checkpoints.open_run(tmp_path / "base") as run:
+    later = init_params(TrainConfig.from_dict(base).model, jax.random.key(9))
+    run.save(4, later, None, *run.restore_meta())
+
+  held = trees.flatten(Policy.from_checkpoint(tmp_path / "run").params)
+  for name, leaf in trees.flatten(jax.device_get(whole.acting)).items():
+    np.testing.assert_array_equal(held[name], leaf.astype(held[name].dtype))
+  resumed = training.train(adapted, tmp_path / "run")
+  tiny_models.assert_identical(resumed.params, whole.params)
+  tiny_models.assert_identical(resumed.ema, whole.ema)
+
+  adapted["pretrained"] = str(tmp_path / "run")  # adapters upon adapters
+  with pytest.raises(ValueError, match="make it whole first: .* merge"):
+    training.train(adapted, tmp_path / "second")
+
+  storage.remove(tmp_path / "base/checkpoints/2")
+  with pytest.raises(ValueError, match="which differs in .* put it back"):
+    Policy.from_checkpoint(tmp_path / "run")
+  storage.remove(tmp_path / "base")
+  with pytest.raises(ValueError, match="got no .*base, .* where the run found"):
+    Policy.from_checkpoint(tmp_path / "run")
+
+
+def fields_of_base(adapted):
+  """The run that trains all of the model that `adapted` has adapters on."""
+  model = adapted["model"] | {"lora_rank": 0, "lora_targets": ()}
+  optimizer = adapted["optimizer"] | {"trained": (".*",)}
+  optimizer["frozen_dtype"] = "float32"
+  return adapted | {"model": model, "optimizer": optimizer, "pretrained": ""}
+
+
 @pytest.mark.parametrize(
   ("section", "changed", "message"),
   [
@@ -126,5 +166,17 @@ def test_a_run_is_merged_and_goes_to_peft_and_back(
   before, after = map(StoredCheckpoint.open, (workdir, again))
   assert after.meta == before.meta and not after.has_optimizer
   tiny_models.assert_identical(after.read_params(), before.read_params())
+
+  embedding = {"llm": {"embedder": {"input_embedding": np.zeros((4, 3))}}}
+  both = trees.join(after.read_params(), embedding)
+  like = before.meta, before.tokenizer, before.step
+  write(both, *like, tmp_path / "both")
+  message = refuse(
+    server, "to_peft", f"--workdir={tmp_path}/both", f"--output={tmp_path}/no"
+  )
+  assert "trained 1 arrays of the base" in message
+  assert "such as llm/embedder/input_embedding" in message
+  assert not (tmp_path / "no").exists()
+
   message = refuse(server, "to_hf", run, f"--output={tmp_path / 'hf'}")
   assert "holds the adapters of a LoRA run alone" in message

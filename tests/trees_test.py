@@ -8,6 +8,7 @@ import pytest
 
 from rt2_jax import trees
 from rt2_jax.errors import UserError
+from rt2_jax.models.lora_config import LoraConfig
 
 
 def test_flatten_joins_names_and_unflatten_takes_them_apart():
@@ -45,12 +46,6 @@ def test_split_layer(name, expected):
   assert trees.split_layer(name) == expected
 
 
-@pytest.mark.parametrize("pattern", ["(", 1])
-def test_what_is_no_pattern_is_named(pattern):
-  with pytest.raises(UserError, match=r"got config.x .* a regular expression"):
-    trees.matching(["img/a"], [pattern], "config.x")
-
-
 def test_importing_trees_needs_no_jax():
   code = "import sys, rt2_jax.trees; print({'jax', 'flax'} & set(sys.modules))"
   done = subprocess.run(
@@ -61,3 +56,11 @@ def test_importing_trees_needs_no_jax():
     check=True,
   )
   assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("pattern", ["*_lora/*", "llm/layers/(", 5])
+def test_what_is_no_pattern_is_named(pattern):
+  with pytest.raises(UserError, match="config.x .*, expected a regular expr"):
+    trees.matching(["llm/layers/w_lora/a"], [".*", pattern], "config.x")
+  with pytest.raises(UserError, match="got config.model.lora_targets "):
+    LoraConfig(4, 16.0, (pattern,))

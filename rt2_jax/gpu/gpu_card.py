@@ -131,6 +131,11 @@ def changes_that_fit(
   """
   for change in _CHANGES:
     flags = dict(change)
+    if "model.lora_rank" in flags:
+      if not config.pretrained:
+        continue  # adapters need a base
+      if config.optimizer.frozen:  # which may name adapters, too
+        flags["optimizer.frozen"] = ()
     if config.model.llm.remat == "full":
       flags.pop("model.remat", None)
     changed = _changed(config, flags)
@@ -162,11 +167,10 @@ def changes_that_save_time(
 
 
 def _microbatches(config: TrainConfig) -> Iterator[int]:
-  """The config's own, and its doubles down to a row at once."""
-  number = config.microbatches
-  while config.batch_size % number == 0:
-    yield number
-    number *= 2
+  """Yields the config's own and larger ones, down to a row at once."""
+  for number in range(config.microbatches, config.batch_size + 1):
+    if config.batch_size % number == 0:
+      yield number
 
 
 # Of `variants.REMAT`, what keeps more products. "none" keeps all else as well,

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+from rt2_jax import trees
 from rt2_jax.errors import UserError
 
 
@@ -16,7 +17,7 @@ class LoraConfig:
     targets: patterns of parameter names, such as "llm/layers/".
 
   Raises:
-    UserError: a rank without targets.
+    UserError: a rank without targets, or a target that is no pattern.
   """
 
   rank: int = 0
@@ -24,6 +25,7 @@ class LoraConfig:
   targets: tuple[str, ...] = ()
 
   def __post_init__(self):
+    trees.check_patterns(self.targets, "config.model.lora_targets")
     if self.rank and not self.targets:
       raise UserError(
         f"got config.model.lora_rank = {self.rank} without lora_targets, "

@@ -16,13 +16,14 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+import safetensors
 import torch
 import transformers
 
 from rt2_jax import local_copies, storage
 from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.checkpoint_meta import ROBOT_FILE, CheckpointMeta
-from rt2_jax.errors import UserError
+from rt2_jax.errors import UserError, first_line
 from rt2_jax.images import as_frames, as_sizes, resize
 from rt2_jax.observation import Batched, ObservationSpec
 from rt2_jax.prompt import Prompt
@@ -69,13 +70,12 @@ class TorchPolicy(RobotPolicy):
       dtype: what to compute in; the conversion is proven in "float32".
 
     Raises:
-      UserError: not such a folder, or no such source in it.
+      UserError: not such a folder, no such source in it, or weights that are
+        not whole.
     """
     found = _find_robot_file(folder).parent
     with local_copies.of(found) as local:
-      model = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
-        local, dtype=getattr(torch, dtype), local_files_only=True
-      )
+      model = _load(local, dtype)
     return cls.around(model.to(device), folder, source)
 
   @classmethod
@@ -96,7 +96,12 @@ class TorchPolicy(RobotPolicy):
       UserError: as `from_folder`.
     """
     file = _find_robot_file(folder)
-    robot = json.loads(file.read_text(encoding="utf-8"))
+    try:
+      robot = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+      raise UserError(
+        f"got {file}, which is not a whole JSON file ({error}); copy it again"
+      ) from error
     meta = CheckpointMeta.from_dict(robot)
     action_tokenizer, observation = meta.robot(source)
     text = Tokenizer.from_file(file.parent / "tokenizer.model")
@@ -258,6 +263,33 @@ class TorchPolicy(RobotPolicy):
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
   return tensor.float().cpu().numpy()
+
+
+def _load(
+  folder: os.PathLike, dtype: str
+) -> transformers.PaliGemmaForConditionalGeneration:
+  """Loads all weights of a folder; transformers draws those that it lacks."""
+  architecture = transformers.PaliGemmaForConditionalGeneration
+  try:
+    model, read = architecture.from_pretrained(
+      folder,
+      dtype=getattr(torch, dtype),
+      local_files_only=True,
+      output_loading_info=True,
+    )
+  except (OSError, safetensors.SafetensorError) as error:
+    raise UserError(
+      f"got {folder}, which transformers cannot load ({first_line(error)}); "
+      "copy it again"
+    ) from error
+  missing, extra = sorted(read["missing_keys"]), sorted(read["unexpected_keys"])
+  if missing or extra:
+    raise UserError(
+      f"got {folder} with {len(missing)} tensors of the model missing and "
+      f"{len(extra)} that it does not have, such as {(missing + extra)[0]}, "
+      "expected all of them and no other; copy it again, or merge its adapters"
+    )
+  return model
 
 
 def _find_robot_file(folder: str | os.PathLike) -> storage.Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from rt2_jax import checksums, sharding, storage, trees
+from rt2_jax import checksums, sharding, shipped, storage, trees
 from rt2_jax.checkpoint import Checkpoints
 from rt2_jax.checkpoint_meta import CheckpointMeta
 from rt2_jax.differences import json_hash
@@ -21,6 +21,7 @@ from rt2_jax.errors import UserError
 from rt2_jax.models import lora
 from rt2_jax.models.variants import VLMConfig
 from rt2_jax.models.vlm import abstract_params
+from rt2_jax.saved_step import CHECKSUMS, Damaged, SavedStep
 from rt2_jax.weights import pretrained
 from rt2_jax.weights.stored_checkpoint import StoredCheckpoint
 
@@ -36,7 +37,11 @@ def is_run(source: Source) -> bool:
 
 
 def read(
-  source: Source, config: VLMConfig, params: Any, seed: int = 0
+  source: Source,
+  config: VLMConfig,
+  params: Any,
+  seed: int = 0,
+  kept: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
   """Reads the weights of a model, without adapters.
 
@@ -46,6 +51,8 @@ def read(
     params: ShapeDtypeStructs with shardings, of all its parameters; adapters
       are left out.
     seed: of what a source lacks, see `pretrained.load`.
+    kept: checksums of arrays by their names; a run that went on is read at the
+      checkpoint that holds them, otherwise at its newest.
 
   Raises:
     UserError: no such weights, or those of another model.
@@ -53,8 +60,11 @@ def read(
   flat = trees.flatten(params)
   names = flat.keys() - lora.adapters(flat)
   wanted = trees.unflatten({name: flat[name] for name in flat if name in names})
+  if kept:
+    _check_there(source)
   if is_run(source):
-    return Checkpoints.open_run(source).restore_params(wanted)
+    run = Checkpoints.open_run(source)
+    return run.restore_params(wanted, _step_with(run, kept) if kept else None)
   return pretrained.load(
     source,
     config.without_adapters(),
@@ -62,6 +72,39 @@ def read(
     jax.tree.map(lambda x: str(x.dtype), wanted),
     seed,
   )
+
+
+def _check_there(source: Source):
+  """Raises a UserError for a base that is not where a run found it."""
+  for path in [source] if isinstance(source, str) else source.values():
+    place = storage.locate(shipped.find(path), "config.pretrained").absolute()
+    if not place.exists():
+      raise UserError(
+        f"got no {place}, expected the base that the adapters were trained on, "
+        "where the run found it; put it there again, or run "
+        "`launch/convert.py merge` where it is"
+      )
+
+
+def _step_with(
+  run: Checkpoints, kept: Mapping[str, Mapping[str, str]]
+) -> int | None:
+  """Finds the newest checkpoint of a run that holds arrays; None if none does.
+
+  Args:
+    run: whose checkpoints keep checksums, too.
+    kept: checksums of the arrays, by their names.
+  """
+  for step in reversed(run.steps()):
+    with contextlib.suppress(Damaged):
+      stored = SavedStep(run.step_folder(step)).meta.get(CHECKSUMS, {})
+      found = {
+        name: checksums.Measured(sums, finite=True)
+        for name, sums in stored.get("params", {}).items()
+      }
+      if kept.keys() <= found.keys() and not _other(found, kept):
+        return step
+  return None
 
 
 def record(source: Source, frozen: Any, seed: int) -> dict[str, Any]:
@@ -94,8 +137,7 @@ def check(stored: Mapping[str, Any], frozen: Any):
   """
   found = checksums.measure(frozen)
   kept = stored["checksums"]
-  other = sorted(found.keys() ^ kept.keys())
-  other += [n for n in found.keys() & kept.keys() if _differs(found, kept, n)]
+  other = sorted(found.keys() ^ kept.keys()) + _other(found, kept)
   if other:
     got = _hash({name: array.sums for name, array in found.items()})
     raise UserError(
@@ -131,7 +173,7 @@ def restore(
   kept = meta.base["checksums"]
   as_trained = {n: _as_trained(x, kept.get(n, {})) for n, x in flat.items()}
   source = meta.base["weights"], meta.model, trees.unflatten(as_trained)
-  base = trees.flatten(read(*source, meta.base["seed"]))
+  base = trees.flatten(read(*source, meta.base["seed"], kept))
   frozen = trees.unflatten({n: x for n, x in base.items() if n not in own})
   check(meta.base, frozen)
   frozen = {n: x.astype(flat[n].dtype) for n, x in base.items() if n not in own}
@@ -161,8 +203,12 @@ def _as_trained(x: Any, kept: Mapping[str, str]) -> Any:
   return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
 
 
-def _differs(found: Mapping[str, Any], kept: Mapping[str, Any], name: str):
-  return checksums.differs(found[name], kept[name]) is not False
+def _other(
+  found: Mapping[str, checksums.Measured], kept: Mapping[str, Any]
+) -> list[str]:
+  """Lists the arrays that are other ones than those whose sums were kept."""
+  both = found.keys() & kept.keys()
+  return [n for n in both if checksums.differs(found[n], kept[n]) is not False]
 
 
 def _sums(frozen: Any) -> dict[str, dict[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +37,22 @@ _PLAIN: dict[str, tuple] = {
   "modules_to_save": (None, []),
   "rank_pattern": ({}, None),
   "alpha_pattern": ({}, None),
+  # All others, such as "pissa", move the base that the adapters lie beside.
+  "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
+# What only names, training or the tensors' own names say. Any other field must
+# be off: PEFT adds kinds of adapters with most releases.
+_NO_MATTER = frozenset(
+  (
+    *("r", "lora_alpha", "lora_dropout", "task_type", "auto_mapping"),
+    *("peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("target_modules", "exclude_modules", "layers_to_transform"),
+    *("layers_pattern", "target_parameters", "trainable_token_indices"),
+    *("megatron_config", "megatron_core", "runtime_config", "eva_config"),
+    *("loftq_config", "corda_config", "lora_ga_config", "qalora_group_size"),
+    *("ensure_weight_tying", "lora_bias"),
+  )
+)
 
 
 def rules(config: VLMConfig) -> Iterator[hf_names.Rule]:
@@ -93,6 +109,8 @@ def write(params: dict, config: VLMConfig, base: str, folder: pathlib.Path):
   text = json.dumps(fields, indent=2) + "\n"
   (folder / CONFIG).write_text(text, encoding="utf-8")
   safetensors.numpy.save_file(tensors, folder / TENSORS, {"format": "pt"})
+  # The library keeps them from all other users, who may read the rest.
+  shutil.copymode(folder / CONFIG, folder / TENSORS)
 
 
 def read(folder: storage.Path, params: dict, config: VLMConfig) -> dict:
@@ -147,11 +165,13 @@ def read(folder: storage.Path, params: dict, config: VLMConfig) -> dict:
 
 
 def _check(path: storage.Path, fields: dict[str, Any], size: LoraConfig):
-  for name, values in _PLAIN.items():
-    if fields.get(name, values[0]) not in values:
+  for name, value in fields.items():
+    plain = _PLAIN.get(name, (None,))
+    off = name not in _PLAIN and (name in _NO_MATTER or not value)
+    if not off and value not in plain:
       raise UserError(
-        f"{path}: got {name} = {fields[name]!r}, expected {values[0]!r}: only "
-        "plain LoRA is read"
+        f"{path}: got {name} = {value!r}, expected {plain[0]!r}: only plain "
+        "LoRA is read"
       )
   for name, expected in (("r", size.rank), ("lora_alpha", size.alpha)):
     if fields.get(name) != expected:

@@ -144,10 +144,13 @@ def average(checkpoints: Sequence[StoredCheckpoint]) -> dict:
     checkpoints: of one model.
 
   Raises:
-    UserError: fewer than two, or checkpoints of different models.
+    UserError: fewer than two, one of them twice, or different models.
   """
-  if len(checkpoints) < 2:
-    raise UserError("got one checkpoint to average, expected two or more")
+  steps = [checkpoint.step for checkpoint in checkpoints]
+  if len(steps) < 2 or len({each.folder for each in checkpoints}) < len(steps):
+    raise UserError(
+      f"got the steps {steps} to average, expected two or more, each once"
+    )
   *_, last = checkpoints
   for other in checkpoints:
     if other.shapes != last.shapes or other.meta["model"] != last.meta["model"]:

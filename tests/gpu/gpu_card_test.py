@@ -1,5 +1,6 @@
 """Does it fit: yes, no, and with which flags."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -68,6 +69,24 @@ def test_a_card_too_small_names_flags_with_which_it_fits():
     assert not answer.fits and answer.changed.total < answer.limit
     assert answer.flags == {f"optimizer.{n}": v for n, v in fields.items()}
   assert gpu_card.answer(large, "gpu:12GB").flags["model.lora_rank"] == 16
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(15, 15), (9, 3), (16, 2)])
+def test_any_number_of_rows_is_cut_into_parts(rows, parts):
+  lora = config("rt2_paligemma_3b_lora.py", "full", batch_size=rows)
+  cut = memory_estimate.of(dataclasses.replace(lora, microbatches=parts))
+  flags, _ = gpu_card.changes_that_fit(lora, gpu_card.MARGIN * cut.total)
+  assert flags == {"microbatches": parts}
+
+
+def test_adapters_are_named_where_a_run_can_have_them():
+  fields = config_file.read("configs/rt2_paligemma_3b_one_gpu.py:24")
+  fields["optimizer"]["frozen"] = ("^llm/.*norm",)
+  frozen = TrainConfig.from_dict(fields)
+  flags = gpu_card.answer(frozen, "gpu:12GB").flags
+  assert flags["model.lora_rank"] == 16 and flags["optimizer.frozen"] == ()
+  scratch = dataclasses.replace(frozen, pretrained="")  # adapters need a base
+  assert gpu_card.answer(scratch, "gpu:12GB").flags is None
 
 
 def test_a_card_that_nothing_fits():

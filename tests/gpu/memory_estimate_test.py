@@ -61,6 +61,17 @@ def test_microbatches_keep_fewer_activations_and_a_sum_of_gradients():
   assert saved == pytest.approx(0.75 * (logits + kept))
 
 
+def test_a_running_mean_is_kept_of_what_trains():
+  name, decay = "rt2_paligemma_3b_lora.py", {"ema_decay": 0.99}
+  plain = config(name)
+  mean = dataclasses.replace(
+    plain, optimizer=dataclasses.replace(plain.optimizer, **decay)
+  )
+  sizes = [memory_estimate.of(c).optimizer for c in (plain, mean)]
+  # Two moments of the adapters in float32, and a third array as large.
+  assert sizes[1] == pytest.approx(1.5 * sizes[0], abs=100)
+
+
 def test_nothing_is_kept_of_a_frozen_encoder():
   full = {"remat": "full"}
   frozen = config("rt2_paligemma_3b_lora.py", model=full)

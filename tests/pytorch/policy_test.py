@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from rt2_jax import augment
 from rt2_jax.action_tokenizer import ActionTokenizer
@@ -152,6 +153,35 @@ def test_logits_that_are_not_finite_are_no_action(
     theirs(images[:2, 0], INSTRUCTIONS[:2])
 
 
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    ({"up_proj": None}, "with 3 tensors .* missing and 0 .*up_proj.weight"),
+    ({"up_proj": "up_proj.base_layer"}, "with 3 tensors .* and 3 that it does"),
+  ],
+)
+def test_weights_that_transformers_would_draw_are_refused(
+  tmp_path, tokenizer, changed, message
+):
+  both(tmp_path, tokenizer, "gemma1")
+  file = tmp_path / "model.safetensors"
+  ((part, other),) = changed.items()
+  kept = {
+    name.replace(part, other or ""): tensor
+    for name, tensor in load_file(file).items()
+    if other or part not in name
+  }
+  save_file(kept, file, {"format": "pt"})
+  with pytest.raises(UserError, match=message):
+    TorchPolicy.from_folder(tmp_path)
+  file.write_bytes(file.read_bytes()[:-9])
+  with pytest.raises(UserError, match="cannot load .*; copy it again"):
+    TorchPolicy.from_folder(tmp_path)
+  file.unlink()
+  with pytest.raises(UserError, match="cannot load .*; copy it again"):
+    TorchPolicy.from_folder(tmp_path)
+
+
 def test_folders_and_sources_are_named(tmp_path, tokenizer):
   with pytest.raises(ValueError, match=r"without rt2\.json, expected a folder"):
     TorchPolicy.from_folder(tmp_path)
@@ -162,6 +192,9 @@ def test_folders_and_sources_are_named(tmp_path, tokenizer):
   robot["action_tokenizers"]["table"] = robot["action_tokenizers"]["kitchen"]
   (tmp_path / "rt2.json").write_text(json.dumps(robot))
   with pytest.raises(ValueError, match="expected one of: kitchen, table"):
+    TorchPolicy.from_folder(tmp_path)
+  (tmp_path / "rt2.json").write_text('{"format": 2')
+  with pytest.raises(UserError, match="not a whole JSON file .* copy it again"):
     TorchPolicy.from_folder(tmp_path)
 
 

@@ -87,6 +87,19 @@ def test_adapters_there_and_back(case):
   own = trees.unflatten({n: flat[n] for n in lora.adapters(flat)})
   read = peft_format.read(folder / "peft", own, config)
   tiny_models.assert_identical(read, own)
+  modes = {path.stat().st_mode for path in (folder / "peft").iterdir()}
+  assert len(modes) == 1  # who may read one file may read the other
+
+
+def test_what_peft_itself_writes_is_read(case, tmp_path):
+  """Its config names every field that this release of PEFT has."""
+  folder, config, params = case
+  model = TorchPolicy.from_folder(folder / "base").model
+  loaded = peft.PeftModel.from_pretrained(model, folder / "peft")
+  loaded.save_pretrained(tmp_path)
+  flat = trees.flatten(params)
+  own = trees.unflatten({n: flat[n] for n in lora.adapters(flat)})
+  tiny_models.assert_identical(peft_format.read(tmp_path, own, config), own)
 
 
 def test_merged_matrices_give_the_same_logits(case, tokenizer):
@@ -101,6 +114,9 @@ def test_merged_matrices_give_the_same_logits(case, tokenizer):
   ("fields", "message"),
   [
     ({"use_dora": True}, "got use_dora = True, expected False"),
+    ({"init_lora_weights": "pissa"}, "= 'pissa', expected True"),
+    ({"alora_invocation_tokens": [5]}, r"_tokens = \[5\], expected None"),
+    ({"of_a_later_release": 1}, "of_a_later_release = 1, expected None"),
     ({"r": 8}, "got r = 8, expected 3"),
     ({"lora_alpha": 1}, "got lora_alpha = 1, expected 6.0"),
   ],
