@@ -48,6 +48,19 @@ def read() -> dict[str, Any]:
   return without_defaults(flag.value.to_dict(), flag.parser.stated)
 
 
+def arguments() -> Iterator[str]:
+  """Yields each text of the config as the argument that would set it."""
+
+  def texts(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+      for field, inner in value.items():
+        yield from texts(f"{name}.{field}", inner)
+    elif isinstance(value, str):
+      yield f"--{name}={value}"
+
+  return texts(_NAME, read())
+
+
 class _Parser(flags.ArgumentParser):
   """Reads a config file and fills in the defaults.
 

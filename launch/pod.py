@@ -173,7 +173,8 @@ def make_job() -> Job:
     print(warning, file=sys.stderr)
   arguments = [*train_arguments(sys.argv), f"--workdir={workdir()}"]
   if _BACKEND.value in ("local", "slurm"):
-    code.check_paths(arguments, shipped, here)
+    written = [*arguments, *experiment_flag.arguments()]
+    code.check_paths(written, shipped, here)
   return Job(
     run_name(), shipped, "launch/train.py", arguments, _MAX_RESTARTS.value
   )

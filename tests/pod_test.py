@@ -55,3 +55,17 @@ def test_mistakes_are_named_before_anything_starts(arguments, message):
   done = pod(*arguments)
   assert done.returncode == 1 and "Traceback" not in done.stderr
   assert re.search(message, done.stderr), done.stderr
+
+
+def test_a_relative_path_that_the_config_states_is_refused(tmp_path):
+  config = tmp_path / "arm.py"
+  config.write_text(
+    "import ml_collections\n\n\ndef get_config():\n"
+    "  source = {'dataset': 'bridge', 'path': 'tests/../.git'}\n"
+    "  return ml_collections.ConfigDict({'sources': {'arm': source}})\n"
+  )
+  run = ("run", f"--config={config}", "--workdir=runs/x", "--allow_dirty")
+  done = pod(*run, "--backend=local", "--dry_run")
+  assert done.returncode == 1 and "Traceback" not in done.stderr
+  said = f"got --config.sources.arm.path=.*; write '{ROOT}/.git'"
+  assert re.search(said, done.stderr), done.stderr

@@ -48,6 +48,8 @@ class Code:
 
   def holds(self, path: str) -> bool:
     """Whether the commit has such a file or folder."""
+    if pathlib.PurePath(path).parts[:1] == ("..",):
+      return False  # beside the repository, where git does not look
     return bool(_git(self.repository, "ls-tree", self.commit, "--", path))
 
 
