@@ -78,6 +78,17 @@ def test_only_a_policy_that_terminated_teaches_it(tmp_path, recorded):
   assert ends == [0, 0, 0, 0, 1, 0, 0, 0, 0]
 
 
+def test_a_state_that_the_policy_does_not_read_is_left_out(tmp_path, said):
+  log = episode(1, 3, True)
+  state = np.zeros(7, np.float32)
+  for i, step in enumerate(log.steps):
+    seen = step.observation._replace(state=state)
+    log.steps[i] = step._replace(observation=seen)
+  robot_log.write(tmp_path / "episodes", log, said, HZ)
+  source = open_source(imported(tmp_path), "train", ObservationSpec())
+  assert len(source) == 3
+
+
 def test_episodes_of_another_robot_are_named(tmp_path, recorded, said):
   other = said | {"action_units": ["mm"] * 8}
   log = episode(3, 3, True)
