@@ -58,8 +58,9 @@ def imported(tmp_path):
   return SourceConfig("robot.json", str(folder))
 
 
-def test_what_was_carried_out_is_what_is_trained_on(tmp_path, recorded):
+def test_what_was_carried_out_is_what_is_trained_on(tmp_path, recorded, capsys):
   config = imported(tmp_path)
+  assert "gripper" not in capsys.readouterr().out  # robot.json says that it is
   assert config.robot.space.dimensions == RT2.dimensions  # the same tokens
   assert config.robot.rate_hz == HZ
   source = open_source(config, "train", ObservationSpec())
