@@ -31,9 +31,27 @@ def read(name: str) -> dict[str, Any]:
   get_config = runpy.run_path(find(path))["get_config"]
   try:
     config = get_config(argument) if argument else get_config()
-  except ValueError as error:
-    raise UserError(f"--config={name}: {error}") from error
+  except (TypeError, ValueError) as error:
+    if words := mistake(error, argument):
+      raise UserError(f"--config={name}: {words}") from error
+    raise
   return config.to_dict()
+
+
+def mistake(error: Exception, argument: str) -> str:
+  """Says why `get_config` refused its argument; "": the file has a bug.
+
+  Args:
+    error: with the traceback of who called `get_config`.
+    argument: "" for none.
+  """
+  if isinstance(error, ValueError):
+    return str(error) if argument else ""
+  if error.__traceback__.tb_next:
+    return ""  # the call itself was right
+  if argument:
+    return f"got the argument {argument!r}, expected none; leave it out"
+  return "got no argument, expected one: --config=FILE:ARGUMENT"
 
 
 def find(path: str) -> str:

@@ -77,7 +77,14 @@ class _Parser(flags.ArgumentParser):
     path = config_file.find(file)
     if not pathlib.Path(path).is_file():
       raise ValueError("got no such file, expected one such as configs/x.py")
-    self.stated = self._files.parse(path + separator + rest).to_dict()
+    try:
+      self.stated = self._files.parse(path + separator + rest).to_dict()
+    except (TypeError, ValueError) as error:
+      # Its words hold a traceback, which only a bug needs.
+      cause = error.__context__
+      if words := cause and config_file.mistake(cause, rest):
+        raise ValueError(words) from error
+      raise
     whole = with_defaults(self.stated)
     for name in _overridden():
       check_field(whole, name)

@@ -67,6 +67,18 @@ def test_an_unknown_field_of_the_config_is_one_message(program, name, parts):
     assert said.count(part) == 1, said
 
 
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    ("rt2_paligemma_3b_one_gpu:48", "got '48' GB, expected one of 24, 40, 80"),
+    ("bridge_debug:48", "got the argument '48', expected none"),
+  ],
+)
+def test_a_wrong_argument_of_a_config_is_one_message(config, message):
+  said = fail("launch/show_batch.py", f"--config={config}")
+  assert message in said and "Traceback" not in said
+
+
 STATED = """
 import json
 from absl import app
