@@ -26,7 +26,7 @@ UNGATED, GATED = "not of a gated MLP", "of a gated MLP"
 # Rematerialization: which products with weights a layer keeps for the backward
 # pass, beside its input; None keeps everything. "dots" costs memory and saves
 # "full" a fifth of the arithmetic. "ungated" leaves out the decoder's MLP: of
-# what "dots" keeps and saves, half in the 55B and three quarters in a 3B.
+# what "dots" keeps and saves, half in the 55B and more in a 3B.
 REMAT: Mapping[str, tuple[str, ...] | None] = MappingProxyType(
   {"none": None, "full": (), "ungated": (UNGATED,), "dots": (UNGATED, GATED)}
 )
