@@ -18,6 +18,7 @@ from absl import app, flags
 
 from launch import experiment_flag, program
 from rt2_jax import hosts, platforms, profiling, training
+from rt2_jax.errors import UserError
 from rt2_jax.fields import construct
 from rt2_jax.storage import Path, locate
 from rt2_jax.trackers import TrackingConfig
@@ -52,6 +53,12 @@ def main():
   workdir = locate(_WORKDIR.value, "--workdir")
   steps = _PROFILE_STEPS.value
   profiled = profiling.parse_steps(steps) if steps else range(0)
+  for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
+    if flag.present and not _MULTIHOST.value:
+      raise UserError(
+        f"got --{flag.name} without --multihost, with which one process would "
+        "train alone; add --multihost"
+      )
   if _MULTIHOST.value:
     hosts.join(
       _COORDINATOR.value,

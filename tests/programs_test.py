@@ -35,6 +35,7 @@ def fail(*command: str) -> str:
     (["--config=configs/nope.py", "--workdir=x"], "nope.py"),
     ([CONFIG, "--workdir=x", "--config.batch_size=big"], "batch_size"),
     ([CONFIG, "--workdir=x", "extra"], "expected flags only"),
+    ([CONFIG, "--workdir=x", "--process_id=0"], "add --multihost"),
   ],
 )
 def test_train_names_a_wrong_flag(flags, message, tmp_path):
