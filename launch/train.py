@@ -56,8 +56,8 @@ def main():
   for flag in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID):
     if flag.present and not _MULTIHOST.value:
       raise UserError(
-        f"got --{flag.name} without --multihost, with which one process would "
-        "train alone; add --multihost"
+        f"got --{flag.name} without --multihost, expected both: this process "
+        "would train alone; add --multihost"
       )
   if _MULTIHOST.value:
     hosts.join(

@@ -128,6 +128,7 @@ def test_every_field_of_every_config_can_be_overridden():
     "sources.bridge.weight": 2.0,
     "sources.bridge.statistics": str(ROOT / "data/stats/bridge_debug.json"),
     "sources.bridge.filters.drop_noops": True,
+    "sources.bridge.bounds": "q01_q99",
     "mesh.fsdp": -1,
   }
   got, other_hash = fields_of(
