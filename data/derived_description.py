@@ -6,7 +6,8 @@ Shapes: N steps, n numbers of each.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,10 @@ import numpy as np
 from data.compute_stats import suggested_bounds
 from data.recordings import Column, Layout
 from rt2_jax.errors import UserError, unknown_name
+from rt2_jax.input_pipeline import description
 
 AS_RECORDED = "as recorded"  # the unit of numbers whose unit nobody states
+_NAMED = 5  # numbers that a piece of advice lists
 _BEYOND = 0.1  # of a gripper's range that recordings may go beyond it
 
 
@@ -127,6 +130,24 @@ def derive(
       for i, c in enumerate(layout.state)
     ]
   return described
+
+
+def advice(layout: Layout, folder: Path) -> Iterator[str]:
+  """Names what could not be derived, and where to say it."""
+  unsaid = [c.name for c in layout.action if not c.unit and not c.gripper]
+  if unsaid:
+    more = " …" if len(unsaid) > _NAMED else ""
+    yield (
+      f"the unit of {', '.join(unsaid[:_NAMED])}{more} is not known: write it "
+      f"into {folder / description.FILE}"
+    )
+  for column in layout.action:
+    if "gripper" in column.name and not column.gripper:
+      yield (
+        f"{column.name} is treated as any number; if it is a gripper, say so "
+        f"in {description.FILE}, or import with --gripper={column.name}="
+        "OPEN:CLOSED"
+      )
 
 
 def _describe(

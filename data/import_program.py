@@ -92,6 +92,8 @@ def import_recordings(
   local_copies.publish(unfinished, folder)
   if unfinished.exists():  # a bucket holds a copy
     shutil.rmtree(unfinished)
+  for advice in () if given else derived_description.advice(layout, folder):
+    print(advice)
   return folder
 
 
@@ -263,19 +265,6 @@ def _report(folder: Path, written: Mapping[Shard, Written], layout: Layout):
     f"{size / 1e6:.1f} MB; cameras {', '.join(layout.cameras)}; "
     f"{len(layout.action)} numbers of an action, {len(layout.state)} of a state"
   )
-  unsaid = [c.name for c in layout.action if not c.unit and not c.gripper]
-  if unsaid:
-    print(
-      f"the unit of {', '.join(unsaid[:_NAMED])}{' …' * (len(unsaid) > _NAMED)}"
-      f" is not known: write it into {folder / description.FILE}"
-    )
-  for column in layout.action:
-    if "gripper" in column.name and not column.gripper:
-      print(
-        f"{column.name} is treated as any number; if it is a gripper, say so "
-        f"in {description.FILE}, or import with --gripper={column.name}="
-        "OPEN:CLOSED"
-      )
 
 
 def run(recordings: Recordings, args: flags.FlagValues):

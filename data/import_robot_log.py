@@ -59,10 +59,14 @@ class RobotLogRecordings:
           "import the episodes of another robot by themselves"
         )
     steps = len(arrays["action"])
+    # A state that the policy does not read has neither names nor units.
+    state = np.empty((steps, 0), np.float32)
+    if self.layout.state:
+      state = arrays["state"]
     return Recording(
       about["instructions"],
       arrays["action"],
-      arrays.get("state", np.empty((steps, 0), np.float32)),
+      state,
       {c: arrays[f"image_{c}"] for c in self.layout.cameras},
       np.arange(steps) / about["rate_hz"],
     )

@@ -219,8 +219,9 @@ def _existing(path: Path) -> Path:
 
 
 def _read_json(path: Path) -> Any:
+  file = _existing(path)
   try:
-    return json.loads(_existing(path).read_text(encoding="utf-8"))
+    return json.loads(file.read_text(encoding="utf-8"))
   except ValueError as error:
     raise UserError(f"{path}: got no JSON ({error}); copy it again") from error
 

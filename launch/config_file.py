@@ -13,6 +13,7 @@ import re
 import runpy
 import sys
 import types
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rt2_jax import shipped
@@ -30,16 +31,26 @@ def read(name: str) -> dict[str, Any]:
     sys.modules["ml_collections"] = stand_in()
   path, _, argument = name.partition(":")
   get_config = runpy.run_path(find(path))["get_config"]
-  if argument and not inspect.signature(get_config).parameters:
-    raise UserError(
-      f"got --config={name}, expected {path} alone, whose get_config takes no "
-      "argument; set a field with --config.FIELD=VALUE instead"
-    )
+  arguments = [argument] if argument else []
+  _check_count(path, get_config, arguments)
   try:
-    config = get_config(argument) if argument else get_config()
+    config = get_config(*arguments)
   except ValueError as error:
     raise UserError(f"--config={name}: {error}") from error
   return config.to_dict()
+
+
+def _check_count(path: str, get_config: Callable, arguments: Sequence[str]):
+  try:
+    inspect.signature(get_config).bind(*arguments)
+  except TypeError as error:
+    expected = (
+      "no argument" if arguments else "an argument, as in FILE:ARGUMENT"
+    )
+    raise UserError(
+      f"got --config={':'.join([path, *arguments])}, expected {expected}: "
+      f"get_config is given {len(arguments)} ({error})"
+    ) from error
 
 
 def find(path: str) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -49,6 +49,19 @@ def read() -> dict[str, Any]:
   return without_defaults(flag.value.to_dict(), flag.parser.stated)
 
 
+def arguments() -> Iterator[str]:
+  """Yields each text of the config as the argument that would set it."""
+
+  def texts(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+      for field, inner in value.items():
+        yield from texts(f"{name}.{field}", inner)
+    elif isinstance(value, str):
+      yield f"--{name}={value}"
+
+  return texts(_NAME, read())
+
+
 class _Parser(flags.ArgumentParser):
   """Reads a config file and fills in the defaults.
 
@@ -65,16 +78,16 @@ class _Parser(flags.ArgumentParser):
     path = config_file.find(file)
     if not pathlib.Path(path).is_file():
       raise ValueError("got no such file, expected one such as configs/x.py")
-    if rest:
-      # ml_collections shows a traceback: right for a bug of the file, such as a
-      # TypeError, and not for an argument that it refuses.
-      with contextlib.suppress(TypeError):
-        config_file.read(path + separator + rest)
+    # ml_collections shows a traceback: right for a bug of the file, such as a
+    # TypeError, and not for an argument that it refuses.
+    with contextlib.suppress(TypeError):
+      config_file.read(path + separator + rest)
     self.stated = self._files.parse(path + separator + rest).to_dict()
     whole = with_defaults(self.stated)
-    for name in _overridden():
+    names = list(_overridden())
+    for name in names:
       check_field(whole, name)
-    return ml_collections.ConfigDict(_settable(whole)).lock()
+    return ml_collections.ConfigDict(_settable(whole, names)).lock()
 
   def flag_type(self) -> str:
     return self._files.flag_type()
@@ -109,12 +122,25 @@ def check_field(config: Mapping[str, Any], name: str):
     place, part = f"{place}.{key}", part[key]
 
 
-def _settable(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """Lets fields of no certain type (None, {}) take any; readers check them."""
+def _settable(
+  fields: Mapping[str, Any], given: Collection[str], within: str = ""
+) -> dict[str, Any]:
+  """Lets fields of no certain type take any value; readers check them.
 
-  def settable(value):
-    if value is None or value == {}:
+  Those are None, {}, and bounds that are set as a whole: they may be a name.
+
+  Args:
+    fields: of the config, or of its part `within`.
+    given: fields that a flag sets, such as "sources.bridge.bounds".
+    within: "" or a place with a dot at its end.
+  """
+
+  def settable(place, value):
+    is_bounds = place.endswith(".bounds") and place in given
+    if value is None or value == {} or is_bounds:
       return ml_collections.FieldReference(value, field_type=object)
-    return _settable(value) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+      return _settable(value, given, f"{place}.")
+    return value
 
-  return {name: settable(value) for name, value in fields.items()}
+  return {n: settable(f"{within}{n}", value) for n, value in fields.items()}

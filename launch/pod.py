@@ -12,7 +12,8 @@ The first argument is a command:
 --backend=local starts --num_processes on this machine, to try several hosts:
 
   python launch/pod.py run --backend=local --num_processes=4 \\
-    --config=configs/bridge_debug.py --workdir=/tmp/run
+    --config=configs/bridge_debug.py --config.batch_size=48 \\
+    --config.sources.bridge.path=/data/bridge_debug --workdir=/tmp/run
 
 All flags of launch/train.py may follow; they are checked here and handed on.
 Ask --dry_run for the commands that a call would run. See docs/pods.md.
@@ -173,7 +174,8 @@ def make_job() -> Job:
     print(warning, file=sys.stderr)
   arguments = [*train_arguments(sys.argv), f"--workdir={workdir()}"]
   if _BACKEND.value in ("local", "slurm"):
-    code.check_paths(arguments, shipped, here)
+    written = [*arguments, *experiment_flag.arguments()]
+    code.check_paths(written, shipped, here)
   return Job(
     run_name(), shipped, "launch/train.py", arguments, _MAX_RESTARTS.value
   )

@@ -10,6 +10,7 @@ import shlex
 import nbformat
 import pytest
 
+from configs import quickstart
 from tests import commands_test
 from tests.conftest import ROOT
 
@@ -19,6 +20,17 @@ OURS = ("rt2_jax", "configs", "data", "launch")
 # A line for the shell; its output may have a name.
 SHELL = re.compile(r"^( *)(?:\w+ = )?[!%](.*)$", re.M)
 known = commands_test.known  # a fixture: targets, and a config's fields
+
+
+def test_the_quick_start_that_the_notebooks_speak_of_is_its_config():
+  notebook = nbformat.read(ROOT / "colabs/03_train_in_miniature.ipynb", 4)
+  text = " ".join(cell.source for cell in notebook.cells)
+  steps = quickstart.get_config().num_steps
+  assert f"`make quickstart` trains for {steps:,}" in text
+  (minutes,) = re.findall(
+    r"(\d+) minutes", (ROOT / "docs/index.md").read_text()
+  )
+  assert f": {minutes} minutes" in (ROOT / "docs/notebooks.md").read_text()
 
 
 def code_cells(notebook) -> list:

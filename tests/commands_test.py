@@ -10,6 +10,9 @@ import shlex
 
 import pytest
 
+from launch import config_file
+from rt2_jax.clusters.code import check_name
+from rt2_jax.errors import UserError
 from rt2_jax.train_config import with_defaults
 from tests.conftest import ROOT
 
@@ -25,6 +28,8 @@ PROGRAMS = [
 BLOCK = re.compile(r"^ *```bash\n(.*?)^ *```", re.M | re.S)
 INDENTED = re.compile(r"^ +(python3? (?:\\\n|.)*)", re.M)
 INLINE = re.compile(r"`((?:python3?|make|rt2-[\w-]+) [^`]+)`")
+LOCAL = ["python", "launch/pod.py", "run", "--backend=local"]
+LOCAL += ["--config=configs/bridge_debug.py"]
 # Flags that absl, or ml_collections for a config's fields, define.
 EVERYWHERE = {"help", "flagfile", "config"}
 
@@ -102,6 +107,22 @@ def config_fields() -> set[str]:
   return names
 
 
+def check_pod(arguments: list[str]):
+  """Checks what pod.py checks at its start, and each host's rows."""
+  given = dict(
+    argument[2:].split("=", 1) for argument in arguments if "=" in argument
+  )
+  check_name(given.get("name", "x"))
+  if given.get("backend") != "local":
+    return
+  config = config_file.read(given["config"])
+  for name, source in config["sources"].items():
+    path = given.get(f"config.sources.{name}.path", source["path"])
+    assert path.startswith(("/", "$")), f"{path} is not in the shipped code"
+  rows = int(given.get("config.batch_size", config["batch_size"]))
+  assert rows % int(given["num_processes"]) == 0, arguments
+
+
 def check(words: list[str], targets: set[str], fields: set[str]):
   if words[0] == "make":
     for word in words[1:]:
@@ -127,6 +148,8 @@ def check(words: list[str], targets: set[str], fields: set[str]):
     if name == "config" and value.startswith("configs/"):
       file = value.partition(":")[0]
       assert file == "configs/x.py" or (ROOT / file).is_file(), words
+  if path.name == "pod.py":
+    check_pod(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +171,11 @@ def test_commands_are_found_and_wrong_ones_refused(known):
     ["make", "quikstart"],
     *commands("`rt2-trian --help`"),
     *commands("`rt2-train --workdri=x`"),
+    [*LOCAL, "--config.sources.bridge.path=/x", "--num_processes=4"],
+    [*LOCAL, "--num_processes=2"],
+    ["python", "launch/pod.py", "create", "--name=3b"],
   ):
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, UserError)):
       check(wrong, *known)
 
 

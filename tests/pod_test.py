@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from rt2_jax.clusters.code import check_name
 from tests.conftest import ROOT
 
 CONFIG = "--config=configs/rt2_paligemma_3b.py:gs://bucket/data"
@@ -58,9 +57,15 @@ def test_mistakes_are_named_before_anything_starts(arguments, message):
   assert re.search(message, done.stderr), done.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/pods.md"])
-def test_the_runs_that_a_page_starts_have_names_that_are_taken(page):
-  text = (ROOT / page).read_text()
-  commands = re.findall(r"launch/pod\.py (?:[^\n]*\\\n)*[^\n]*", text)
-  names = re.findall(r"--name=(\S+)", " ".join(commands))
-  assert names and all(map(check_name, names))
+def test_a_relative_path_that_the_config_states_is_refused(tmp_path):
+  config = tmp_path / "arm.py"
+  config.write_text(
+    "import ml_collections\n\n\ndef get_config():\n"
+    "  source = {'dataset': 'bridge', 'path': 'tests/../.git'}\n"
+    "  return ml_collections.ConfigDict({'sources': {'arm': source}})\n"
+  )
+  run = ("run", f"--config={config}", "--workdir=runs/x", "--allow_dirty")
+  done = pod(*run, "--backend=local", "--dry_run")
+  assert done.returncode == 1 and "Traceback" not in done.stderr
+  said = f"got --config.sources.arm.path=.*; write '{ROOT}/.git'"
+  assert re.search(said, done.stderr), done.stderr

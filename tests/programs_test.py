@@ -79,6 +79,18 @@ def test_an_unknown_field_of_the_config_is_one_message(program, name, parts):
     assert said.count(part) == 1, said
 
 
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    ("rt2_paligemma_3b_one_gpu:48", "got '48' GB, expected one of 24, 40, 80"),
+    ("bridge_debug:48", "bridge_debug.py:48, expected no argument"),
+  ],
+)
+def test_a_wrong_argument_of_a_config_is_one_message(config, message):
+  said = fail("launch/show_batch.py", f"--config={config}")
+  assert message in said and "Traceback" not in said
+
+
 STATED = """
 import json
 from absl import app
@@ -127,6 +139,7 @@ def test_every_field_of_every_config_can_be_overridden():
     "sources.bridge.weight": 2.0,
     "sources.bridge.statistics": str(ROOT / "data/stats/bridge_debug.json"),
     "sources.bridge.filters.drop_noops": True,
+    "sources.bridge.bounds": "q01_q99",
     "mesh.fsdp": -1,
   }
   got, other_hash = fields_of(

@@ -48,10 +48,21 @@ def test_a_shipped_config_is_named_without_its_folder(elsewhere):
   assert config_file.find("quickstart") == "quickstart"
 
 
-@pytest.mark.parametrize("config", ["rt1_debug", "rt2_paligemma_3b_one_gpu"])
+@pytest.mark.parametrize(
+  "config", ["rt1_debug", "rt2_paligemma_3b_one_gpu", "bridge_debug"]
+)
 def test_an_argument_that_a_config_does_not_take_is_named(config):
-  with pytest.raises(UserError, match=f"--config={config}:x2: got 'x2'.*expec"):
+  with pytest.raises(UserError, match=f"--config={config}:x2.* expected"):
     config_file.read(f"{config}:x2")
+
+
+def test_a_bug_of_a_config_keeps_its_traceback(tmp_path):
+  file = tmp_path / "mine.py"
+  file.write_text("def get_config(a):\n  return 'x' + len(a)\n")
+  with pytest.raises(UserError, match="expected FILE:ARGUMENT"):
+    config_file.read(str(file))
+  with pytest.raises(TypeError, match="concatenate"):
+    config_file.read(f"{file}:a")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What is shipped is what is committed."""
 
+import os
+
 import pytest
 
 from rt2_jax.clusters.code import check_name, check_paths, committed
@@ -52,6 +54,8 @@ def test_relative_paths_that_only_this_folder_has_are_refused(
   code, _ = committed(repository, allow_dirty=False)
   (repository / "data").mkdir()
   (repository / "data/x").write_text("")
+  (tmp_path / "beside").mkdir()
+  beside = os.path.relpath(tmp_path / "beside", repository)
   fine = ["--config=train.py", "--config.seed=3", "--a=gs://data/x", "--b"]
   check_paths([*fine, f"--c={repository}/data/x"], code, repository)
   (tmp_path / "data").mkdir()
@@ -63,6 +67,8 @@ def test_relative_paths_that_only_this_folder_has_are_refused(
   ):
     with pytest.raises(UserError, match=f"'{place}/data.*', or commit"):
       check_paths([*fine, argument], code, repository)
+  with pytest.raises(UserError, match=f"'{tmp_path}/beside', or commit"):
+    check_paths([f"--config.sources.x.path={beside}"], code, repository)
 
 
 @pytest.mark.parametrize(

@@ -373,3 +373,10 @@ def test_writers_travel_to_other_processes(tmp_path, root):
   recordings = import_lerobot.open_recordings(str(root), CHOSEN)
   writer = ShardWriter(recordings, None, None, tmp_path)
   assert pickle.loads(pickle.dumps(writer)) == writer
+
+
+def test_another_folder_is_not_taken_for_a_damaged_one(tmp_path):
+  with pytest.raises(UserError) as error:
+    import_lerobot.open_recordings(str(tmp_path))
+  expected = f"got no file {tmp_path}/meta/info.json, expected a LeRobot folder"
+  assert str(error.value) == expected

@@ -58,8 +58,9 @@ def imported(tmp_path):
   return SourceConfig("robot.json", str(folder))
 
 
-def test_what_was_carried_out_is_what_is_trained_on(tmp_path, recorded):
+def test_what_was_carried_out_is_what_is_trained_on(tmp_path, recorded, capsys):
   config = imported(tmp_path)
+  assert "gripper" not in capsys.readouterr().out  # robot.json says that it is
   assert config.robot.space.dimensions == RT2.dimensions  # the same tokens
   assert config.robot.rate_hz == HZ
   source = open_source(config, "train", ObservationSpec())
@@ -76,6 +77,17 @@ def test_only_a_policy_that_terminated_teaches_it(tmp_path, recorded):
   source = open_source(imported(tmp_path), "train", ObservationSpec())
   ends = [source.chunks([i], 1)[0][0, 0] for i in range(len(source))]
   assert ends == [0, 0, 0, 0, 1, 0, 0, 0, 0]
+
+
+def test_a_state_that_the_policy_does_not_read_is_left_out(tmp_path, said):
+  log = episode(1, 3, True)
+  state = np.zeros(7, np.float32)
+  for i, step in enumerate(log.steps):
+    seen = step.observation._replace(state=state)
+    log.steps[i] = step._replace(observation=seen)
+  robot_log.write(tmp_path / "episodes", log, said, HZ)
+  source = open_source(imported(tmp_path), "train", ObservationSpec())
+  assert len(source) == 3
 
 
 def test_episodes_of_another_robot_are_named(tmp_path, recorded, said):
