@@ -44,9 +44,7 @@ def _check_count(path: str, get_config: Callable, arguments: Sequence[str]):
   try:
     inspect.signature(get_config).bind(*arguments)
   except TypeError as error:
-    expected = (
-      "no argument" if arguments else "an argument, as in FILE:ARGUMENT"
-    )
+    expected = "no argument" if arguments else "FILE:ARGUMENT"
     raise UserError(
       f"got --config={':'.join([path, *arguments])}, expected {expected}: "
       f"get_config is given {len(arguments)} ({error})"
