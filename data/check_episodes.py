@@ -40,6 +40,7 @@ _TEMPLATE = Path(__file__).with_name("episodes.html.jinja")
 CHECKS = (
   record_checks.check_counts,
   record_checks.check_texts,
+  record_checks.check_words,
   action_checks.check_bounds,
   action_checks.check_dimensions,
   action_checks.check_grippers,

@@ -13,10 +13,13 @@ import numpy as np
 
 from data.findings import PLACES, Finding, stretches
 from data.recorded_episodes import RecordedSplit
+from rt2_jax.errors import UserError
+from rt2_jax.tokenizer import Tokenizer
 
 _GAP = 1.5  # times the usual time between steps
 _HANGS_S = 2.0  # a camera that shows one picture for so long
 _MAX_CHARACTERS = 200  # of an instruction
+_TOKENIZER = "data/small_tokenizer.model"
 
 
 def check_counts(split: RecordedSplit) -> Iterator[Finding]:
@@ -76,6 +79,26 @@ def check_texts(split: RecordedSplit) -> Iterator[Finding]:
       f"{len(several):,} differ in capitals, spaces or full stops alone; write "
       "them alike, or keep them on purpose.",
       places=tuple(" | ".join(map(repr, t)) for t in several[:PLACES]),
+    )
+
+
+def check_words(split: RecordedSplit) -> Iterator[Finding]:
+  """Finds instructions that tokenizing refuses, such as one with `<eos>`.
+
+  The small tokenizer has Gemma's control words.
+  """
+  tokenizer, places = Tokenizer.from_file(_TOKENIZER), []
+  for text in dict.fromkeys(t for e in split.episodes for t in e.texts):
+    try:
+      tokenizer.encode(text)
+    except UserError as problem:
+      places.append(str(problem))
+  if places:
+    yield Finding(
+      "instructions that cannot be written",
+      f"{len(places):,} hold what training refuses; change these texts.",
+      is_error=True,
+      places=tuple(places[:PLACES]),
     )
 
 

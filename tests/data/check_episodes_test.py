@@ -141,6 +141,10 @@ def writes_otherwise(episode):
   episode["texts"] = ["Wave at the  door."] * LENGTH
 
 
+def says_a_control_word(episode):
+  episode["texts"] = ["wave at the <eos> door"] * LENGTH
+
+
 def is_not_utf8(episode):
   episode["texts"] = [b"caf\xe9"] * LENGTH
 
@@ -165,6 +169,7 @@ def is_undecodable(episode):
     (says_nothing, "empty instructions", True),
     (says_too_much, "long instructions", False),
     (writes_otherwise, "one instruction, several spellings", False),
+    (says_a_control_word, "instructions that cannot be written", True),
     (is_not_utf8, "damaged episodes", True),
     (has_a_nan, "damaged episodes", True),
     (is_undecodable, "pictures of primary do not decode", True),
