@@ -278,6 +278,21 @@ def test_a_part_of_a_split(tmp_path):
     read_split(config, "train[2:]")
 
 
+def test_a_folder_is_named_as_in_a_config(tmp_path, monkeypatch):
+  """By ~, and by the folder of a single version; a shard may be stated empty.
+
+  TensorFlow's writer leaves a file of no bytes.
+  """
+  folder = tmp_path / "desk/1.0.0"
+  episodes = [features(recorded(seed)) for seed in range(4)]
+  tiny_datasets.write(folder, episodes, "desk", num_shards=5)
+  (folder / "robot.json").write_text(json.dumps(ROBOT))
+  monkeypatch.setenv("HOME", str(tmp_path))
+  split = read_split(SourceConfig("robot.json", "~/desk"), "train")
+  assert check_episodes.check(split) == []
+  assert (split.stated, split.found) == (4, 4)
+
+
 def test_the_page_and_the_exit_code(tmp_path):
   """Texts of a data set are no HTML; figures stand in the page."""
 
