@@ -103,14 +103,22 @@ def check_words(split: RecordedSplit) -> Iterator[Finding]:
 
 
 def check_times(split: RecordedSplit) -> Iterator[Finding]:
-  """Finds gaps between time stamps, and a rate other than the stated one."""
+  """Finds stamps that stand still or leave gaps, and a rate not as stated."""
   stamped = [e for e in split.episodes if e.timestamp is not None]
   steps = [np.diff(e.timestamp) for e in stamped if len(e.timestamp) > 1]
   if not steps:
     return
   usual = float(np.median(np.concatenate(steps)))
+  if usual <= 0:
+    yield Finding(
+      "time stamps stand still",
+      "Most are that of the step before, so that neither the rate nor lost "
+      "steps can be seen. float32 tells Unix seconds apart by 128: record "
+      "float64, or seconds since the episode's start.",
+    )
+    return
   rate = split.robot.rate_hz
-  if rate and usual > 0 and abs(1 / usual / rate - 1) > 0.05:
+  if rate and abs(1 / usual / rate - 1) > 0.05:
     yield Finding(
       "another rate",
       f"Steps are {usual:.4f} s apart, {1 / usual:.2f} per second, and rate_hz "

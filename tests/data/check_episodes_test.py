@@ -234,6 +234,15 @@ def test_numbers_that_never_change_and_that_are_cut_off(tmp_path):
   }
 
 
+def test_unix_seconds_of_32_bits_tell_no_time(tmp_path):
+  episodes = [recorded(seed) for seed in range(4)]
+  for episode in episodes:
+    episode["timestamp"] = np.float32(episode["timestamp"] + 1.7e9)
+  tiny_datasets.write(tmp_path, [features(e) for e in episodes], "desk")
+  (tmp_path / "robot.json").write_text(json.dumps(ROBOT))
+  assert found(tmp_path) == {"time stamps stand still": False}
+
+
 def test_a_joint_at_rest_need_not_be_followed(tmp_path):
   """The arm that a task does not use: what its sensor says is noise."""
   episodes = [recorded(seed) for seed in range(4)]
