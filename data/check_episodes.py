@@ -40,6 +40,7 @@ _TEMPLATE = Path(__file__).with_name("episodes.html.jinja")
 CHECKS = (
   record_checks.check_counts,
   record_checks.check_texts,
+  record_checks.check_words,
   action_checks.check_bounds,
   action_checks.check_dimensions,
   action_checks.check_grippers,
@@ -61,7 +62,7 @@ def check(split: RecordedSplit) -> list[Finding]:
 
 def check_pictures(split: RecordedSplit) -> Iterator[Finding]:
   """Decodes a picture of each camera in every episode."""
-  storage = open_storage(split.config.path)
+  storage = open_storage(split.config.folder)
   bad: dict[str, list[str]] = {}
   for episode in split.episodes:
     pictures = storage.read(episode.shown)
@@ -149,7 +150,7 @@ def _pictures(split: RecordedSplit) -> Iterator[dict[str, str]]:
   if not split.episodes:
     return
   episode = split.episodes[len(split.episodes) // 2]
-  storage = open_storage(split.config.path)
+  storage = open_storage(split.config.folder)
   for camera, data in zip(
     split.robot.cameras, storage.read(episode.shown), strict=True
   ):
@@ -207,7 +208,9 @@ def main():
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("path", None, "A TFDS version folder", required=True)
+  flags.DEFINE_string(
+    "path", None, "Its version folder, or that above", required=True
+  )
   flags.DEFINE_string("dataset", FILE, "What the records mean")
   flags.DEFINE_string("split", "train", "Which split")
   flags.DEFINE_string("output", "check.html", "The page")

@@ -106,7 +106,13 @@ class Hdf5Recordings:
   def _pictures(self, path: Path, place: str) -> Iterator[Picture]:
     """Yields pictures one by one: all of an episode may fill the memory."""
     with hdf5_formats.opened(path) as file:
-      yield from map(functools.partial(self._picture, place), file[place])
+      stored = file[place]
+      if not isinstance(stored, h5py.Dataset) or not stored.shape:
+        raise UserError(
+          f"got {stored} in place of pictures, expected one for each step; "
+          "leave this camera out with --cameras"
+        )
+      yield from map(functools.partial(self._picture, place), stored)
 
   def _picture(self, place: str, stored: np.ndarray | bytes) -> Picture:
     """Reads a picture that is an array, or a file padded to some length."""
@@ -116,7 +122,7 @@ class Hdf5Recordings:
       if is_jpeg(data) and not self.known.turned:
         return data.rstrip(b"\0")
       stored = decode(data)
-    if stored.dtype != np.uint8 or stored.shape[-1] != 3:
+    if stored.dtype != np.uint8 or stored.ndim != 3 or stored.shape[-1] != 3:
       raise UserError(
         f"got pictures {stored.dtype}{list(stored.shape)} in {place}, expected "
         "uint8[H, W, 3] or encoded ones; leave this camera out with --cameras"

@@ -73,7 +73,7 @@ def import_recordings(
   settings = records | {"description": options.description() | {"robot": given}}
   is_whole = _is_whole(unfinished, settings)
   if folder.exists() and not is_whole:
-    check_settings(folder, settings)
+    check_settings(folder, settings, description.FILE)
     print(f"{folder} holds these episodes already")
     return folder
   if not is_whole:

@@ -85,6 +85,7 @@ class LeRobotFolder:
       read = _read_new_meta if version.startswith("v3") else _read_old_meta
       episodes, tasks = read(root / "meta")
       _check_fields(info, episodes)
+      episodes = _without_copies(root, episodes)
     except UserError:
       raise
     except _MALFORMED as error:
@@ -182,6 +183,23 @@ def _check_fields(info: Mapping[str, Any], episodes: Sequence[Mapping]):
   fields += [row["episode_index"] for row in episodes]
   if not float(info["fps"]) > 0:
     raise ValueError(f"fps = {info['fps']}")
+
+
+def _without_copies(root: Path, episodes: Sequence[Mapping]) -> list[Mapping]:
+  """Lists each episode once: a recorder that goes on may add a line again.
+
+  Raises:
+    UserError: two lines say different things of an episode.
+  """
+  known: dict[int, Mapping] = {}
+  for row in episodes:
+    index = row["episode_index"]
+    if known.setdefault(index, row) != row:
+      raise UserError(
+        f"{root / 'meta'}: got two lines of episode {index}, {known[index]} "
+        f"and {row}, expected one; remove the wrong one"
+      )
+  return list(known.values())
 
 
 def _read_old_meta(folder: Path) -> tuple[list[dict], dict[int, str]]:

@@ -13,10 +13,13 @@ import numpy as np
 
 from data.findings import PLACES, Finding, stretches
 from data.recorded_episodes import RecordedSplit
+from rt2_jax.errors import UserError
+from rt2_jax.tokenizer import Tokenizer
 
 _GAP = 1.5  # times the usual time between steps
 _HANGS_S = 2.0  # a camera that shows one picture for so long
 _MAX_CHARACTERS = 200  # of an instruction
+_TOKENIZER = "data/small_tokenizer.model"
 
 
 def check_counts(split: RecordedSplit) -> Iterator[Finding]:
@@ -79,15 +82,43 @@ def check_texts(split: RecordedSplit) -> Iterator[Finding]:
     )
 
 
+def check_words(split: RecordedSplit) -> Iterator[Finding]:
+  """Finds instructions that tokenizing refuses, such as one with `<eos>`.
+
+  The small tokenizer has Gemma's control words.
+  """
+  tokenizer, places = Tokenizer.from_file(_TOKENIZER), []
+  for text in dict.fromkeys(t for e in split.episodes for t in e.texts):
+    try:
+      tokenizer.encode(text)
+    except UserError as problem:
+      places.append(str(problem))
+  if places:
+    yield Finding(
+      "instructions that cannot be written",
+      f"{len(places):,} hold what training refuses; change these texts.",
+      is_error=True,
+      places=tuple(places[:PLACES]),
+    )
+
+
 def check_times(split: RecordedSplit) -> Iterator[Finding]:
-  """Finds gaps between time stamps, and a rate other than the stated one."""
+  """Finds stamps that stand still or leave gaps, and a rate not as stated."""
   stamped = [e for e in split.episodes if e.timestamp is not None]
   steps = [np.diff(e.timestamp) for e in stamped if len(e.timestamp) > 1]
   if not steps:
     return
   usual = float(np.median(np.concatenate(steps)))
+  if usual <= 0:
+    yield Finding(
+      "time stamps stand still",
+      "Most are that of the step before, so that neither the rate nor lost "
+      "steps can be seen. float32 tells Unix seconds apart by 128: record "
+      "float64, or seconds since the episode's start.",
+    )
+    return
   rate = split.robot.rate_hz
-  if rate and usual > 0 and abs(1 / usual / rate - 1) > 0.05:
+  if rate and abs(1 / usual / rate - 1) > 0.05:
     yield Finding(
       "another rate",
       f"Steps are {usual:.4f} s apart, {1 / usual:.2f} per second, and rate_hz "

@@ -89,12 +89,13 @@ def read_split(config: SourceConfig, split: str) -> RecordedSplit:
   Raises:
     UserError: no such data set, or a description that does not fit it.
   """
-  storage = open_storage(config.path)
-  found = splits.find_split(storage, config.path, split)
+  storage = open_storage(config.folder)
+  folder = splits.version_folder(storage, config.folder)
+  found = splits.find_split(storage, folder, split)
   check_name(config.dataset, config.folder, found.dataset, storage)
   robot, damaged, episodes, count = config.robot, [], [], 0
-  bar = tqdm.tqdm(found.shards, unit=" shards", mininterval=1)
   spans = _spans(found)
+  bar = tqdm.tqdm(found.shards, unit=" shards", mininterval=1)
   for shard, (first, stop) in zip(bar, spans, strict=True):
     if first == stop:
       continue
@@ -125,12 +126,15 @@ def read_split(config: SourceConfig, split: str) -> RecordedSplit:
 def _spans(split: splits.Split) -> list[splits.Span]:
   """Finds the records of each shard that belong to the part asked for.
 
+  A whole shard is read to its end, to find more than is stated; training reads
+  nothing of one that is stated to be empty.
+
   Raises:
     UserError: nothing states how many records there are.
   """
   lengths = [shard.length for shard in split.shards]
   if split.part.is_whole:
-    return [(0, sys.maxsize)] * len(lengths)
+    return [(0, 0 if length == 0 else sys.maxsize) for length in lengths]
   if None in lengths:
     raise UserError(
       f"got split {split.part.text!r} of shards whose lengths "

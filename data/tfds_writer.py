@@ -11,8 +11,10 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from rt2_jax.byte_ranges import open_storage
 from rt2_jax.differences import differing, to_json
 from rt2_jax.errors import UserError
+from rt2_jax.input_pipeline import dataset_info, splits
 
 SPLITS = ("train", "val")
 METADATA = "metadata.json"  # where TFDS keeps a dataset's metadata
@@ -113,11 +115,18 @@ def describe_folder(
   )
 
 
-def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(
+  folder: Path, settings: Mapping[str, Any], beside: str = ""
+) -> None:
   """Compares the settings with those that a folder was written with.
 
+  Args:
+    folder: that is there already.
+    settings: of this call.
+    beside: file that belongs to the folder besides TFDS's own.
+
   Raises:
-    UserError: they differ.
+    UserError: they differ, or the folder lacks some of its files.
   """
   path = folder / METADATA
   found = json.loads(path.read_text()) if path.exists() else None
@@ -130,3 +139,20 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     raise UserError(
       f"{folder}: got {told}; pass another --output_dir, or remove the folder"
     )
+  _check_whole(folder, beside)
+
+
+def _check_whole(folder: Path, beside: str):
+  """Raises UserError where a stopped upload left out files of a folder."""
+  storage = open_storage(str(folder))
+  info = dataset_info.read(storage, str(folder))
+  try:
+    for split in info.lengths if info else SPLITS:
+      splits.find_split(storage, str(folder), split)
+    if beside and not (folder / beside).exists():
+      raise UserError(f"got no {beside}")
+  except UserError as problem:
+    raise UserError(
+      f"{folder}: got a part of these data, as an upload that was stopped "
+      f"leaves it ({problem}); remove the folder, or go on where it was made"
+    ) from problem

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated
 
@@ -27,7 +28,8 @@ ROBOT_TEMPLATE = "Q: what action should the robot take to {instruction}? A:"
 # before it, so that decoding can look for them.
 PLAN_START = "Plan: "
 PLAN_END = ". Action:"
-STATE_FIELD = "{state}"  # a template's field
+INSTRUCTION_FIELD, STATE_FIELD = "{instruction}", "{state}"  # of a template
+_FIELD = re.compile(r"\{\w*\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,22 @@ class PromptConfig:
   suffix_length: Annotated[int, at_least(1)]
   template: str = ROBOT_TEMPLATE
   plan_length: Annotated[int, at_least(0)] = 0
+
+
+def check_fields(template: str):
+  """Checks the fields of a config's template: others would stay in the text.
+
+  Raises:
+    UserError: an unknown field, or a second place for a state.
+  """
+  fields = _FIELD.findall(template)
+  known = {INSTRUCTION_FIELD, STATE_FIELD}
+  if not known.issuperset(fields) or fields.count(STATE_FIELD) > 1:
+    raise UserError(
+      f"got fields {', '.join(fields)} in the template {template!r}, expected "
+      f"{INSTRUCTION_FIELD}, and {STATE_FIELD} at most once; correct the "
+      "template"
+    )
 
 
 def question_ids(tokenizer: Tokenizer, question: str) -> list[int]:
@@ -72,10 +90,10 @@ class Prompt:
   plan_length: int = 0
 
   def __post_init__(self):
-    if "{instruction}" not in self.template:
+    if INSTRUCTION_FIELD not in self.template:
       raise UserError(
         f"got prompt template {self.template!r}, expected the field "
-        "'{instruction}' in it"
+        f"{INSTRUCTION_FIELD!r} in it"
       )
 
   def robot_prefix(
@@ -254,7 +272,7 @@ class Prompt:
 
 def _fill(template: str, instruction: str) -> str:
   """Puts an instruction into a template; spaces in it count once."""
-  return template.replace("{instruction}", " ".join(instruction.split()))
+  return template.replace(INSTRUCTION_FIELD, " ".join(instruction.split()))
 
 
 def _stacked(rows: Iterable[tuple]) -> tuple[np.ndarray, np.ndarray]:

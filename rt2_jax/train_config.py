@@ -27,7 +27,7 @@ from rt2_jax.models import variants
 from rt2_jax.models.vlm import abstract_params
 from rt2_jax.observation import ObservationConfig, ObservationSpec
 from rt2_jax.optimizer import OptimizerConfig, make_optimizer
-from rt2_jax.prompt import STATE_FIELD, Prompt, PromptConfig
+from rt2_jax.prompt import STATE_FIELD, Prompt, PromptConfig, check_fields
 from rt2_jax.ranges import at_least, between
 from rt2_jax.tokenizer import Tokenizer
 from rt2_jax.trackers import TrackingConfig
@@ -190,6 +190,7 @@ class TrainConfig:
   def _check_sources(self):
     own = [s.template for s in self.sources.values() if s.template]
     for template in [self.prompt.template, *own]:
+      check_fields(template)
       if self.observation.state != (STATE_FIELD in template):
         raise UserError(
           f"got config.observation.state = {self.observation.state} with the "

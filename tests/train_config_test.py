@@ -109,6 +109,13 @@ def test_a_template_of_a_source_has_the_models_fields(fields):
     TrainConfig.from_dict(fields)
 
 
+@pytest.mark.parametrize("unknown", ["{task}", "{}", "{state} or {state}"])
+def test_a_field_that_nothing_fills_is_named(fields, unknown):
+  fields["sources"]["few"]["template"] = f"{{instruction}} at {unknown}"
+  with pytest.raises(UserError, match=rf"got fields .*{unknown[-2:]} in the"):
+    TrainConfig.from_dict(fields)
+
+
 def test_a_run_may_hide_tokens_of_actions(fields):
   mesh = sharding.make_mesh({}, jax.devices()[:1])
   trainer = TrainConfig.from_dict(fields).make_trainer({}, mesh)

@@ -22,7 +22,9 @@ from rt2_jax.errors import UserError
 from rt2_jax.policy import Policy
 
 _LOC = re.compile(r"<loc(\d{4})>")
-_WORDS = str.maketrans("", "", string.punctuation)
+# Punctuation that does not count: a decimal point and a number's sign do.
+_OTHERS = re.escape("".join(sorted({*string.punctuation} - {*".-"})))
+_IGNORED = re.compile(rf"[{_OTHERS}]|[.-](?!\.?\d)|(?<=[^\W\d])[.-]")
 _VQA_ANSWERS = 10  # people that VQA v2 asked about each image
 _OVERLAP = 0.5  # of a box that counts as found, as in PASCAL VOC
 
@@ -81,7 +83,8 @@ def score(answer: str, right: Sequence[str]) -> float:
 
   With ten right answers, VQA v2's measure: three people who agree are enough.
   A text with boxes is right when every box covers its own. Otherwise one match
-  suffices; case, punctuation and spaces do not count.
+  suffices; case, spaces and punctuation do not count, but for a number's point
+  and sign.
   """
   boxes = [_boxes(text) for text in right]
   if any(len(b) for b in boxes):
@@ -108,7 +111,8 @@ def _mean_of_all(values: dict[str, list[float]]) -> float:
 
 
 def _plain(text: str) -> str:
-  return " ".join(text.lower().translate(_WORDS).split())
+  words = _IGNORED.sub("", text.lower()).split()
+  return " ".join(words) or text.strip()  # punctuation may be all of an answer
 
 
 def _boxes(text: str) -> np.ndarray:

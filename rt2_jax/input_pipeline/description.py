@@ -215,7 +215,13 @@ class _Standardize:
     if f"steps/{name}" in names or name not in names:
       _check_feature(episode, name, "instruction")
       return episode.texts(name)
-    return list(episode.record.texts(name)) * episode.length
+    texts = episode.record.texts(name)
+    if len(texts) != 1:
+      raise WrongFunctionError(
+        f"{episode.where}: got {len(texts)} texts in {name!r}, expected one as "
+        "the instruction of the whole episode; name another feature"
+      )
+    return texts * episode.length
 
 
 def _column(

@@ -42,9 +42,16 @@ class Episode:
     """Reads a numeric feature of any width, [T, …] flattened to [T, n].
 
     Raises:
-      UserError: numbers that are not finite, or do not divide into T steps.
+      UserError: no numbers, some that are not finite, or that do not divide
+        into T steps.
     """
     values = self.record.numbers(f"steps/{name}")
+    if self.length and not values.size:
+      raise UserError(
+        f"{self.where}: got no number in {name!r}, expected some in each step; "
+        "read another feature if it holds texts or images, or write it without "
+        "an encoding such as TFDS's 'zlib'"
+      )
     if not self.length or values.size % self.length:
       raise UserError(
         f"{self.where}: got {values.size} numbers in {name!r}, expected "
@@ -97,7 +104,7 @@ class Episode:
     return values
 
   def texts(self, name: str) -> list[str]:
-    """Reads a text feature, T strings; raises UserError if there are fewer."""
+    """Reads a text feature, T strings; raises UserError where it has others."""
     texts = self.record.texts(f"steps/{name}")
     self._check_count(len(texts), "texts", name)
     return texts
@@ -109,6 +116,11 @@ class Episode:
     return spans
 
   def _check_count(self, count: int, what: str, name: str):
+    if not count and self.record.numbers(f"steps/{name}").size:
+      raise UserError(
+        f"{self.where}: got numbers in {name!r}, expected encoded {what}; read "
+        "another feature, or write this one as TFDS's Image and Text do"
+      )
     if count != self.length:
       raise UserError(
         f"{self.where}: got {count} {what} in {name!r}, expected "

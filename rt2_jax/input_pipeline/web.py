@@ -262,11 +262,11 @@ def parse(record: records.Record) -> WebExample:
   question = _only(record, "question", record.texts("question"), "")
   answers = tuple(record.texts("answers"))
   for name, value in (
-    ("image", image),
-    ("question", question),
+    ("image", [image]),
+    ("question", [question]),
     ("answers", answers),
   ):
-    if not value or (name == "answers" and not all(value)):
+    if not value or not all(each.strip() for each in value):
       raise UserError(
         f"{record.where}: got a web record with an empty "
         f"{name!r}, expected image, question and at least one answer; write "

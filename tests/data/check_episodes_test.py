@@ -141,6 +141,10 @@ def writes_otherwise(episode):
   episode["texts"] = ["Wave at the  door."] * LENGTH
 
 
+def says_a_control_word(episode):
+  episode["texts"] = ["wave at the <eos> door"] * LENGTH
+
+
 def is_not_utf8(episode):
   episode["texts"] = [b"caf\xe9"] * LENGTH
 
@@ -165,6 +169,7 @@ def is_undecodable(episode):
     (says_nothing, "empty instructions", True),
     (says_too_much, "long instructions", False),
     (writes_otherwise, "one instruction, several spellings", False),
+    (says_a_control_word, "instructions that cannot be written", True),
     (is_not_utf8, "damaged episodes", True),
     (has_a_nan, "damaged episodes", True),
     (is_undecodable, "pictures of primary do not decode", True),
@@ -229,6 +234,15 @@ def test_numbers_that_never_change_and_that_are_cut_off(tmp_path):
   }
 
 
+def test_unix_seconds_of_32_bits_tell_no_time(tmp_path):
+  episodes = [recorded(seed) for seed in range(4)]
+  for episode in episodes:
+    episode["timestamp"] = np.float32(episode["timestamp"] + 1.7e9)
+  tiny_datasets.write(tmp_path, [features(e) for e in episodes], "desk")
+  (tmp_path / "robot.json").write_text(json.dumps(ROBOT))
+  assert found(tmp_path) == {"time stamps stand still": False}
+
+
 def test_a_joint_at_rest_need_not_be_followed(tmp_path):
   """The arm that a task does not use: what its sensor says is noise."""
   episodes = [recorded(seed) for seed in range(4)]
@@ -271,6 +285,21 @@ def test_a_part_of_a_split(tmp_path):
   (tmp_path / "dataset_info.json").write_text(json.dumps(info))
   with pytest.raises(UserError, match="expected 'train'"):
     read_split(config, "train[2:]")
+
+
+def test_a_folder_is_named_as_in_a_config(tmp_path, monkeypatch):
+  """By ~, and by the folder of a single version; a shard may be stated empty.
+
+  TensorFlow's writer leaves a file of no bytes.
+  """
+  folder = tmp_path / "desk/1.0.0"
+  episodes = [features(recorded(seed)) for seed in range(4)]
+  tiny_datasets.write(folder, episodes, "desk", num_shards=5)
+  (folder / "robot.json").write_text(json.dumps(ROBOT))
+  monkeypatch.setenv("HOME", str(tmp_path))
+  split = read_split(SourceConfig("robot.json", "~/desk"), "train")
+  assert check_episodes.check(split) == []
+  assert (split.stated, split.found) == (4, 4)
 
 
 def test_the_page_and_the_exit_code(tmp_path):

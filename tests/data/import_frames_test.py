@@ -214,6 +214,10 @@ def test_a_stopped_upload_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
       import_program.import_recordings(recordings, "memory://up", OPTIONS)
   with monkeypatch.context() as patched:
+    patched.setattr(tempfile, "tempdir", str(tmp_path))  # another machine's
+    with pytest.raises(UserError, match="a part of .* holds no dataset_info"):
+      import_program.import_recordings(recordings, "memory://up", OPTIONS)
+  with monkeypatch.context() as patched:
     patched.setattr(import_frames.FrameRecordings, "read", None)
     for _ in range(2):
       folder = import_program.import_recordings(
@@ -221,6 +225,9 @@ def test_a_stopped_upload_goes_on(tmp_path, monkeypatch):
       )
   config = SourceConfig("robot.json", str(folder))
   assert len(open_source(config, "train")) == 4
+  (folder / "robot.json").unlink()
+  with pytest.raises(UserError, match=r"a part of .*got no robot\.json"):
+    import_program.import_recordings(recordings, "memory://up", OPTIONS)
   assert not any((tmp_path / "temporary").iterdir())
 
 

@@ -209,6 +209,8 @@ def test_any_other_file_by_its_places(tmp_path):
     ("action", np.zeros(()), "values of action"),
     ("action", np.array([b"a"] * 4), "values of action"),
     ("images/top", np.array(["0.jpg"] * 4, "S"), r"S5\[\]"),
+    ("images/top", np.zeros(4, np.uint8), r"uint8\[\]"),
+    ("images/top", np.uint8(0), r'"top": shape \(\)'),
   ],
 )
 def test_an_episode_of_other_numbers_is_damaged(tmp_path, name, values, told):

@@ -369,6 +369,17 @@ def test_a_text_may_hold_any_line_separator(root):
   assert found.folder.tasks[0] == "fold\u2028the towel"
 
 
+def test_an_episode_that_is_listed_twice(root):
+  path = root / "meta/episodes.jsonl"
+  first, *others = path.read_text().splitlines()
+  path.write_text("\n".join([first, *others, first]))
+  found = import_lerobot.open_recordings(str(root))
+  assert len(found.names) == len(LENGTHS)
+  path.write_text("\n".join([first, *others, first.replace("7", "6")]))
+  with pytest.raises(UserError, match="two lines of episode 0.* 7.* 6"):
+    import_lerobot.open_recordings(str(root))
+
+
 def test_writers_travel_to_other_processes(tmp_path, root):
   recordings = import_lerobot.open_recordings(str(root), CHOSEN)
   writer = ShardWriter(recordings, None, None, tmp_path)

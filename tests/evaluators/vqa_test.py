@@ -20,6 +20,14 @@ from rt2_jax.prompt import Prompt
     ("a Cat.", ("a cat",), 1.0),
     ("dog", ("a cat", "dog"), 1.0),
     ("dogs", ("dog",), 0.0),
+    ("1.5", ("15",), 0.0),
+    ("-5", ("5",), 0.0),
+    ("It is 1,000.", ("it is 1000",), 1.0),
+    ("a T-shirt, no. 3", ("a tshirt no 3",), 1.0),
+    # Punctuation may be all that there is to say.
+    ("-", ("+",), 0.0),
+    ("", ("?",), 0.0),
+    (" ?", ("?",), 1.0),
     # VQA v2: three of ten people.
     ("red", ("red",) * 2 + ("blue",) * 8, 2 / 3),
     ("red", ("red",) * 3 + ("blue",) * 7, 1.0),

@@ -165,7 +165,7 @@ ACTION = "got {} numbers in each step of 'action', expected {}"
     ("tabletop", "action", [0.0] * 14, ACTION.format(7, 8)),
     ("tabletop_with_plan", "action", [0.0] * 18, ACTION.format(9, 8)),
     ("language_table", "action", [0.0] * 14, ACTION.format(7, 2)),
-    ("bridge_dataset", "action", [b"0"] * 14, ACTION.format(0, 7)),
+    ("bridge_dataset", "action", [b"0"] * 14, "got no number in 'action'"),
     (
       "bridge_dataset_relabelled",
       "observation/state",

@@ -45,6 +45,7 @@ POSE = np.arange(12.0).reshape(4, 3)
 def episode() -> dict[str, list]:
   """Four steps in the format that `KITCHEN` describes."""
   return {
+    "metadata/success": [1],
     "steps/is_first": [1, 0, 0, 0],
     "steps/is_last": [0, 0, 0, 1],
     "steps/arm": ARM.ravel().tolist(),
@@ -198,7 +199,11 @@ def test_a_slip_is_named(tmp_path, place, value, parts):
   [
     ("action.0.feature", "amr", ["'amr'", "'dx'", "did you mean 'arm'"]),
     ("action.0.column", 2, ["column 2 for 'dx'", "0 to 1"]),
+    ("action.0.feature", "task", ["no number in 'task'", "texts or images"]),
     ("instruction", "tsk", ["'tsk'", "did you mean 'task'"]),
+    ("instruction", "arm", ["numbers in 'arm'", "encoded texts"]),
+    ("instruction", "metadata/success", ["got 0 texts", "expected one"]),
+    ("cameras.primary", "pose", ["numbers in 'pose'", "encoded images"]),
     ("cameras.primary", "observation/img", ["observation/img"]),
     ("state.0.column", 3, ["column 3 for 'z'", "0 to 2"]),
     ("action.2.gripper.open", 0, ["got -1 in step 0 of 'hand'"]),

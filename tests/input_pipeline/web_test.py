@@ -53,6 +53,12 @@ def test_each_epoch_takes_the_next_answer(tmp_path, tokenizer):
     ("image", [b""], "an empty 'image', expected image, question and at least"),
     ("question", [b""], "an empty 'question', expected image, question and at"),
     ("answers", [b"red", b""], "an empty 'answers', expected image, question"),
+    ("question", [b" \n"], "an empty 'question', expected image, question and"),
+    (
+      "answers",
+      [b"red", b"\t"],
+      "an empty 'answers', expected image, question",
+    ),
     ("answers", [], "an empty 'answers', expected image, question and at leas"),
     ("question", [b"\xff?"], "a text in 'question' that is not UTF-8"),
     ("image", [b"a", b"b"], "2 values of 'image', expected one"),
