@@ -144,9 +144,9 @@ class Checkpoints:
     steps = self.steps()
     if not steps or (step is not None and step not in steps):
       raise UserError(
-        f"got checkpoint step {'latest' if step is None else step} in "
+        f"got checkpoint step {'(newest)' if step is None else step} in "
         f"{self._folder}, expected one of "
-        f"{steps or 'none: there is no checkpoint'}"
+        f"{steps or 'none: there is no checkpoint; pass the workdir of a run'}"
       )
     return max(steps) if step is None else step
 
