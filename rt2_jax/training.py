@@ -92,6 +92,8 @@ class Run:
     evaluation = None
     if config.evaluation.every:
       evaluation = Evaluation(config, tokenizers, mesh, at)
+      if config.keep_best:
+        evaluation.check_metric(config.keep_best.removeprefix("-"))
     held_out = evaluation.sources if evaluation else {}
     data = train_data.fingerprints(config, batches, held_out)
     meta = make_meta(config, fields, tokenizers, data)

@@ -21,6 +21,8 @@ import numpy as np
 from rt2_jax.errors import UserError
 from rt2_jax.policy import Policy
 
+METRICS = ("accuracy", "forced_accuracy")  # over all tasks, and of each one
+
 _LOC = re.compile(r"<loc(\d{4})>")
 _WORDS = str.maketrans("", "", string.punctuation)
 _VQA_ANSWERS = 10  # people that VQA v2 asked about each image
