@@ -65,7 +65,7 @@ class _Parser(flags.ArgumentParser):
     path = config_file.find(file)
     if not pathlib.Path(path).is_file():
       raise ValueError("got no such file, expected one such as configs/x.py")
-    if rest:
+    if separator:
       # ml_collections shows a traceback: right for a bug of the file, such as a
       # TypeError, and not for an argument that it refuses.
       with contextlib.suppress(TypeError):

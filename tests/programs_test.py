@@ -38,6 +38,10 @@ def fail(*command: str) -> str:
       ":data: got --config=configs/bridge_debug.py:data, expected",
     ),
     (
+      ["--config=configs/quickstart.py:", "--workdir=x"],
+      "got --config=configs/quickstart.py:, expected an argument",
+    ),
+    (
       ["--config=configs/rt2_paligemma_3b_one_gpu.py:x2", "--workdir=x"],
       "_one_gpu.py:x2: --config=",
     ),
