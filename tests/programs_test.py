@@ -201,6 +201,13 @@ def test_show_batch_draws_a_picture(tmp_path):
   assert pixels.shape[1] > 1000 and pixels.std() > 20
 
 
+def test_a_picture_of_another_format_is_refused_before_data_are_read():
+  flags = "--config.sources.bridge.path=nowhere", "--output=batches/step.100"
+  message = fail("launch/show_batch.py", CONFIG, *flags)
+  assert "got '100' for the ending of --output=batches/step.100" in message
+  assert "Traceback" not in message
+
+
 TABLES = """
 from launch.show_batch import action_table
 short = (("dx", "+0.0001 m"), ("dy", "+0.0046 m"), ("gripper", "+0.9980 open"))
