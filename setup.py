@@ -94,6 +94,7 @@ EXTRAS = {
   # Large with CUDA; its index of CPU builds serves machines without a GPU.
   "torch": [
     "protobuf>=5",
+    "safetensors>=0.5",
     "tokenizers>=0.21",
     "torch>=2.6",
     "transformers>=5.0,<6",

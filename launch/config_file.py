@@ -24,12 +24,17 @@ def read(name: str) -> dict[str, Any]:
   """Reads the fields of "configs/x.py" or "configs/x.py:argument".
 
   Raises:
-    UserError: the file does not take this argument.
+    UserError: the file does not take this argument, or it is empty.
   """
   known = "ml_collections" in sys.modules  # this one, at the second call
   if not known and importlib.util.find_spec("ml_collections") is None:
     sys.modules["ml_collections"] = stand_in()
-  path, _, argument = name.partition(":")
+  path, colon, argument = name.partition(":")
+  if colon and not argument:
+    raise UserError(
+      f"got --config={name}, expected an argument behind the colon, or no "
+      "colon; a shell's variable may be unset"
+    )
   get_config = runpy.run_path(find(path))["get_config"]
   arguments = [argument] if argument else []
   _check_count(path, get_config, arguments)

@@ -145,8 +145,13 @@ def draw(result: action_accuracy.ActionAccuracy, path: storage.Path):
   """
   dimensions = result.action_tokenizer.space.dimensions
   figure, axes = plt.subplots(
-    len(dimensions), 1, figsize=(10, 1.6 * len(dimensions)), sharex=True
+    len(dimensions),
+    1,
+    figsize=(10, 1.6 * len(dimensions)),
+    sharex=True,
+    squeeze=False,
   )
+  axes = axes[:, 0]
   for i, (d, axis) in enumerate(zip(dimensions, axes, strict=True)):
     axis.step(
       range(len(result.recorded[:_MAX_DRAWN])),

@@ -22,6 +22,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from launch import experiment_flag, program
@@ -29,6 +30,7 @@ from rt2_jax import sharding, storage, train_data
 from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.actions import Dimension
 from rt2_jax.batch import Batch
+from rt2_jax.errors import unknown_name
 from rt2_jax.prompt import PLAN_END, PLAN_START, Prompt
 from rt2_jax.train_config import TrainConfig
 
@@ -75,6 +77,7 @@ class Card:
 def main():
   logging.getLogger("rt2_jax").setLevel(logging.INFO)
   path = storage.locate(_OUTPUT.value, "--output")
+  form = picture_format(path)
   config = TrainConfig.from_dict(experiment_flag.read())
   action_tokenizers = config.action_tokenizers()
   batch, images = load(config, action_tokenizers, _STEP.value)
@@ -86,9 +89,22 @@ def main():
   title = f"step {_STEP.value}: {len(cards)} of {len(names)} rows; {shares}"
   storage.output_folder(path.parent, "--output")
   picture = io.BytesIO()
-  draw(cards, title).savefig(picture, format=path.suffix[1:] or "png", dpi=110)
+  draw(cards, title).savefig(picture, format=form, dpi=110)
   storage.write(path, picture.getvalue())
   print(f"{title}\npicture: {path}")
+
+
+def picture_format(path: storage.Path) -> str:
+  """Reads the format from a picture's name; default: png.
+
+  Raises:
+    UserError: matplotlib writes no such format.
+  """
+  form = path.suffix[1:].lower() or "png"
+  known = FigureCanvasAgg.get_supported_filetypes()
+  if form not in known:
+    raise unknown_name(f"the ending of --output={path}", form, known)
+  return form
 
 
 def load(

@@ -33,11 +33,36 @@ def parse_steps(text: str) -> range:
   return range(*ends)
 
 
+def check_steps(steps: range, num_steps: int):
+  """Compares the steps to trace with those of the run.
+
+  Raises:
+    UserError: the run ends before the trace does.
+  """
+  if steps and steps.stop > num_steps:
+    raise UserError(
+      f"got --profile_steps={steps.start}:{steps.stop} in a run of {num_steps} "
+      f"steps, expected a STOP of at most {num_steps}: a trace ends when the "
+      "step STOP begins; trace earlier steps, or raise config.num_steps"
+    )
+
+
 class Profiler:
   """Traces steps on process 0, into the folder of TensorBoard's log."""
 
-  def __init__(self, folder: storage.Path, steps: range):
-    """Traces the `steps` (counted from 1); an empty range traces nothing."""
+  def __init__(self, folder: storage.Path, steps: range, start: int = 0):
+    """Traces nothing yet.
+
+    Args:
+      folder: gets the trace.
+      steps: to trace, counted from 1; an empty range traces nothing.
+      start: steps done. A run that goes on within `steps` traces none of them.
+    """
+    if steps and steps.start <= start:
+      _LOG.warning(
+        "step %d, at which the trace begins, is done: nothing is traced",
+        steps.start,
+      )
     self._folder = folder
     self._steps = steps if jax.process_index() == 0 else range(0)
     self._made = ""

@@ -27,6 +27,7 @@ from rt2_jax.orbax_manager import ARRAYS, JSON
 _LOG = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums"  # key of `meta`: item -> array -> type -> checksum
+_STEP_NAME = re.compile("0|[1-9][0-9]*")
 # An object store's refusals, in the words of TensorStore and of gcsfs.
 STORE_REFUSES = (
   "PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|HttpError|Forbidden"
@@ -46,7 +47,9 @@ class Damaged(UserError):
 def steps_in(folder: storage.Path) -> list[int]:
   """Lists the complete checkpoints of a folder, the oldest first."""
   with storage.named_in_errors(folder, verb="read"):
-    return sorted(ocp.utils.checkpoint_steps(str(folder)))
+    found = ocp.utils.checkpoint_steps_paths(str(folder))
+  # Orbax reads 50 from the names 050 and copy_50, too, and finds no folder 50.
+  return sorted(int(p.name) for p in found if _STEP_NAME.fullmatch(p.name))
 
 
 class SavedStep:

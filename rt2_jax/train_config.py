@@ -94,8 +94,9 @@ class TrainConfig:
     checkpoint_minutes: minutes after which the next log saves, too; 0 counts
       steps alone.
     keep_checkpoints: how many of the newest stay on disk.
-    keep_best: a metric of the evaluation, such as "bridge/accuracy/all", whose
-      best checkpoint stays as well; "-NAME" for the smallest; "" for none.
+    keep_best: a metric of the evaluation, such as "bridge/within_2_bins/all",
+      whose best checkpoint stays as well; "-NAME" for the smallest; "" for
+      none.
     divergence: which steps are bad, and how many may be left out.
     watchdog: when a run that hangs is given up.
     tracking: where figures go beside TensorBoard.

@@ -30,7 +30,7 @@ from rt2_jax.errors import Stopped
 from rt2_jax.evaluators.held_out import Evaluation
 from rt2_jax.input_pipeline.loader import Loader
 from rt2_jax.interrupts import StopSignals
-from rt2_jax.profiling import Profiler
+from rt2_jax.profiling import Profiler, check_steps
 from rt2_jax.progress import Progress
 from rt2_jax.run_log import RunLog
 from rt2_jax.saving import Saver
@@ -92,6 +92,8 @@ class Run:
     evaluation = None
     if config.evaluation.every:
       evaluation = Evaluation(config, tokenizers, mesh, at)
+      if config.keep_best:
+        evaluation.check_metric(config.keep_best.removeprefix("-"))
     held_out = evaluation.sources if evaluation else {}
     data = train_data.fingerprints(config, batches, held_out)
     meta = make_meta(config, fields, tokenizers, data)
@@ -144,6 +146,7 @@ def train(
   platforms.prepare()  # before JAX starts
   with consensus.together():
     config = TrainConfig.from_dict(fields)
+    check_steps(profile_steps, config.num_steps)
   with contextlib.ExitStack() as stack:
     watchdog = stack.enter_context(Watchdog(config.watchdog))
     watchdog.at("opening the data", patient=True)
@@ -163,7 +166,8 @@ def train(
     run, state, window = run.start(checkpoints)
     stack.enter_context(claim.held(workdir, fields))
     folder = workdir / "tensorboard"
-    profiler = stack.enter_context(Profiler(folder, profile_steps))
+    traced = Profiler(folder, profile_steps, int(state.step))
+    profiler = stack.enter_context(traced)
     watched = watchdog, stop, profiler
     return _loop(run, state, window, checkpoints, workdir, *watched)
 

@@ -71,6 +71,16 @@ def test_the_newest_ones_are_kept(folder):
     checkpoints.restore_meta(10)
 
 
+@pytest.mark.parametrize("name", ["040", "copy_40", "\N{SUPERSCRIPT TWO}"])
+def test_a_folder_beside_them_is_no_checkpoint(folder, name):
+  beside = folder / "checkpoints" / name
+  shutil.copytree(folder / "checkpoints/30", beside)
+  with Checkpoints(folder / "checkpoints", keep=2) as checkpoints:
+    assert checkpoints.steps() == [20, 30]
+    checkpoints.save(50, PARAMS, OPT_STATE, META, TOKENIZER)
+  assert checkpoints.steps() == [30, 50] and beside.is_dir()
+
+
 def test_a_folder_without_checkpoints(tmp_path):
   with pytest.raises(ValueError, match=r"nowhere', which does not exist; pass"):
     Checkpoints.open_run(tmp_path / "nowhere")

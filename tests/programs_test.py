@@ -38,6 +38,10 @@ def fail(*command: str) -> str:
       ":data: got --config=configs/bridge_debug.py:data, expected",
     ),
     (
+      ["--config=configs/quickstart.py:", "--workdir=x"],
+      "got --config=configs/quickstart.py:, expected an argument",
+    ),
+    (
       ["--config=configs/rt2_paligemma_3b_one_gpu.py:x2", "--workdir=x"],
       "_one_gpu.py:x2: --config=",
     ),
@@ -208,6 +212,13 @@ def test_show_batch_draws_a_picture(tmp_path):
   assert "step 7: 3 of 16 rows; bridge 16" in done.stdout
   pixels = np.asarray(Image.open(output).convert("L"))
   assert pixels.shape[1] > 1000 and pixels.std() > 20
+
+
+def test_a_picture_of_another_format_is_refused_before_data_are_read():
+  flags = "--config.sources.bridge.path=nowhere", "--output=batches/step.100"
+  message = fail("launch/show_batch.py", CONFIG, *flags)
+  assert "got '100' for the ending of --output=batches/step.100" in message
+  assert "Traceback" not in message
 
 
 TABLES = """

@@ -54,6 +54,19 @@ def test_a_trace_tells_where_a_step_goes(tmp_path):
   assert found.ops[0].name in lines[2] and "a step" in lines[-1]
 
 
+def test_a_run_that_goes_on_within_the_steps_says_that_it_traces_none(
+  tmp_path, caplog
+):
+  with Profiler(tmp_path, range(2, 7), start=1):
+    assert not caplog.text
+  with Profiler(tmp_path, range(2, 7), start=2) as profiler:
+    assert "step 2" in caplog.text and "nothing is traced" in caplog.text
+    for step in range(3, 9):
+      with profiler.step(step, ()):
+        pass
+  assert not list(tmp_path.iterdir())
+
+
 def test_no_trace(tmp_path):
   with pytest.raises(UserError, match="holds no trace"):
     trace_summary.newest_trace(tmp_path)

@@ -297,6 +297,20 @@ def test_a_mistake_is_named_before_the_first_step(
   assert not (tmp_path / "run").exists()  # the next try starts clean
 
 
+def test_a_best_that_no_evaluation_finds_is_named_at_the_start(
+  fields, tmp_path
+):
+  fields |= {"evaluation": {"every": 2}, "keep_best": "-bridge/l1/dxx"}
+  with pytest.raises(UserError, match="'bridge/l1/dxx'.* 'bridge/l1/dx'"):
+    training.train(fields, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_steps_to_trace_are_steps_of_the_run(fields, tmp_path):
+  with pytest.raises(UserError, match="got .*=2:5 in a run of 4 .* at most 4"):
+    training.train(fields, tmp_path / "run", range(2, 5))
+
+
 def test_every_number_of_a_config_has_a_range():
   parts = [OptimizerConfig, Augmentation, SourceConfig, WebConfig, variants.vlm]
   parts += [PromptConfig, LoaderConfig, ObservationConfig, TrainConfig]

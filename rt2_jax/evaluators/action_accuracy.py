@@ -150,6 +150,14 @@ def evaluate(
   )
 
 
+def metric_names(policy: Policy) -> list[str]:
+  """Lists the metrics that `evaluate` will find, without acting."""
+  tokenizer = policy.action_tokenizer
+  same = np.zeros((1, tokenizer.horizon, len(tokenizer.space)), np.float32)
+  forced = None if policy.prompt.plan_length else same
+  return list(ActionAccuracy(tokenizer, same, same, forced).metrics())
+
+
 def _forced(policy: Policy, seen: Batched, chunks: np.ndarray) -> np.ndarray:
   """Compares tokens by teacher forcing, bool[b, H, D]."""
   action_tokenizer = policy.action_tokenizer

@@ -164,6 +164,27 @@ class Evaluation:
       *(f"{name}/accuracy" for name in self._questions),
     ]
 
+  def check_metric(self, metric: str):
+    """Refuses a metric that no evaluation finds, before the first one.
+
+    Which tasks a web source holds is known only when it has been read.
+
+    Raises:
+      UserError: `config.keep_best` names such a metric.
+    """
+    robots = [
+      f"{name}/{found}"
+      for name, policy in self._policies.items()
+      for found in action_accuracy.metric_names(policy)
+    ]
+    web = [
+      f"{name}/{found}" for name in self._questions for found in vqa.METRICS
+    ]
+    if metric not in robots and not any(
+      metric == name or metric.startswith(f"{name}/") for name in web
+    ):
+      raise unknown_name("config.keep_best", metric, [*robots, *web])
+
   def __call__(self, params: Any) -> Measured:
     """Measures parameters, with the same result on every process.
 

@@ -21,6 +21,8 @@ import numpy as np
 from rt2_jax.errors import UserError
 from rt2_jax.policy import Policy
 
+METRICS = ("accuracy", "forced_accuracy")  # over all tasks, and of each one
+
 _LOC = re.compile(r"<loc(\d{4})>")
 # Punctuation that does not count: a decimal point and a number's sign do.
 _OTHERS = re.escape("".join(sorted({*string.punctuation} - {*".-"})))

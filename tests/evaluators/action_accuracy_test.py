@@ -10,7 +10,11 @@ from rt2_jax.action_spaces import RT2
 from rt2_jax.action_tokenizer import ActionTokenizer
 from rt2_jax.action_tokens import RareTokens
 from rt2_jax.errors import UserError
-from rt2_jax.evaluators.action_accuracy import ActionAccuracy, evaluate
+from rt2_jax.evaluators.action_accuracy import (
+  ActionAccuracy,
+  evaluate,
+  metric_names,
+)
 from rt2_jax.observation import from_images
 from rt2_jax.prompt import ROBOT_TEMPLATE, Prompt
 
@@ -112,8 +116,10 @@ def test_a_number_is_right_when_all_its_tokens_are(
 ):
   images = np.zeros((2, 1, 8, 8, 3), np.uint8)
   steps = [(from_images(images, ["go"] * 2), RECORDED)]
-  result = evaluate(Knows(tokenizer, route, wrong), steps)
+  policy = Knows(tokenizer, route, wrong)
+  result = evaluate(policy, steps)
   metrics = result.metrics()
+  assert metric_names(policy) == list(metrics)
   for name in RT2.names:
     expected = 0.5 if name in missed else 1.0
     assert metrics[f"forced_accuracy/{name}"] == expected, name
