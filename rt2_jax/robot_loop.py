@@ -15,13 +15,13 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from rt2_jax.errors import UserError
-from rt2_jax.observation import Observation
+from rt2_jax.observation import History, Observation
 from rt2_jax.robot_actions import Chunks, Limits
 from rt2_jax.robot_client import Reply, RobotClient, UnansweredError
 
@@ -217,6 +217,7 @@ class _Episode:
 
   def __init__(self, metadata: Mapping[str, Any], config: LoopConfig):
     self._config = config
+    self._history = metadata["history"]
     self._pending: concurrent.futures.Future[Reply] | None = None
     self._asked_at = -1  # the step whose observation was sent last
     self._next_ask = 0
@@ -240,13 +241,27 @@ class _Episode:
     client: RobotClient,
     log: EpisodeLog,
   ) -> None:
-    """Sends this step's observation, in a thread."""
+    """Sends this step's observation and its history, in a thread."""
     self._asked_at = self.step
     self._next_ask = self.step + self._config.execute
     log.unanswered.pop(self.step, None)
     self._pending = thread.submit(
-      client.act, self.seen, self._is_first, self._config.timeout_s
+      client.act,
+      self._with_history(log.steps),
+      self._is_first,
+      self._config.timeout_s,
     )
+
+  def _with_history(self, steps: Sequence[Step]) -> Observation:
+    """Adds the frames of the steps before this one, as in training.
+
+    The service itself knows those alone that it was asked with: fewer, and
+    some of them twice after a question without an answer.
+    """
+    history = History(self._history)
+    for step in steps[max(0, len(steps) - self._history + 1) :]:
+      history.add(step.observation)
+    return history.add(self.seen)
 
   def collect(self, log: EpisodeLog) -> None:
     """Takes the answer, if there is one.

@@ -289,3 +289,24 @@ def test_the_loop_drives_a_robot_by_a_real_service(tokenizer):
   for step in log.answers:
     expected = served.marked(policy, images[min(step, 4)])
     np.testing.assert_array_equal(log.answers[step], expected)
+
+
+@pytest.mark.parametrize("execute", [1, 2, 4])
+def test_a_history_is_of_the_robots_own_steps(tokenizer, execute):
+  """Also of those at which nothing was asked, or the answer came late."""
+
+  class Recorder(Service):
+    def act(self, observation, reset, timeout_s):
+      frames = observation.images["primary"]
+      self.frames.append(frames[:, 0, 0, 0].tolist())
+      newest = {"primary": frames[-1:]}
+      return super().act(observation._replace(images=newest), reset, timeout_s)
+
+  script = [UnansweredError("full"), 0.0, UnansweredError("slow")]
+  service = Recorder(tokenizer, script, end=9)
+  service.said |= {"history": 3}
+  service.frames = []
+  log = run(Arm(), service, execute=execute)
+  expected = [[max(0, i - 2), max(0, i - 1), i] for i in service.asked]
+  assert service.frames == expected
+  assert {len(s.observation.images["primary"]) for s in log.steps} == {1}
