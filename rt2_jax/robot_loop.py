@@ -79,7 +79,7 @@ class EpisodeLog:
     plans: in words, likewise.
     unanswered: why a question got no answer, likewise.
     reason: "terminate" by the policy, "over" by the robot, "max_steps",
-      "refused" by the service, or "interrupted".
+      "refused" where the robot and the service do not fit, or "interrupted".
   """
 
   steps: list[Step] = dataclasses.field(default_factory=list)
@@ -150,7 +150,8 @@ class ControlLoop:
       log: empty; is filled as things happen, so that nothing is lost.
 
     Raises:
-      UserError: the service refuses the robot's observations.
+      UserError: the service refuses the robot's observations, or the robot
+        says what cannot be.
     """
     episode = _Episode(self._metadata, self._config)
     with concurrent.futures.ThreadPoolExecutor(1, "client") as thread:
@@ -181,7 +182,7 @@ class ControlLoop:
       return
     episode.collect(log)
     if episode.seen is None:
-      episode.seen = self._robot.observe()
+      episode.seen = _kept(self._robot.observe())
     if episode.wants_answer():
       episode.ask(thread, self._client, log)
     action = self._robot.correction()
@@ -203,6 +204,27 @@ class ControlLoop:
       log.reason = "terminate"
     elif episode.step >= self._config.max_steps:
       log.reason = "max_steps"
+
+
+def _kept(observation: Observation) -> Observation:
+  """Copies what a robot shows: drivers reuse the array of a frame.
+
+  Raises:
+    UserError: images without their axis of frames, of which a row of pixels
+      would be taken for a frame.
+  """
+  images = {name: np.array(each) for name, each in observation.images.items()}
+  for camera, frames in images.items():
+    if frames.ndim != 4:
+      raise UserError(
+        f"got {frames.dtype}{list(frames.shape)} from camera {camera!r} of the "
+        "robot, expected uint8[1, H, W, 3], one frame; return image[None] from "
+        "its method `observe`"
+      )
+  state = observation.state
+  if state is not None:
+    state = np.array(state, np.float32)
+  return observation._replace(images=images, state=state)
 
 
 class _Episode:

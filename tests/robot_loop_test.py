@@ -235,6 +235,32 @@ def test_an_episode_is_written_and_read(tokenizer, tmp_path):
     assert motions(arrays["answer"][step]) == expected
 
 
+def test_a_driver_may_write_each_frame_into_the_same_array(tokenizer):
+  class Driver(Arm):
+    frame, joints = np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.float32)
+
+    def observe(self):
+      self.frame[:] = self.joints[:] = len(self.applied)
+      return Observation({"primary": self.frame}, "go", self.joints)
+
+  log = run(Driver(), Service(tokenizer))
+  seen = [step.observation for step in log.steps]
+  assert [each.images["primary"].max() for each in seen] == list(range(7))
+  assert [each.state[0] for each in seen] == list(range(7))
+
+
+def test_an_image_without_its_axis_of_frames_is_not_recorded(tokenizer):
+  class Flat(Arm):
+    def observe(self):
+      seen = super().observe()
+      return seen._replace(images={"primary": seen.images["primary"][0]})
+
+  arm = Flat()
+  with pytest.raises(UserError, match=r"uint8\[8, 8, 3\].*uint8\[1, H, W, 3\]"):
+    run(arm, Service(tokenizer))
+  assert arm.stopped == 1 and not arm.applied
+
+
 def test_an_episode_without_a_step_is_not_written(tokenizer, tmp_path):
   said = Service(tokenizer).said
   assert robot_log.write(tmp_path, EpisodeLog(), said, HZ) is None
