@@ -125,9 +125,17 @@ class ControlLoop:
     """Compares the configuration with the service's horizon.
 
     Raises:
-      UserError: an `execute` that no chunk has, or no rate.
+      UserError: an `execute` that no chunk has, no rate, or a robot without
+        some of the methods.
       UnansweredError: no service.
     """
+    needed = [name for name in vars(Robot) if not name.startswith("_")]
+    if missing := [name for name in needed if not hasattr(robot, name)]:
+      raise UserError(
+        f"got a robot of type {type(robot).__name__} without "
+        f"{', '.join(missing)}, expected the methods {', '.join(needed)}; see "
+        "rt2_jax.robot_loop.Robot"
+      )
     self._metadata = client.metadata()
     horizon = self._metadata["action_horizon"]
     if not 1 <= config.execute <= horizon or not config.rate_hz > 0:

@@ -152,6 +152,12 @@ def test_without_an_answer_the_robot_holds_and_asks_again(tokenizer):
   assert log.steps[0].observation.state[0] >= 2
 
 
+@pytest.mark.parametrize("robot", [None, type("Half", (), {"observe": None})()])
+def test_a_robot_without_some_methods_is_named(tokenizer, robot):
+  with pytest.raises(UserError, match="without .*apply, hold, stop"):
+    run(robot, Service(tokenizer))
+
+
 def test_a_refusal_stops_the_robot(tokenizer):
   arm, service = Arm(), Service(tokenizer, [UserError("wrong camera")])
   log = EpisodeLog()
