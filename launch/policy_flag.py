@@ -8,7 +8,6 @@ the address of a service, such as ws://127.0.0.1:8000.
 import dataclasses
 import difflib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -154,9 +153,9 @@ def _served(url: str, benchmark: Benchmark) -> Tried:
     UserError: nobody there, or a policy for another robot.
   """
   from rt2_jax.robot_client import ServedPolicy
-  from rt2_jax.serving.description import TOKEN_VARIABLE
+  from rt2_jax.serving.description import read_token
 
-  policy = ServedPolicy(url, os.environ.get(TOKEN_VARIABLE, ""))
+  policy = ServedPolicy(url, read_token())
   said, space = policy.metadata, benchmark.action_space
   acts = list(zip(said["action_names"], said["action_units"], strict=True))
   expected = [(d.name, d.unit) for d in space.dimensions]

@@ -20,7 +20,6 @@ the variable RT2_TOKEN.
 import collections
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -34,7 +33,7 @@ from rt2_jax.robot_loop import ControlLoop, EpisodeLog, LoopConfig, Robot
 
 with program.extra("serve"):
   from rt2_jax.robot_client import RobotClient, UnansweredError
-  from rt2_jax.serving.description import TOKEN_VARIABLE
+  from rt2_jax.serving.description import read_token
 
 _SERVER = flags.DEFINE_string(
   "server", None, "Address of launch/serve.py, ws://…"
@@ -92,7 +91,7 @@ def drive(robot: Robot, record, report: Callable[[EpisodeLog], None]) -> None:
   """Runs one episode, records and reports it."""
   client = RobotClient(
     _SERVER.value,
-    os.environ.get(TOKEN_VARIABLE, ""),
+    read_token(),
     getattr(robot, "expects", None),
   )
   metadata = client.metadata()

@@ -17,7 +17,6 @@ SIGTERM and Ctrl-C finish what robots have asked.
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Sequence
 
@@ -31,7 +30,7 @@ from rt2_jax.robot_policy import RobotPolicy
 with program.extra("serve"):
   from rt2_jax.serving import server
   from rt2_jax.serving.batcher import Batcher
-  from rt2_jax.serving.description import TOKEN_VARIABLE, describe
+  from rt2_jax.serving.description import describe, read_token
   from rt2_jax.serving.reading import Reader, Size
   from rt2_jax.serving.service import Service
 
@@ -77,7 +76,7 @@ _VLA_EVAL_PORT = flags.DEFINE_integer(
 @program.main
 def main():
   logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
-  token = os.environ.get(TOKEN_VARIABLE, "")
+  token = read_token()
   server.check_exposure(_HOST.value, token)
   if _VLA_EVAL.value:
     server.bind(_LOOPBACK, _VLA_EVAL_PORT.value).close()  # it is free
