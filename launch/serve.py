@@ -69,7 +69,7 @@ _VLA_EVAL = flags.DEFINE_string(
   "vla_eval", None, "Benchmarks' convention to serve vla-eval with: libero."
 )
 _VLA_EVAL_PORT = flags.DEFINE_integer(
-  "vla_eval_port", 8001, "Of vla-eval's protocol; the loopback's only.", 0
+  "vla_eval_port", 8001, "Of its protocol; the loopback's only.", 1, 65535
 )
 
 
@@ -120,7 +120,7 @@ async def serve(
   token: str,
 ) -> None:
   """Serves all protocols until the process is told to end."""
-  host, port = listener.getsockname()[:2]
+  place = server.address(listener)
   benchmarks: list[asyncio.Task] = []
   if _VLA_EVAL.value:
     from rt2_jax.serving import vla_eval
@@ -133,9 +133,9 @@ async def serve(
       listening = vla_eval.listen(harness, _LOOPBACK, _VLA_EVAL_PORT.value)
       benchmarks.append(asyncio.get_running_loop().create_task(listening))
       print(f"vla-eval: ws://{_LOOPBACK}:{_VLA_EVAL_PORT.value}")
-    print(f"ready: ws://{host}:{port}", flush=True)
+    print(f"ready: ws://{place}", flush=True)
 
-  print(f"compiling for http://{host}:{port}", flush=True)
+  print(f"compiling for http://{place}", flush=True)
   await server.Server(service, listener, token).run_service(announce)
   for task in benchmarks:
     task.cancel()
