@@ -72,7 +72,8 @@ def _name(value: str, benchmark: Benchmark) -> str:
   if value in benchmark.baselines:
     return value
   if value.startswith(_SERVICE):
-    return value.partition("://")[2].replace(":", "_").strip("/")
+    place = value.partition("://")[2].strip("/")
+    return place.replace(":", "_").replace("/", "_")  # it names a file
   if import_path.is_import_path(value):
     return value.replace(":", ".")
   if not storage.locate(value, "--policy").exists():

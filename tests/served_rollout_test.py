@@ -1,9 +1,11 @@
 """A policy that is served acts as it does in the same process, end to end."""
 
 import json
+import types
 
 import pytest
 
+from launch import policy_flag
 from tests.rollout_program_test import save_run
 from tests.serving.closed_loop import serving, start
 
@@ -44,6 +46,18 @@ def address(run, direct):  # which has compiled the same program
 
 def test_a_rollout_by_a_service_is_the_direct_one(address, direct, tmp_path):
   assert rollout(f"--policy={address}", tmp_path) == direct
+
+
+@pytest.mark.parametrize(
+  ("url", "name"),
+  [
+    ("ws://10.0.0.5:8000", "10.0.0.5_8000"),
+    ("wss://lab.org/arms/kitchen/", "lab.org_arms_kitchen"),
+  ],
+)
+def test_a_service_behind_a_path_names_a_file(url, name):
+  benchmark = types.SimpleNamespace(baselines={})
+  assert policy_flag.names([url], benchmark) == {name: url}
 
 
 def test_a_robots_loop_by_a_service_ends_as_the_direct_rollout(
