@@ -173,14 +173,32 @@ def robots() -> Iterator[tuple[Robot, Callable[[EpisodeLog], None]]]:
     )
 
 
+def open_tabletop(text: str):
+  """Opens the tabletop that a JSON object describes.
+
+  Raises:
+    UserError: no JSON, or other fields than the tabletop's.
+  """
+  from rt2_jax.envs.tabletop.benchmark import Tabletop
+
+  try:
+    return Tabletop(**json.loads(text))
+  except UserError:
+    raise
+  except (ValueError, TypeError) as error:
+    raise UserError(
+      f"got --tabletop={text} ({error}), expected JSON such as "
+      '{"image_size": 96, "concepts": ["apple", "flag of Japan"]}'
+    ) from error
+
+
 def tabletop_trials() -> Iterator[tuple[Robot, Callable[[EpisodeLog], None]]]:
   """Yields the trials of the simulated tabletop; prints how many succeed."""
-  from rt2_jax.envs.tabletop.benchmark import Tabletop
   from rt2_jax.rollouts import results
   from rt2_jax.rollouts.simulated_robot import SimulatedRobot
   from rt2_jax.rollouts.trial import choose_suites
 
-  benchmark = Tabletop(**json.loads(_TABLETOP.value))
+  benchmark = open_tabletop(_TABLETOP.value)
   names = choose_suites(benchmark.suites, _SUITES.value)
   trials = benchmark.trials(names, _EPISODES.value, _SEED.value)
   env = benchmark.make()

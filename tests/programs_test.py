@@ -172,6 +172,13 @@ def test_evaluate_names_a_flag_outside_its_range(tmp_path):
   assert "Traceback" not in message
 
 
+@pytest.mark.parametrize("text", ["{image_size: 96}", '{"image_sise": 96}'])
+def test_robot_names_a_wrong_tabletop(text):
+  flags = "--server=ws://127.0.0.1:9", "--robot=tabletop", f"--tabletop={text}"
+  message = fail("launch/robot.py", *flags)
+  assert f"got --tabletop={text}" in message and "Traceback" not in message
+
+
 def test_show_batch_draws_a_picture(tmp_path):
   source = tiny_datasets.bridge_source(tmp_path / "data")
   output = tmp_path / "pictures/batch.png"
