@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +25,8 @@ from rt2_jax.errors import UserError
 from rt2_jax.observation import History, Observation
 from rt2_jax.robot_actions import Chunks, Limits
 from rt2_jax.robot_client import Reply, RobotClient, UnansweredError
+
+_log = logging.getLogger(__name__)
 
 
 class Robot(Protocol):
@@ -252,6 +255,7 @@ class _Episode:
     self._asked_at = -1  # the step whose observation was sent last
     self._next_ask = 0
     self._is_first = True  # until the service has answered
+    self._missing = ""  # why there is no answer now
     self.step = 0
     self.seen: Observation | None = None
     self.chunks = Chunks(metadata, config.decay)
@@ -306,11 +310,14 @@ class _Episode:
       reply = pending.result()
     except UnansweredError as error:
       log.unanswered[self._asked_at] = str(error)
+      if str(error) != self._missing:  # a person wonders why the robot holds
+        _log.error("no answer, asking again: %s", error)
+      self._missing = str(error)
       self._next_ask = self.step
       if self._asked_at == self.step:
         self.seen = None  # it has become old
       return
-    self._is_first = False
+    self._is_first, self._missing = False, ""
     log.answers[self._asked_at] = reply.actions
     log.plans[self._asked_at] = reply.plan
     self.chunks.add(self._asked_at, reply.actions)

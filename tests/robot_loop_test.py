@@ -152,6 +152,14 @@ def test_without_an_answer_the_robot_holds_and_asks_again(tokenizer):
   assert log.steps[0].observation.state[0] >= 2
 
 
+def test_a_person_is_told_once_why_the_robot_holds(tokenizer, caplog):
+  full, gone = UnansweredError("full"), UnansweredError("gone")
+  script = [full, full, gone, 0.0, gone]
+  run(Arm(), Service(tokenizer, script, horizon=1))
+  told = [record.getMessage().split()[-1] for record in caplog.records]
+  assert told == ["full", "gone", "gone"]
+
+
 @pytest.mark.parametrize("robot", [None, type("Half", (), {"observe": None})()])
 def test_a_robot_without_some_methods_is_named(tokenizer, robot):
   with pytest.raises(UserError, match="without .*apply, hold, stop"):
