@@ -12,14 +12,16 @@ service's metadata that it was written for, so that another policy is refused.
 
 The loop runs at --rate_hz, by default the policy's own. It carries out a chunk
 while the next is computed, or holds with --wait, keeps to the limits, holds
-when there is no action, and stops when the policy terminates. With --record
-each episode becomes a file, see data/import_robot_log.py. A token is read from
-the variable RT2_TOKEN.
+when there is no action, and stops when the policy terminates. Ctrl-C, SIGTERM
+and the end of an SSH session stop the robot too. With --record each episode
+becomes a file, see data/import_robot_log.py. A token is read from the variable
+RT2_TOKEN.
 """
 
 import collections
 import json
 import math
+import signal
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -74,6 +76,7 @@ _TABLETOP = flags.DEFINE_string(
 
 @program.main
 def main():
+  end_as_by_ctrl_c(signal.SIGTERM, signal.SIGHUP)
   record = None
   if _RECORD.value is not None:
     record = storage.output_folder(_RECORD.value, "--record")
@@ -85,6 +88,16 @@ def main():
       f"got no answer from {_SERVER.value} ({error}); start launch/serve.py "
       "there"
     ) from error
+
+
+def end_as_by_ctrl_c(*signals: signal.Signals) -> None:
+  """Lets signals stop the robot and keep its episode; by default they do not.
+
+  One that is ignored stays so: nohup means it.
+  """
+  for number in signals:
+    if signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, signal.default_int_handler)
 
 
 def drive(robot: Robot, record, report: Callable[[EpisodeLog], None]) -> None:
