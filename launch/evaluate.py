@@ -144,12 +144,9 @@ def draw(result: action_accuracy.ActionAccuracy, path: storage.Path):
   Of a chunk it takes the first action, which is carried out at that step.
   """
   dimensions = result.action_tokenizer.space.dimensions
+  size = 10, 1.6 * len(dimensions)
   figure, axes = plt.subplots(
-    len(dimensions),
-    1,
-    figsize=(10, 1.6 * len(dimensions)),
-    sharex=True,
-    squeeze=False,
+    len(dimensions), figsize=size, sharex=True, squeeze=False
   )
   axes = axes[:, 0]
   for i, (d, axis) in enumerate(zip(dimensions, axes, strict=True)):

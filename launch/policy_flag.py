@@ -8,7 +8,6 @@ the address of a service, such as ws://127.0.0.1:8000.
 import dataclasses
 import difflib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -73,7 +72,8 @@ def _name(value: str, benchmark: Benchmark) -> str:
   if value in benchmark.baselines:
     return value
   if value.startswith(_SERVICE):
-    return value.partition("://")[2].replace(":", "_").strip("/")
+    place = value.partition("://")[2].strip("/")
+    return place.replace(":", "_").replace("/", "_")  # it names a file
   if import_path.is_import_path(value):
     return value.replace(":", ".")
   if not storage.locate(value, "--policy").exists():
@@ -154,9 +154,9 @@ def _served(url: str, benchmark: Benchmark) -> Tried:
     UserError: nobody there, or a policy for another robot.
   """
   from rt2_jax.robot_client import ServedPolicy
-  from rt2_jax.serving.description import TOKEN_VARIABLE
+  from rt2_jax.serving.description import read_token
 
-  policy = ServedPolicy(url, os.environ.get(TOKEN_VARIABLE, ""))
+  policy = ServedPolicy(url, read_token())
   said, space = policy.metadata, benchmark.action_space
   acts = list(zip(said["action_names"], said["action_units"], strict=True))
   expected = [(d.name, d.unit) for d in space.dimensions]

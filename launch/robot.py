@@ -12,15 +12,16 @@ service's metadata that it was written for, so that another policy is refused.
 
 The loop runs at --rate_hz, by default the policy's own. It carries out a chunk
 while the next is computed, or holds with --wait, keeps to the limits, holds
-when there is no action, and stops when the policy terminates. With --record
-each episode becomes a file, see data/import_robot_log.py. A token is read from
-the variable RT2_TOKEN.
+when there is no action, and stops when the policy terminates. Ctrl-C, SIGTERM
+and the end of an SSH session stop the robot too. With --record each episode
+becomes a file, see data/import_robot_log.py. A token is read from the variable
+RT2_TOKEN.
 """
 
 import collections
 import json
 import math
-import os
+import signal
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -34,7 +35,7 @@ from rt2_jax.robot_loop import ControlLoop, EpisodeLog, LoopConfig, Robot
 
 with program.extra("serve"):
   from rt2_jax.robot_client import RobotClient, UnansweredError
-  from rt2_jax.serving.description import TOKEN_VARIABLE
+  from rt2_jax.serving.description import read_token
 
 _SERVER = flags.DEFINE_string(
   "server", None, "Address of launch/serve.py, ws://…"
@@ -75,6 +76,7 @@ _TABLETOP = flags.DEFINE_string(
 
 @program.main
 def main():
+  end_as_by_ctrl_c(signal.SIGTERM, signal.SIGHUP)
   record = None
   if _RECORD.value is not None:
     record = storage.output_folder(_RECORD.value, "--record")
@@ -88,11 +90,21 @@ def main():
     ) from error
 
 
+def end_as_by_ctrl_c(*signals: signal.Signals) -> None:
+  """Lets signals stop the robot and keep its episode; by default they do not.
+
+  One that is ignored stays so: nohup means it.
+  """
+  for number in signals:
+    if signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, signal.default_int_handler)
+
+
 def drive(robot: Robot, record, report: Callable[[EpisodeLog], None]) -> None:
   """Runs one episode, records and reports it."""
   client = RobotClient(
     _SERVER.value,
-    os.environ.get(TOKEN_VARIABLE, ""),
+    read_token(),
     getattr(robot, "expects", None),
   )
   metadata = client.metadata()
@@ -174,14 +186,32 @@ def robots() -> Iterator[tuple[Robot, Callable[[EpisodeLog], None]]]:
     )
 
 
+def open_tabletop(text: str):
+  """Opens the tabletop that a JSON object describes.
+
+  Raises:
+    UserError: no JSON, or other fields than the tabletop's.
+  """
+  from rt2_jax.envs.tabletop.benchmark import Tabletop
+
+  try:
+    return Tabletop(**json.loads(text))
+  except UserError:
+    raise
+  except (ValueError, TypeError) as error:
+    raise UserError(
+      f"got --tabletop={text} ({error}), expected JSON such as "
+      '{"image_size": 96, "concepts": ["apple", "flag of Japan"]}'
+    ) from error
+
+
 def tabletop_trials() -> Iterator[tuple[Robot, Callable[[EpisodeLog], None]]]:
   """Yields the trials of the simulated tabletop; prints how many succeed."""
-  from rt2_jax.envs.tabletop.benchmark import Tabletop
   from rt2_jax.rollouts import results
   from rt2_jax.rollouts.simulated_robot import SimulatedRobot
   from rt2_jax.rollouts.trial import choose_suites
 
-  benchmark = Tabletop(**json.loads(_TABLETOP.value))
+  benchmark = open_tabletop(_TABLETOP.value)
   names = choose_suites(benchmark.suites, _SUITES.value)
   trials = benchmark.trials(names, _EPISODES.value, _SEED.value)
   env = benchmark.make()

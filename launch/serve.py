@@ -17,7 +17,6 @@ SIGTERM and Ctrl-C finish what robots have asked.
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Sequence
 
@@ -31,7 +30,7 @@ from rt2_jax.robot_policy import RobotPolicy
 with program.extra("serve"):
   from rt2_jax.serving import server
   from rt2_jax.serving.batcher import Batcher
-  from rt2_jax.serving.description import TOKEN_VARIABLE, describe
+  from rt2_jax.serving.description import describe, read_token
   from rt2_jax.serving.reading import Reader, Size
   from rt2_jax.serving.service import Service
 
@@ -70,14 +69,14 @@ _VLA_EVAL = flags.DEFINE_string(
   "vla_eval", None, "Benchmarks' convention to serve vla-eval with: libero."
 )
 _VLA_EVAL_PORT = flags.DEFINE_integer(
-  "vla_eval_port", 8001, "Of vla-eval's protocol; the loopback's only.", 0
+  "vla_eval_port", 8001, "Of its protocol; the loopback's only.", 1, 65535
 )
 
 
 @program.main
 def main():
   logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
-  token = os.environ.get(TOKEN_VARIABLE, "")
+  token = read_token()
   server.check_exposure(_HOST.value, token)
   if _VLA_EVAL.value:
     server.bind(_LOOPBACK, _VLA_EVAL_PORT.value).close()  # it is free
@@ -121,7 +120,7 @@ async def serve(
   token: str,
 ) -> None:
   """Serves all protocols until the process is told to end."""
-  host, port = listener.getsockname()[:2]
+  place = server.address(listener)
   benchmarks: list[asyncio.Task] = []
   if _VLA_EVAL.value:
     from rt2_jax.serving import vla_eval
@@ -134,9 +133,9 @@ async def serve(
       listening = vla_eval.listen(harness, _LOOPBACK, _VLA_EVAL_PORT.value)
       benchmarks.append(asyncio.get_running_loop().create_task(listening))
       print(f"vla-eval: ws://{_LOOPBACK}:{_VLA_EVAL_PORT.value}")
-    print(f"ready: ws://{host}:{port}", flush=True)
+    print(f"ready: ws://{place}", flush=True)
 
-  print(f"compiling for http://{host}:{port}", flush=True)
+  print(f"compiling for http://{place}", flush=True)
   await server.Server(service, listener, token).run_service(announce)
   for task in benchmarks:
     task.cancel()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,11 @@ from rt2_jax.errors import UserError
 _TRANSLATION = ("dx", "dy", "dz")
 _ROTATION = ("droll", "dpitch", "dyaw")
 _GRIPPERS = ("open", "close")  # units of their dimensions
+_LIMITED = {  # what a limit is of, and in which unit
+  "max_speed": (_TRANSLATION, "m"),
+  "max_turn": (_ROTATION, "rad"),
+  "workspace": (_TRANSLATION, "m"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +49,14 @@ class Limits:
     """Takes an action's bounds from a service's metadata.
 
     Raises:
-      UserError: a workspace for actions that do not move x y z.
+      UserError: a limit of motions that these actions do not have, or have in
+        another unit.
     """
     names = tuple(metadata["action_names"])
-    if limits.get("workspace") is not None and not set(_TRANSLATION) <= {
-      *names
-    }:
-      raise UserError(
-        f"got a workspace for actions of {names}, expected {_TRANSLATION} "
-        "among them"
-      )
+    units = dict(zip(names, metadata["action_units"], strict=True))
+    for limit, value in limits.items():
+      if value is not None and np.isfinite(value).all():
+        _check_limited(limit, units)
     low, high = metadata["action_low"], metadata["action_high"]
     return cls(names, np.float32(low), np.float32(high), **limits)
 
@@ -67,9 +70,11 @@ class Limits:
     move.
 
     Raises:
-      UserError: a workspace, and a robot that does not know where it is.
+      UserError: an action of other numbers, or a workspace and a robot that
+        does not know where it is.
     """
-    action = self._bounded(np.float32(action), period_s)
+    numbers = _finite(action, self.names, "an action")
+    action = self._bounded(numbers.astype(np.float32), period_s)
     if self.workspace is None:
       return action
     if position is None:
@@ -77,8 +82,9 @@ class Limits:
         "got a workspace for a robot without a position, expected x y z; "
         "return it from its method `position`"
       )
+    position = _finite(position, ("x", "y", "z"), "a robot's position")
     places = [self.names.index(name) for name in _TRANSLATION]
-    inside = np.clip(np.asarray(position) + action[places], *self.workspace)
+    inside = np.clip(position + action[places], *self.workspace)
     action[places] = inside - position
     return self._bounded(action, period_s)
 
@@ -94,6 +100,38 @@ class Limits:
       if length > most:
         action[places] *= most / length
     return action
+
+
+def _check_limited(limit: str, units: Mapping[str, str]) -> None:
+  """Compares a limit with the units of an action's numbers, by name.
+
+  Raises:
+    UserError: the limit would hold nothing back.
+  """
+  names, unit = _LIMITED[limit]
+  found = [units[name] for name in names if name in units]
+  is_whole = len(found) == len(names) or limit != "workspace"
+  if set(found) != {unit} or not is_whole:
+    got = ", ".join(f"{name} ({of})" for name, of in units.items())
+    raise UserError(
+      f"got a {limit} for actions of {got}, expected {', '.join(names)} in "
+      f"{unit} among them; leave it out, and limit this robot itself"
+    )
+
+
+def _finite(given: Any, names: Sequence[str], what: str) -> np.ndarray:
+  """Returns float64[D] that a robot can be told.
+
+  Raises:
+    UserError: another shape, NaN, or infinity: clipping lets NaN pass.
+  """
+  numbers = np.asarray(given, np.float64)
+  if numbers.shape != (len(names),) or not np.isfinite(numbers).all():
+    raise UserError(
+      f"got {what} of {numbers.tolist()!s:.200}, expected {len(names)} "
+      f"finite numbers: {', '.join(names)}"
+    )
+  return numbers
 
 
 class Chunks:

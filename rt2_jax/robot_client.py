@@ -15,6 +15,7 @@ import numpy as np
 import websockets
 from websockets.sync import client
 
+from rt2_jax.differences import differing
 from rt2_jax.errors import UserError
 from rt2_jax.observation import Observation
 from rt2_jax.serving import numpy_msgpack
@@ -76,9 +77,14 @@ class RobotClient:
 
     Raises:
       UnansweredError: nobody there, or not ready.
-      UserError: the token is refused.
+      UserError: the token is refused, or the service is not launch/serve.py.
     """
     self._open(_OPEN_S)
+    if "action_units" not in self._metadata:
+      raise UserError(
+        f"got a service at {self._url} that does not say what its actions mean "
+        f"(metadata {self._metadata!r:.200}), expected launch/serve.py"
+      )
     return self._metadata
 
   def act(
@@ -96,7 +102,8 @@ class RobotClient:
 
     Raises:
       UnansweredError: no answer in time; asking again may help.
-      UserError: the service refuses what was sent.
+      UserError: the service refuses what was sent, or began to serve another
+        policy: the robot keeps to the bounds and units of the first.
     """
     self.send(observation, reset, timeout_s)
     return self.receive(timeout_s)
@@ -173,7 +180,15 @@ class RobotClient:
       raise self._broken(error) from error
     except (OSError, websockets.WebSocketException) as error:
       raise self._broken(error) from error
-    self._metadata = numpy_msgpack.unpackb(said)
+    found = numpy_msgpack.unpackb(said)
+    if self._metadata and found != self._metadata:
+      self.close()
+      changes = differing(self._metadata, found, "metadata")
+      raise UserError(
+        f"{self._url} serves another policy than before "
+        f"({'; '.join(changes):.300}); begin again with this one"
+      )
+    self._metadata = found
 
   def _broken(self, error: Exception) -> UnansweredError:
     """A time-out is an OSError: a late answer must not look like the next."""

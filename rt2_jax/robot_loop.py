@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from rt2_jax.errors import UserError
-from rt2_jax.observation import Observation
+from rt2_jax.observation import History, Observation
 from rt2_jax.robot_actions import Chunks, Limits
 from rt2_jax.robot_client import Reply, RobotClient, UnansweredError
+
+_log = logging.getLogger(__name__)
 
 
 class Robot(Protocol):
@@ -79,7 +82,7 @@ class EpisodeLog:
     plans: in words, likewise.
     unanswered: why a question got no answer, likewise.
     reason: "terminate" by the policy, "over" by the robot, "max_steps",
-      "refused" by the service, or "interrupted".
+      "refused" where the robot and the service do not fit, or "interrupted".
   """
 
   steps: list[Step] = dataclasses.field(default_factory=list)
@@ -125,9 +128,17 @@ class ControlLoop:
     """Compares the configuration with the service's horizon.
 
     Raises:
-      UserError: an `execute` that no chunk has, or no rate.
+      UserError: an `execute` that no chunk has, no rate, or a robot without
+        some of the methods.
       UnansweredError: no service.
     """
+    needed = [name for name in vars(Robot) if not name.startswith("_")]
+    if missing := [name for name in needed if not hasattr(robot, name)]:
+      raise UserError(
+        f"got a robot of type {type(robot).__name__} without "
+        f"{', '.join(missing)}, expected the methods {', '.join(needed)}; see "
+        "rt2_jax.robot_loop.Robot"
+      )
     self._metadata = client.metadata()
     horizon = self._metadata["action_horizon"]
     if not 1 <= config.execute <= horizon or not config.rate_hz > 0:
@@ -150,7 +161,8 @@ class ControlLoop:
       log: empty; is filled as things happen, so that nothing is lost.
 
     Raises:
-      UserError: the service refuses the robot's observations.
+      UserError: the service refuses the robot's observations, or the robot
+        says what cannot be.
     """
     episode = _Episode(self._metadata, self._config)
     with concurrent.futures.ThreadPoolExecutor(1, "client") as thread:
@@ -181,7 +193,7 @@ class ControlLoop:
       return
     episode.collect(log)
     if episode.seen is None:
-      episode.seen = self._robot.observe()
+      episode.seen = _kept(self._robot.observe())
     if episode.wants_answer():
       episode.ask(thread, self._client, log)
     action = self._robot.correction()
@@ -205,6 +217,27 @@ class ControlLoop:
       log.reason = "max_steps"
 
 
+def _kept(observation: Observation) -> Observation:
+  """Copies what a robot shows: drivers reuse the array of a frame.
+
+  Raises:
+    UserError: images without their axis of frames, of which a row of pixels
+      would be taken for a frame.
+  """
+  images = {name: np.array(each) for name, each in observation.images.items()}
+  for camera, frames in images.items():
+    if frames.ndim != 4:
+      raise UserError(
+        f"got {frames.dtype}{list(frames.shape)} from camera {camera!r} of the "
+        "robot, expected uint8[1, H, W, 3], one frame; return image[None] from "
+        "its method `observe`"
+      )
+  state = observation.state
+  if state is not None:
+    state = np.array(state, np.float32)
+  return observation._replace(images=images, state=state)
+
+
 class _Episode:
   """Where an episode stands.
 
@@ -217,10 +250,12 @@ class _Episode:
 
   def __init__(self, metadata: Mapping[str, Any], config: LoopConfig):
     self._config = config
+    self._history = metadata["history"]
     self._pending: concurrent.futures.Future[Reply] | None = None
     self._asked_at = -1  # the step whose observation was sent last
     self._next_ask = 0
     self._is_first = True  # until the service has answered
+    self._missing = ""  # why there is no answer now
     self.step = 0
     self.seen: Observation | None = None
     self.chunks = Chunks(metadata, config.decay)
@@ -240,13 +275,27 @@ class _Episode:
     client: RobotClient,
     log: EpisodeLog,
   ) -> None:
-    """Sends this step's observation, in a thread."""
+    """Sends this step's observation and its history, in a thread."""
     self._asked_at = self.step
     self._next_ask = self.step + self._config.execute
     log.unanswered.pop(self.step, None)
     self._pending = thread.submit(
-      client.act, self.seen, self._is_first, self._config.timeout_s
+      client.act,
+      self._with_history(log.steps),
+      self._is_first,
+      self._config.timeout_s,
     )
+
+  def _with_history(self, steps: Sequence[Step]) -> Observation:
+    """Adds the frames of the steps before this one, as in training.
+
+    The service itself knows those alone that it was asked with: fewer, and
+    some of them twice after a question without an answer.
+    """
+    history = History(self._history)
+    for step in steps[max(0, len(steps) - self._history + 1) :]:
+      history.add(step.observation)
+    return history.add(self.seen)
 
   def collect(self, log: EpisodeLog) -> None:
     """Takes the answer, if there is one.
@@ -261,11 +310,14 @@ class _Episode:
       reply = pending.result()
     except UnansweredError as error:
       log.unanswered[self._asked_at] = str(error)
+      if str(error) != self._missing:  # a person wonders why the robot holds
+        _log.error("no answer, asking again: %s", error)
+      self._missing = str(error)
       self._next_ask = self.step
       if self._asked_at == self.step:
         self.seen = None  # it has become old
       return
-    self._is_first = False
+    self._is_first, self._missing = False, ""
     log.answers[self._asked_at] = reply.actions
     log.plans[self._asked_at] = reply.plan
     self.chunks.add(self._asked_at, reply.actions)

@@ -142,6 +142,11 @@ class RobotPolicy(abc.ABC):
         another shape or not finite, and as the call.
     """
     self._check_can_act()
+    if isinstance(observations, Observation):  # a tuple, and so a sequence
+      raise UserError(
+        "got one Observation, expected a list of those of all robots; pass "
+        "[observation]"
+      )
     if not observations:
       shape = 0, self.action_tokenizer.horizon, len(self.action_space)
       return Decision((), np.empty(shape, np.float32), np.empty(0, np.int32))

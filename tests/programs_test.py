@@ -166,6 +166,26 @@ def test_evaluate_needs_a_run(tmp_path):
   assert "which does not exist; pass the --workdir of a training run" in message
 
 
+def test_evaluate_draws_a_robot_of_one_number(tmp_path):
+  script = """
+import pathlib, sys
+import numpy as np
+from launch import evaluate
+from rt2_jax.action_tokenizer import ActionTokenizer
+from rt2_jax.action_tokens import IntegerTokens
+from rt2_jax.actions import ActionSpace, Dimension
+from rt2_jax.evaluators.action_accuracy import ActionAccuracy
+space = ActionSpace("door", "hinge", (Dimension("angle", "rad"),))
+tokens = ActionTokenizer(space, IntegerTokens((), 1))
+steps = np.zeros((5, 1, 1), np.float32)
+result = ActionAccuracy(tokens, steps, steps, None)
+evaluate.draw(result, pathlib.Path(sys.argv[1]))
+"""
+  picture = tmp_path / "door.png"
+  subprocess.run([sys.executable, "-c", script, picture], cwd=ROOT, check=True)
+  assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_every_numeric_flag_has_a_range():
   """So that 0 or -3 are refused where they are read, by the flag's name."""
   calls = [
@@ -187,6 +207,13 @@ def test_evaluate_names_a_flag_outside_its_range(tmp_path):
   message = fail("launch/evaluate.py", f"--workdir={tmp_path}", "--limit=-3")
   assert "flag --limit=-3: -3 is not" in message
   assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("text", ["{image_size: 96}", '{"image_sise": 96}'])
+def test_robot_names_a_wrong_tabletop(text):
+  flags = "--server=ws://127.0.0.1:9", "--robot=tabletop", f"--tabletop={text}"
+  message = fail("launch/robot.py", *flags)
+  assert f"got --tabletop={text}" in message and "Traceback" not in message
 
 
 def test_show_batch_draws_a_picture(tmp_path):

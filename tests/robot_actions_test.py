@@ -1,5 +1,6 @@
 """Limits hold whatever a policy says; chunks are averaged where it is safe."""
 
+import dataclasses
 import math
 
 import hypothesis
@@ -74,6 +75,44 @@ def test_a_workspace_needs_a_position_and_x_y_z(tokenizer):
     limits.apply(np.zeros(8), None, PERIOD)
   with pytest.raises(UserError, match="dz"):
     Limits.of(metadata(tokenizer, LANGUAGE_TABLE), workspace=BOX)
+
+
+@pytest.mark.parametrize(
+  "position", [[0.5, math.nan, 0.1], [0.5, 0, 0.1, 1, 0, 0, 0], [math.inf] * 3]
+)
+def test_a_position_that_is_none_moves_nothing(tokenizer, position):
+  limits = Limits.of(metadata(tokenizer), workspace=BOX)
+  with pytest.raises(UserError, match="position.*3 finite numbers: x, y, z"):
+    limits.apply(np.zeros(8), position, PERIOD)
+
+
+@pytest.mark.parametrize("action", [np.zeros(7), np.full(8, math.nan)])
+def test_an_action_of_other_numbers_moves_nothing(tokenizer, action):
+  with pytest.raises(UserError, match="action.*8 finite numbers: terminate"):
+    Limits.of(metadata(tokenizer)).apply(action, None, PERIOD)
+
+
+@pytest.mark.parametrize("limit", ["max_speed", "max_turn"])
+def test_a_limit_that_would_hold_nothing_back_is_named(tokenizer, limit):
+  joints = dataclasses.replace(
+    RT2,
+    dimensions=tuple(
+      dataclasses.replace(d, name=f"joint_{i}")
+      for i, d in enumerate(RT2.dimensions)
+    ),
+  )
+  said = metadata(tokenizer, joints)
+  assert Limits.of(said, **{limit: math.inf})
+  with pytest.raises(UserError, match=f"{limit} .*joint_1"):
+    Limits.of(said, **{limit: 0.1})
+
+
+def test_a_limit_in_metres_is_not_of_other_units(tokenizer):
+  said = metadata(tokenizer)
+  said["action_units"] = ["cm" if u == "m" else u for u in said["action_units"]]
+  with pytest.raises(UserError, match=r"dx \(cm\).* in m "):
+    Limits.of(said, max_speed=0.1)
+  assert Limits.of(said, max_turn=0.1)
 
 
 def chunk(start: float):

@@ -1,5 +1,6 @@
 """A robot's connection: answers, refusals, and connections that break."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -104,6 +105,40 @@ def test_a_late_answer_is_never_taken_for_the_next():
     reply = client.act(served.observation(0), timeout_s=5)
     assert (reply.actions == 2.0).all()
     client.close()
+
+
+@contextlib.contextmanager
+def foreign(said):
+  """Runs a service that says `said` at each connection, and its address."""
+
+  def handle(socket):
+    socket.send(numpy_msgpack.packb(said))
+    for _ in socket:
+      reply = {"actions": np.zeros((1, 8), np.float32)}
+      socket.send(numpy_msgpack.packb(reply))
+
+  with serve_sockets(handle, "127.0.0.1", 0) as service:
+    threading.Thread(target=service.serve_forever, daemon=True).start()
+    yield f"ws://127.0.0.1:{service.socket.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("said", [{}, {"action_dim": 7}])
+def test_a_service_that_does_not_say_its_units_is_named(said):
+  with foreign(said) as url, pytest.raises(UserError, match="serve.py"):
+    RobotClient(url).metadata()
+
+
+def test_a_policy_is_not_exchanged_behind_a_robots_back():
+  said = {"action_units": ["m"], "checkpoint_step": 1000}
+  with foreign(said) as url:
+    client = RobotClient(url)
+    client.act(served.observation(0))
+    client.close()
+    client.act(served.observation(0))
+    client.close()
+    said["checkpoint_step"] = 2000
+    with pytest.raises(UserError, match="checkpoint_step is 2000, was 1000"):
+      client.act(served.observation(0))
 
 
 def test_robots_of_a_rollout_share_calls(running, policy):

@@ -152,6 +152,20 @@ def test_without_an_answer_the_robot_holds_and_asks_again(tokenizer):
   assert log.steps[0].observation.state[0] >= 2
 
 
+def test_a_person_is_told_once_why_the_robot_holds(tokenizer, caplog):
+  full, gone = UnansweredError("full"), UnansweredError("gone")
+  script = [full, full, gone, 0.0, gone]
+  run(Arm(), Service(tokenizer, script, horizon=1))
+  told = [record.getMessage().split()[-1] for record in caplog.records]
+  assert told == ["full", "gone", "gone"]
+
+
+@pytest.mark.parametrize("robot", [None, type("Half", (), {"observe": None})()])
+def test_a_robot_without_some_methods_is_named(tokenizer, robot):
+  with pytest.raises(UserError, match="without .*apply, hold, stop"):
+    run(robot, Service(tokenizer))
+
+
 def test_a_refusal_stops_the_robot(tokenizer):
   arm, service = Arm(), Service(tokenizer, [UserError("wrong camera")])
   log = EpisodeLog()
@@ -235,6 +249,32 @@ def test_an_episode_is_written_and_read(tokenizer, tmp_path):
     assert motions(arrays["answer"][step]) == expected
 
 
+def test_a_driver_may_write_each_frame_into_the_same_array(tokenizer):
+  class Driver(Arm):
+    frame, joints = np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.float32)
+
+    def observe(self):
+      self.frame[:] = self.joints[:] = len(self.applied)
+      return Observation({"primary": self.frame}, "go", self.joints)
+
+  log = run(Driver(), Service(tokenizer))
+  seen = [step.observation for step in log.steps]
+  assert [each.images["primary"].max() for each in seen] == list(range(7))
+  assert [each.state[0] for each in seen] == list(range(7))
+
+
+def test_an_image_without_its_axis_of_frames_is_not_recorded(tokenizer):
+  class Flat(Arm):
+    def observe(self):
+      seen = super().observe()
+      return seen._replace(images={"primary": seen.images["primary"][0]})
+
+  arm = Flat()
+  with pytest.raises(UserError, match=r"uint8\[8, 8, 3\].*uint8\[1, H, W, 3\]"):
+    run(arm, Service(tokenizer))
+  assert arm.stopped == 1 and not arm.applied
+
+
 def test_an_episode_without_a_step_is_not_written(tokenizer, tmp_path):
   said = Service(tokenizer).said
   assert robot_log.write(tmp_path, EpisodeLog(), said, HZ) is None
@@ -289,3 +329,24 @@ def test_the_loop_drives_a_robot_by_a_real_service(tokenizer):
   for step in log.answers:
     expected = served.marked(policy, images[min(step, 4)])
     np.testing.assert_array_equal(log.answers[step], expected)
+
+
+@pytest.mark.parametrize("execute", [1, 2, 4])
+def test_a_history_is_of_the_robots_own_steps(tokenizer, execute):
+  """Also of those at which nothing was asked, or the answer came late."""
+
+  class Recorder(Service):
+    def act(self, observation, reset, timeout_s):
+      frames = observation.images["primary"]
+      self.frames.append(frames[:, 0, 0, 0].tolist())
+      newest = {"primary": frames[-1:]}
+      return super().act(observation._replace(images=newest), reset, timeout_s)
+
+  script = [UnansweredError("full"), 0.0, UnansweredError("slow")]
+  service = Recorder(tokenizer, script, end=9)
+  service.said |= {"history": 3}
+  service.frames = []
+  log = run(Arm(), service, execute=execute)
+  expected = [[max(0, i - 2), max(0, i - 1), i] for i in service.asked]
+  assert service.frames == expected
+  assert {len(s.observation.images["primary"]) for s in log.steps} == {1}

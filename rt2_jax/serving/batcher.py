@@ -90,11 +90,12 @@ class Session:
 
     Args:
       observation: with one frame of each camera, to be remembered; or with all
-        T, which stand for themselves.
+        T, which stand for themselves, as the only one of a model without a
+        history does.
     """
     frames = {len(each) for each in observation.images.values()}
-    if self._length > 1 and frames == {self._length}:
-      return observation
+    if frames == {self._length}:
+      return observation  # kept, they would fill the memory of 1024 sessions
     return self._history.add(observation)
 
 

@@ -7,6 +7,7 @@ needs to act in physical units, and what two programs must agree on.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,22 @@ _CLAIMED = 1000  # numbers of an array in a claim
 def image_key(camera: str) -> str:
   """Names a camera's image as openpi's observations do."""
   return f"observation/{'' if camera == PRIMARY else camera + '_'}image"
+
+
+def read_token() -> str:
+  """Reads the service's token from the environment; "" without one.
+
+  Raises:
+    UserError: characters that do not arrive as they are in an HTTP header.
+  """
+  token = os.environ.get(TOKEN_VARIABLE, "")
+  if not (token.isascii() and token.isprintable() and token == token.strip()):
+    raise UserError(
+      f"got {TOKEN_VARIABLE} with a line's end, a space around it, or other "
+      "characters than ASCII, expected a token such as `openssl rand -hex 32` "
+      "prints"
+    )
+  return token
 
 
 def describe(

@@ -71,7 +71,7 @@ async def act(request: Request) -> Response:
 async def _body(request: Request, max_bytes: int) -> bytes:
   """Reads no more than `max_bytes`."""
   kind = request.headers.get("content-type", "").partition(";")[0].strip()
-  if kind != "application/json":
+  if kind.lower() != "application/json":
     raise UserError(
       f"got content of type {kind!r:.80}, expected 'application/json'"
     )

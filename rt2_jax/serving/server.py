@@ -189,3 +189,9 @@ def bind(host: str, port: int) -> socket.socket:
       f"got {host}:{port}, which cannot be opened ({error.strerror}); choose "
       "another address or port"
     ) from error
+
+
+def address(listener: socket.socket) -> str:
+  """Writes a port's host and number as they stand in an address."""
+  host, port = listener.getsockname()[:2]
+  return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -136,6 +136,27 @@ class Service:
       self.metrics.observe(answer, time.monotonic() - start)
     return answer
 
+  async def remember(
+    self,
+    session: Session,
+    pictures: Mapping[str, Any],
+    instruction: Any,
+    state: Any,
+  ) -> None:
+    """Keeps the frames of a step at which nothing is asked, for the history.
+
+    Args:
+      session: of the robot.
+      pictures: as in `Reader.read`.
+      instruction: likewise.
+      state: likewise.
+
+    Raises:
+      UserError: what was sent does not fit.
+    """
+    async with session.lock:
+      session.see(await self._read(pictures, instruction, state))
+
   async def _read(
     self, pictures: Mapping[str, Any], instruction: Any, state: Any
   ) -> Observation:

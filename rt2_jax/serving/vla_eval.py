@@ -128,15 +128,19 @@ class BenchmarkServer(ModelServer):
     """Sends the next action of a chunk, and asks for a new one at its end."""
     if ctx.session_id not in self._sessions:
       raise UserError("got an observation before the start of an episode")
+    session, question = self._sessions[ctx.session_id], self._question(obs)
     with self._service.answering():
-      if not self._chunks.get(ctx.session_id):
-        chunk = await self._ask(obs, self._sessions[ctx.session_id])
+      if self._chunks.get(ctx.session_id):
+        await self._service.remember(session, *question)
+      else:
+        answer = await self._service.act(session, "vla-eval", *question)
+        chunk = self._convention.to_benchmark(answer.actions)
         self._chunks[ctx.session_id] = collections.deque(chunk)
       action = self._chunks[ctx.session_id].popleft()
       await ctx.send_action({"actions": action})
 
-  async def _ask(self, obs: Any, session: Session) -> np.ndarray:
-    """float32[H, 7] in the benchmark's units."""
+  def _question(self, obs: Any) -> tuple[Mapping[str, Any], Any, Any]:
+    """Returns pictures, instruction and state, as `Service.act` takes them."""
     shown = obs.get("images") if isinstance(obs, Mapping) else None
     if not isinstance(shown, Mapping):
       raise UserError("got an observation without images by their cameras")
@@ -144,10 +148,7 @@ class BenchmarkServer(ModelServer):
     names = {c: self._convention.cameras[c] for c in reader.camera_sizes}
     pictures = {c: shown[name] for c, name in names.items() if name in shown}
     state = obs.get("states") if reader.spec.state else None
-    answer = await self._service.act(
-      session, "vla-eval", pictures, obs.get("task_description"), state
-    )
-    return self._convention.to_benchmark(answer.actions)
+    return pictures, obs.get("task_description"), state
 
   def get_action_spec(self) -> dict[str, specs.DimSpec]:
     """Says what an action is."""

@@ -1,7 +1,9 @@
 """Requests share device calls, keep their order, and never wait for others."""
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -145,6 +147,19 @@ def test_only_the_robot_whose_request_fails_gets_the_error():
     good, bad, other = await asyncio.gather(*pending, return_exceptions=True)
     assert (good.actions[0, 0], other.actions[0, 0]) == (1, 3)
     assert isinstance(bad, UserError) and "marked" in str(bad)
+
+  serve(check)
+
+
+def test_a_session_without_a_history_keeps_no_frames():
+  async def check(batcher, _):
+    robot, seen = batcher.open_session(), frame(3)
+    pixels = weakref.ref(seen.images["primary"])
+    assert (await batcher.submit(robot, seen)).actions[0, 0] == 3
+    del seen
+    await batcher.submit(batcher.open_session(), frame(4))  # the next call
+    gc.collect()
+    assert pixels() is None and robot.last_chunk is not None
 
   serve(check)
 

@@ -154,6 +154,11 @@ def test_other_types_of_content_are_refused(service):
   assert status == 400 and "'text/plain'" in answer["error"]
 
 
+def test_a_type_of_content_has_no_case(service):
+  headers = {"Content-Type": "Application/JSON; charset=UTF-8"}
+  assert act(service, request(), **headers)[0] == 200
+
+
 def test_a_body_that_is_too_large_is_not_read(service):
   too_large = bytes(service.service.reader.max_bytes + 1)
   status, answer = act(service, too_large)

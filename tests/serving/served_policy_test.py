@@ -64,6 +64,7 @@ def test_an_export_has_one_step(exported):
   ("flags", "message"),
   [
     (["--host=0.0.0.0"], "without a token"),
+    (["--vla_eval_port=70000"], "[1, 65535]"),
     (["--camera_sizes=wrist=8x8"], "sizes of the cameras ['wrist']"),
   ],
 )

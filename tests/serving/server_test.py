@@ -2,6 +2,7 @@
 
 import threading
 import time
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -44,6 +45,18 @@ def test_a_port_that_is_taken_is_named():
     port = first.getsockname()[1]
     with pytest.raises(UserError, match=str(port)):
       server.bind("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_client_can_use_the_address_that_is_printed(host):
+  try:
+    listener = server.bind(host, 0)
+  except UserError:
+    pytest.skip(f"this machine has no {host}")
+  with listener:
+    parsed = urllib.parse.urlsplit(f"ws://{server.address(listener)}")
+    port = listener.getsockname()[1]
+  assert (parsed.hostname, parsed.port) == (host, port)
 
 
 @pytest.fixture(scope="module")

@@ -101,6 +101,26 @@ def test_an_episode_of_its_own_runner(policy):
     assert action.shape == (7,) and action.dtype == np.float32
 
 
+def test_a_history_holds_the_steps_between_two_questions(tokenizer):
+  policy = served.MarkedPolicy(tokenizer, history=2)
+  benchmark = Stub()
+
+  async def check(url, _):
+    await asyncio.sleep(0.2)
+    async with Connection(url, backoff_base=0.1) as connection:
+      task = benchmark.get_tasks()[0]
+      await SyncEpisodeRunner().run_episode(
+        benchmark, task, connection, max_steps=STEPS
+      )
+
+  serve(policy, check)
+  asked = range(0, STEPS, served.HORIZON)
+  assert len(policy.seen) == len(asked)
+  for step, seen in zip(asked, policy.seen, strict=True):
+    expected = [served.image(max(step - 1, 0)), served.image(step)]
+    np.testing.assert_array_equal(seen.image[0], expected)
+
+
 def test_several_episodes_share_calls(tokenizer):
   policy = served.MarkedPolicy(tokenizer)
   count = 4
