@@ -155,26 +155,36 @@ def changes_that_save_time(
 ) -> tuple[Mapping[str, Any], Memory] | None:
   """Finds what keeps more for the backward pass than the config does, and fits.
 
+  Fewer rows at once make room for it, where gradients are as small as those of
+  adapters: each part of a batch reads the weights again.
+
   Returns:
     As `changes_that_fit`; None where nothing does.
   """
   for remat in _KEEPS_MORE.get(config.model.llm.remat, ()):
-    flags = {"model.remat": remat}
-    memory = memory_estimate.of(_changed(config, flags))
-    if fits(memory, limit):
-      return flags, memory
+    # "ungated" saves less than reading the weights again takes.
+    fewest = _FEWEST_ROWS if remat == "dots" else config.batch_size
+    for microbatches in _microbatches(config, fewest):
+      flags = {"model.remat": remat}
+      if microbatches > config.microbatches:
+        flags["microbatches"] = microbatches
+      memory = memory_estimate.of(_changed(config, flags))
+      if fits(memory, limit):
+        return flags, memory
   return None
 
 
-def _microbatches(config: TrainConfig) -> Iterator[int]:
-  """Yields the config's own and larger ones, down to a row at once."""
-  for number in range(config.microbatches, config.batch_size + 1):
+def _microbatches(config: TrainConfig, fewest: int = 1) -> Iterator[int]:
+  """Yields the config's own and larger ones, down to `fewest` rows at once."""
+  yield config.microbatches
+  for number in range(config.microbatches + 1, config.batch_size // fewest + 1):
     if config.batch_size % number == 0:
       yield number
 
 
 # Of `variants.REMAT`, what keeps more products. "none" keeps all else as well,
 # and saves no product.
+_FEWEST_ROWS = 4  # of 3B: products of them take longer than reading weights
 _KEEPS_MORE: Mapping[str, tuple[str, ...]] = {
   "full": ("dots", "ungated"),
   "ungated": ("dots",),

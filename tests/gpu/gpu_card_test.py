@@ -22,40 +22,48 @@ def config(name: str, remat: str | None = None, **changes) -> TrainConfig:
   return TrainConfig.from_dict(fields)
 
 
+IN_PARTS = {"model.remat": "dots", "microbatches": 4}
+
+
 @pytest.mark.parametrize(
-  ("name", "card"),
+  ("name", "card", "flags"),
   [
-    ("rt2_paligemma_3b_lora.py", "gpu:12GB"),
-    ("rt2_paligemma_3b_one_gpu.py:24", "gpu:24GB"),
-    ("rt2_paligemma_3b_one_gpu.py:40", "gpu:40GB"),
-    ("rt2_paligemma_3b_one_gpu.py:80", "gpu:80GB"),
+    ("rt2_paligemma_3b_lora.py", "gpu:12GB", IN_PARTS),
+    ("rt2_paligemma_3b_one_gpu.py:24", "gpu:24GB", None),
+    ("rt2_paligemma_3b_one_gpu.py:40", "gpu:40GB", None),
+    ("rt2_paligemma_3b_one_gpu.py:80", "gpu:80GB", None),
   ],
 )
-def test_the_one_gpu_configs_fit_their_cards(name, card):
-  """And keep as much for the backward pass as fits."""
+def test_the_one_gpu_configs_fit_their_cards(name, card, flags):
+  """And keep as much for the backward pass as fits, of all rows at once."""
   answer = gpu_card.answer(config(name), card)
-  assert answer.fits and answer.flags is None
+  assert answer.fits and answer.flags == flags
+  if flags:
+    figure = f"keep all in {answer.changed.total / 1e9:.1f} GB by the formula"
+    page = (ROOT / "docs/one_gpu.md").read_text()
+    assert figure in " ".join(page.split())
 
 
 @pytest.mark.parametrize(
   ("remat", "card", "faster"),
   [
-    ("full", "gpu:12GB", "ungated"),
-    ("full", "gpu:24GB", "dots"),
-    ("ungated", "gpu:24GB", "dots"),
+    ("full", "gpu:10GB", None),
+    ("full", "gpu:11GB", IN_PARTS),
+    ("full", "gpu:12GB", IN_PARTS),
+    ("full", "gpu:24GB", {"model.remat": "dots"}),
+    ("ungated", "gpu:24GB", {"model.remat": "dots"}),
     ("dots", "gpu:80GB", None),
     ("none", "gpu:80GB", None),
   ],
 )
 def test_room_for_more_products_is_named(remat, card, faster):
   answer = gpu_card.answer(config("rt2_paligemma_3b_lora.py", remat), card)
-  expected = faster and {"model.remat": faster}
-  assert answer.fits and answer.flags == expected
-  assert answer.to_json()["faster_with"] == expected
+  assert answer.fits and answer.flags == faster
+  assert answer.to_json()["faster_with"] == faster
   if faster:
-    assert answer.memory.total < answer.changed.total < answer.limit
+    assert answer.changed.total * gpu_card.MARGIN <= answer.limit
     (line,) = list(answer.lines())[1:]
-    assert f"--config.model.remat={faster}" in line
+    assert all(f"--config.{n}={value}" in line for n, value in faster.items())
 
 
 def test_a_card_too_small_names_flags_with_which_it_fits():
