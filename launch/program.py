@@ -12,11 +12,12 @@ import contextlib
 import functools
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator
 
 import absl.logging
-from absl import app
+from absl import app, flags
 
 from rt2_jax import shipped
 from rt2_jax.errors import ends_in_one_message
@@ -59,7 +60,8 @@ def main(function: Callable[..., None]) -> Callable[[list[str]], None]:
   ends the program in one message.
 
   Raises:
-    app.UsageError: other arguments are given than the function takes.
+    app.UsageError: other arguments are given than the function takes, or a
+      flag that is no number.
   """
   signature = inspect.signature(function)
   names = [str(name).upper() for name in signature.parameters.values()]
@@ -72,10 +74,18 @@ def main(function: Callable[..., None]) -> Callable[[list[str]], None]:
       signature.bind(*argv[1:])
     except TypeError as error:
       raise app.UsageError(f"got {argv[1:]}, expected {expected}") from error
+    check_numbers()
     absl.logging.set_verbosity(absl.logging.ERROR)
     function(*argv[1:])
 
   return run
+
+
+def check_numbers():
+  """Raises app.UsageError for a flag that is NaN, which passes any range."""
+  for name, value in flags.FLAGS.flag_values_dict().items():
+    if isinstance(value, float) and math.isnan(value):
+      raise app.UsageError(f"got --{name}=nan, expected a number")
 
 
 def main_on_devices(function: Callable[..., None]) -> Callable:

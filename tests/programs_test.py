@@ -161,6 +161,13 @@ def test_every_field_of_every_config_can_be_overridden():
       assert part[last] == value and before.get(last) != value, name
 
 
+def test_a_flag_that_is_no_number_is_refused():
+  """NaN passes every range, and would limit nothing."""
+  arm = "--server=ws://127.0.0.1:1", "--robot=x:make", "--max_speed=nan"
+  said = fail("launch/robot.py", *arm)
+  assert "got --max_speed=nan, expected a number" in said
+
+
 def test_evaluate_needs_a_run(tmp_path):
   message = fail("launch/evaluate.py", f"--workdir={tmp_path}/nowhere")
   assert "which does not exist; pass the --workdir of a training run" in message
