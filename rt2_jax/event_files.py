@@ -4,8 +4,9 @@ There a flush writes the whole object again. So that this stays cheap a file
 that has grown large is left as it is, and the next part goes beside it:
 TensorBoard reads the files of a folder in the order of their names.
 
-tensorboardX makes the events. Its writer is not used: it writes in a thread, so
-that a flush leaves out what was just added, and a full disk ends the thread.
+tensorboardX makes the events, and TensorBoard frames them. tensorboardX's own
+writer is not used: it writes in a thread, so that a flush leaves out what was
+just added, and a full disk ends the thread.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ import logging
 import os
 import pathlib
 import socket
-import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import masked_crc32c
 
 from rt2_jax import storage
 from rt2_jax.errors import UserError
@@ -62,6 +62,7 @@ class EventFiles:
     name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
     kind = _Object if isinstance(folder, storage.Url) else _LocalFile
     self._file = kind(folder / f"{name}.{start}")
+    self._records = RecordWriter(self._file)
     self._flushed = time.monotonic()
     void = SessionLog(status=SessionLog.START)
     self._write(Event(file_version="brain.Event:2"))
@@ -106,12 +107,8 @@ class EventFiles:
     self._write(Event(step=step, summary=found))
 
   def _write(self, event: Event):
-    """Frames an event as a TFRecord."""
     event.wall_time = time.time()
-    data = event.SerializeToString()
-    length = struct.pack("<Q", len(data))
-    for part in (length, data):
-      self._file.write(part + struct.pack("<I", masked_crc32c(part)))
+    self._records.write(event.SerializeToString())
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple]:
